@@ -1,0 +1,116 @@
+"""What passes between the rooms: a document, its cursor, the sample made of it, the result of its step, and who is told of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a document stands in its source, precise enough to find it again."""
+
+    shard: str
+    """The file: a path, or an `hf://` address that includes the revision."""
+    row: int
+    """0-based index of the row (line, paragraph) in that file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A position in a `DocumentStream`: the next row to read. A plain record, so that a checkpoint can keep it."""
+
+    epoch: int = 0
+    shard: int = 0
+    """Index into the stream's list of shards."""
+    row: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "shard": self.shard, "row": self.row}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One row of a source."""
+
+    text: object
+    """A `str`, unless the row holds something else (null, a number) or could not be parsed: then whatever was found."""
+    source: str
+    """Which part of the data this is (`RedpajamaC4`, `python-docs`); the data source's own name where rows do not say."""
+    origin: Origin
+    cursor: Cursor
+    """The position just behind this document: a stream opened here goes on with the next one."""
+    fault: str | None = None
+    """Why the row could not be read (`not JSON`), or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One document as the model sees it."""
+
+    document: Document
+    ids: list[int]
+    """(T,) token ids, 2 <= T <= max_seq_length."""
+    text_hash: bytes
+    """SHA-256 of the document's whole text in UTF-8."""
+    document_bytes: int
+    """UTF-8 bytes of the document's whole text."""
+    predicted_bytes: int
+    """UTF-8 bytes of the text that the predicted tokens (all but the first) spell: what bits per byte are counted over."""
+    stream_state: dict[str, Any]
+    """State of the `SampleStream` just behind this document: cursor and counts. What a checkpoint keeps."""
+
+    @property
+    def input_ids(self) -> list[int]:
+        """(T-1,) what the model reads."""
+        return self.ids[:-1]
+
+    @property
+    def target_ids(self) -> list[int]:
+        """(T-1,) what it must predict."""
+        return self.ids[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step measured, before its update."""
+
+    loss: float
+    """Mean over the sample's predictions, nats per token."""
+    accuracy: float
+    """Share of predictions whose most likely token is the true one, 0...1."""
+    gradient_norm: float
+    """L2 norm over all parameters, before clipping."""
+    token_losses: npt.NDArray[np.float32]
+    """(T-1,) float32, nats."""
+    token_ranks: npt.NDArray[np.int32]
+    """(T-1,) int32, how many tokens the model held more likely than the true one; 0 is a hit."""
+    updated: bool
+    """False when the gradient was not finite: then weights and moments are as before."""
+
+
+class Visualizer(Protocol):
+    """Who keeps the record. `viz.visualizer.TrainingVisualizer` is one; a list in a test is another."""
+
+    def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
+        """Record one step, or one generation; `viz/store.py` documents the keys of `metrics`."""
+
+    def record_event(self, step: int, kind: str, detail: str) -> None:
+        """Keep something that happened (a checkpoint, a resume, a retry) for good."""
+
+    def generate_charts(self, step: int) -> None:
+        """Draw the run as of `step` finished documents. Returns at once."""
+
+    def save_metrics_json(self) -> None:
+        """Export the JSON files. Returns at once."""
+
+    def flush(self) -> None:
+        """Return when all rows so far are on disk for good. Raises OSError when they can't be written."""
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows from `step` on (never events)."""
+
+    def close(self) -> None:
+        """Finish what was asked for: last chart, complete JSON files, one store file."""

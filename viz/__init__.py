@@ -1,0 +1,1 @@
+"""The record of a run: its store, pictures and exports. Imports neither `torch` nor `trainer`."""
