@@ -1,0 +1,178 @@
+"""The command line: typed flags, a config file and a resumed run become one `TrainingConfig`."""
+
+import argparse
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainer.config import FIELDS, TYPES, TrainingConfig, check_value, nearest
+from trainer.errors import UserError
+
+VERSION = "0.1.0"
+TEST_PRESET: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "num_steps": 100,
+        "max_seq_length": 128,
+        "warmup_steps": 20,
+        "viz_interval": 25,
+        "display_samples": 10,
+        "checkpoint_interval": 50,
+        "dataset": "python-library",
+    }
+)
+_REMOVED_FLAGS = {
+    "--max-chunks": "one step is one document now: write --steps N",
+    "--tokens-per-chunk": "one step is one document now: write --steps N for how many, --max-seq-length N for how long",
+}
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a JSON file whose keys are field names. Raises `UserError` for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"--config {path}: not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected an object of settings, found {type(content).__name__}")
+    for key in content:
+        if key not in FIELDS:
+            raise UserError(f"--config {path}: unknown key {key!r}{nearest(key, FIELDS)}")
+        value = tuple(content[key]) if isinstance(content[key], list) else content[key]
+        try:
+            check_value(FIELDS[key], value)
+        except UserError as error:
+            raise UserError(f"--config {path}: {error}") from error
+        content[key] = value
+    return content
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A parsed command line: settings by layer, and what is asked for beside settings."""
+
+    typed: Mapping[str, Any]
+    from_file: Mapping[str, Any]
+    test: bool
+    resume: str | None
+    """None: a new run. "": the newest run of the folder. Else a run id or the path of a checkpoint."""
+
+    def merge(self, resumed: Mapping[str, Any] | None = None) -> TrainingConfig:
+        """The config of this run; typed flag, file, resumed run, preset, default: the first wins.
+
+        Raises:
+            UserError: a value out of bounds, or one that a resumed run can't change; both values are named.
+        """
+        preset = TEST_PRESET if self.test else {}
+        if resumed is not None:
+            self._refuse_changes(resumed)
+        known = {key: value for key, value in (resumed or {}).items() if key in FIELDS}
+        return TrainingConfig(**{**preset, **known, **self.from_file, **self.typed})
+
+    def _refuse_changes(self, resumed: Mapping[str, Any]) -> None:
+        asked = {**self.from_file, **self.typed}
+        for key, value in asked.items():
+            options, old = FIELDS[key].metadata, resumed.get(key)
+            if value == old or (key == "dataset" and value in resumed.get("dataset_names", ())):
+                continue
+            if options.get("fixed"):
+                raise UserError(
+                    f"{options['flag']} {value} can't be changed in a resumed run, which has {old}: "
+                    "leave it out, or start a new run without --resume"
+                )
+            if options.get("typed") and key not in self.typed:
+                raise UserError(
+                    f"the config file's {key} {value} differs from the resumed run's {old}: "
+                    f"type {options['flag']} {value} to change it"
+                )
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """argparse that raises `UserError` with one line instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (-\S+)", message)
+        hint = ""
+        if unknown:
+            hint = nearest(unknown.group(1).split("=")[0], self._option_string_actions)
+        raise UserError(f"{message}{hint or ' (--help lists the flags)'}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(
+        prog="train_slimpajama.py",
+        description="Train a language model, one document per step, and keep a record of every document.",
+        epilog="Watch training_viz/training_latest.png while it runs. Ctrl-C saves; --resume goes on.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for name, setting in FIELDS.items():
+        flag, wanted = setting.metadata["flag"], TYPES[name]
+        shown = "" if setting.default in (None, (), False, True) else f" (default: {setting.default})"
+        text = (setting.metadata["help"] + shown).replace("%", "%%")
+        if name == "compile":
+            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
+        elif wanted is bool:
+            parser.add_argument(flag, dest=name, action="store_false" if setting.default else "store_true", help=text)
+        elif typing.get_origin(wanted) is tuple:
+            parser.add_argument(flag, dest=name, action="append", metavar="TEXT", help=text)
+        else:
+            choices = setting.metadata.get("choices")
+            metavar = setting.metadata.get("metavar") or ("|".join(choices) if choices else "N")
+            kind = wanted if wanted in (int, float) else str
+            parser.add_argument(flag, dest=name, type=kind, metavar=metavar, help=text)
+    parser.add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
+    parser.add_argument("--out", metavar="DIR", help="write to DIR/training_viz and DIR/checkpoints")
+    parser.add_argument(
+        "--config", metavar="FILE.json", help="settings from a file; its keys are the field names of TrainingConfig"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN|PATH",
+        help="go on with the folder's newest run, a run id, or a checkpoint",
+    )
+    parser.add_argument("--test", action="store_true", help="smoke run: 100 steps on embedded data, under a minute")
+    parser.add_argument("--version", action="version", version=f"train_slimpajama {VERSION}")
+    return parser
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Read a command line and the config file it names.
+
+    Raises:
+        UserError: one line that says what is wrong and what to write instead.
+    """
+    for word in argv:
+        flag = word.split("=")[0]
+        if flag in _REMOVED_FLAGS:
+            raise UserError(f"{flag} is gone: {_REMOVED_FLAGS[flag]}")
+    typed = vars(_parser().parse_args(argv))
+    test, resume = typed.pop("test", False), typed.pop("resume", None)
+    config_path, out, gpu = typed.pop("config", None), typed.pop("out", None), typed.pop("gpu", None)
+    if gpu is not None:
+        if "device" in typed:
+            raise UserError(f"--gpu {gpu} and --device {typed['device']} name the device twice: keep one")
+        if gpu < 0:
+            raise UserError(f"--gpu must be 0 or more, not {gpu}")
+        typed["device"] = f"cuda:{gpu}"
+    if out is not None:
+        if not out.strip():
+            raise UserError("--out must not be empty")
+        typed.setdefault("viz_dir", str(Path(out) / "training_viz"))
+        typed.setdefault("checkpoint_dir", str(Path(out) / "checkpoints"))
+    if "prompt" in typed:
+        typed["prompt"] = tuple(typed["prompt"])
+    if resume is not None and "pretrained_checkpoint" in typed:
+        raise UserError("--resume and --pretrained-checkpoint both say where to start from: keep one")
+    for key, value in typed.items():
+        check_value(FIELDS[key], value)
+    from_file = read_config_file(Path(config_path)) if config_path is not None else {}
+    return Arguments(typed=typed, from_file=from_file, test=test, resume=resume)

@@ -1,0 +1,222 @@
+"""What a run is told: one declaration, from which the flags, their help, the config file's keys and the record come."""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a Qwen3-design decoder: `heads` query heads share `kv_heads` keys and values."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    """Width between the two halves of the SwiGLU block."""
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+
+    def parameters(self, vocab_size: int) -> int:
+        """Number of weights; the embedding is counted once, because the output layer shares it."""
+        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads) + 2 * self.head_dim
+        block = attention + 3 * self.width * self.hidden + 2 * self.width
+        return vocab_size * self.width + self.layers * block + self.width
+
+
+MODEL_SIZES: Mapping[str, ModelShape] = types.MappingProxyType(
+    {
+        "tiny": ModelShape(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, hidden=192),
+        "small": ModelShape(layers=6, width=384, heads=6, kv_heads=3, head_dim=64, hidden=1152),
+        "base": ModelShape(layers=12, width=768, heads=12, kv_heads=4, head_dim=64, hidden=3584),
+        "large": ModelShape(layers=24, width=1024, heads=16, kv_heads=8, head_dim=64, hidden=4096),
+    }
+)
+
+
+def _setting(default: Any, help: str, flag: str, **options: Any) -> Any:
+    """A field of `TrainingConfig` together with its flag. `options` bound its value, see `check_value`."""
+    return field(default=default, metadata={"help": help, "flag": flag, **options})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides a run. `fixed` fields decide what the run *is*, so a resumed run can't change them."""
+
+    num_steps: int = _setting(
+        10000, "documents in all, also when resumed; one document is one step", "--steps", minimum=1
+    )
+    max_seq_length: int = _setting(
+        256, "a longer document is cut to N tokens (N-1 predictions)", "--max-seq-length", minimum=2, fixed=True
+    )
+    viz_interval: int = _setting(
+        50, "a chart, and fresh JSON files, each time N more documents are done", "--viz-interval", minimum=1
+    )
+    display_samples: int = _setting(
+        50, "let the model write at each step divisible by N, step 0 included", "--display-samples", minimum=1
+    )
+    checkpoint_interval: int = _setting(
+        2000, "a checkpoint each time N more documents are done", "--checkpoint-interval", minimum=1
+    )
+    dataset: str = _setting(
+        "auto",
+        "slimpajama, python-library (embedded, no network), a Hub name, a file, folder or glob; "
+        "auto: slimpajama if a document arrives, else python-library",
+        "--dataset",
+        metavar="NAME|PATH",
+        fixed=True,
+    )
+    dataset_config: str | None = _setting(
+        None, "configuration of a Hub dataset that has several", "--dataset-config", metavar="NAME", fixed=True
+    )
+    dataset_split: str = _setting("train", "split of a Hub dataset", "--dataset-split", metavar="NAME", fixed=True)
+    dataset_revision: str | None = _setting(
+        None, "commit, tag or branch of a Hub dataset", "--dataset-revision", metavar="REV", fixed=True
+    )
+    text_column: str = _setting("text", "column that holds the text", "--text-column", metavar="NAME", fixed=True)
+    repeat: bool = _setting(False, "begin again when the documents are used up", "--repeat")
+    max_stall: float = _setting(
+        30.0, "minutes to wait in all for a source that stopped answering", "--max-stall", above=0.0, metavar="MINUTES"
+    )
+    tokenizer: str | None = _setting(
+        None,
+        "SentencePiece model; without it one is trained on the first documents",
+        "--tokenizer",
+        metavar="FILE",
+        fixed=True,
+    )
+    vocab_size: int = _setting(
+        8192, "pieces of a tokenizer that is trained here", "--vocab-size", minimum=300, maximum=262_144, fixed=True
+    )
+    model_size: str = _setting("small", "size of the model", "--model-size", choices=tuple(MODEL_SIZES), fixed=True)
+    initial_learning_rate: float = _setting(
+        0.001, "learning rate after the warm-up", "--learning-rate", above=0.0, maximum=10.0, metavar="RATE", typed=True
+    )
+    warmup_steps: int = _setting(
+        1000, "steps over which the learning rate rises to its full height", "--warmup-steps", minimum=0, typed=True
+    )
+    seed: int = _setting(
+        0, "seed of the first weights and of what is sampled", "--seed", minimum=0, maximum=2**63 - 1, fixed=True
+    )
+    dtype: str = _setting(
+        "auto",
+        "of the weights that compute (fp32 master weights in any case); auto: bf16 where the device has it natively",
+        "--dtype",
+        choices=("auto", "fp32", "bf16"),
+        typed=True,
+    )
+    compile: bool | None = _setting(None, "compile the step (default: no)", "--compile", fixed=True)
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps", "--device", metavar="DEVICE")
+    pretrained_checkpoint: str | None = _setting(
+        None,
+        "start from the weights and the tokenizer of a checkpoint (a folder: its newest)",
+        "--pretrained-checkpoint",
+        metavar="FILE|FOLDER",
+        fixed=True,
+    )
+    checkpoint: bool = _setting(True, "write no checkpoints", "--no-checkpoint")
+    checkpoint_dir: str = _setting("checkpoints", "folder of the checkpoints", "--checkpoint-dir", metavar="DIR")
+    viz_dir: str = _setting("training_viz", "folder of the record: store, charts, JSON", "--viz-dir", metavar="DIR")
+    prompt: tuple[str, ...] = _setting(
+        (), "also let the model go on from TEXT at each display step (repeatable)", "--prompt", metavar="TEXT"
+    )
+
+    def __post_init__(self) -> None:
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            if isinstance(value, list):
+                object.__setattr__(self, setting.name, tuple(value))
+            check_value(setting, getattr(self, setting.name))
+
+    @property
+    def shape(self) -> ModelShape:
+        return MODEL_SIZES[self.model_size]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by field name: what is stored with a run, and what a `--config` file may hold."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
+
+
+FIELDS: Mapping[str, "dataclasses.Field[Any]"] = types.MappingProxyType(
+    {f.name: f for f in dataclasses.fields(TrainingConfig)}
+)
+TYPES: Mapping[str, Any] = types.MappingProxyType(typing.get_type_hints(TrainingConfig))
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """` (did you mean …?)`, or nothing where no known word comes close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def check_value(setting: "dataclasses.Field[Any]", value: Any) -> None:
+    """Raise `UserError` unless `value` has the field's type and lies within its bounds."""
+    options, name = setting.metadata, f"{setting.metadata['flag']} ({setting.name})"
+    wanted = TYPES[setting.name]
+    allowed = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    if value is None and types.NoneType in allowed:
+        return
+    if typing.get_origin(wanted) is tuple:
+        fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+        kind = "a list of strings"
+    else:
+        kinds = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+        kind = " or ".join(kinds[t] for t in allowed if t in kinds)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = (
+            (isinstance(value, bool) and bool in allowed)
+            or (isinstance(value, str) and str in allowed)
+            or (is_number and (float in allowed or (int in allowed and isinstance(value, int))))
+        )
+    if not fits:
+        raise UserError(f"{name} must be {kind}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, not {value}")
+    if "minimum" in options and value < options["minimum"]:
+        raise UserError(f"{name} must be at least {options['minimum']}, not {value}")
+    if "above" in options and value <= options["above"]:
+        raise UserError(f"{name} must be above {options['above']:g}, not {value}")
+    if "maximum" in options and value > options["maximum"]:
+        raise UserError(f"{name} must be at most {options['maximum']}, not {value}")
+    if "choices" in options and value not in options["choices"]:
+        raise UserError(
+            f"{name} must be one of {', '.join(options['choices'])}, not {value!r}{nearest(value, options['choices'])}"
+        )
+    if setting.name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise UserError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {value!r}")
+    if isinstance(value, str) and setting.name != "prompt" and not value.strip():
+        raise UserError(f"{name} must not be empty")
+    if setting.name == "prompt" and not all(text.strip() for text in value):
+        raise UserError("--prompt must not be empty")
+
+
+def refuse_ranks(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise `UserError` when a launcher started more than one process: each would train the same documents."""
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        value = environment.get(name, "1")
+        if value.isdigit() and int(value) > 1:
+            raise UserError(
+                f"{name}={value}: several ranks are not built yet, start one process: python train_slimpajama.py"
+            )
+
+
+def check_files(config: TrainingConfig) -> None:
+    """Raise `UserError` for a file that a setting names and that is not there."""
+    if config.tokenizer is not None and not Path(config.tokenizer).is_file():
+        raise UserError(f"--tokenizer {config.tokenizer}: no such file")
+    if config.pretrained_checkpoint is not None and not Path(config.pretrained_checkpoint).exists():
+        raise UserError(f"--pretrained-checkpoint {config.pretrained_checkpoint}: no such file or folder")

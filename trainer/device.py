@@ -1,0 +1,81 @@
+"""Which device and dtype really work here: found out by trying, not by asking the build."""
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from trainer.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` names; `auto` takes the first of cuda, mps, cpu that works.
+
+    Raises:
+        UserError: the named device is not there, or fails at its first operation.
+    """
+    if name == "auto":
+        for candidate in ("cuda", "mps"):
+            if not _fault(candidate):
+                return torch.device(candidate)
+        return torch.device("cpu")
+    fault = _fault(name)
+    if fault:
+        raise UserError(f"--device {name}: {fault}. Use --device cpu, or auto")
+    return torch.device(name)
+
+
+def _fault(name: str) -> str:
+    """Why the device can't be used, or nothing. One operation is tried: a build may see a card that it can't run on."""
+    kind = name.partition(":")[0]
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            return "this torch sees no CUDA device" if torch.version.cuda else "this torch is a build without CUDA"
+        index = int(name.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            return f"there are {torch.cuda.device_count()} CUDA devices, numbered from 0"
+    if kind == "mps" and not torch.backends.mps.is_available():
+        return "this machine has no MPS device"
+    try:
+        ones = torch.ones(8, 8, device=name)
+        (ones @ ones).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        return f"it fails at its first operation ({str(error).splitlines()[0]})"
+    return ""
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """True where bf16 products run in hardware; an emulation is slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`, `bf16` or `fp32` → the dtype of the weights that compute."""
+    if name == "auto":
+        return torch.bfloat16 if has_native_bf16(device) else torch.float32
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def describe_device(device: torch.device) -> str:
+    """What a person calls it: the card's name, or the number of threads used on the CPU."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return str(device)
+
+
+def why_not_compile(device: torch.device) -> str:
+    """What `torch.compile` lacks here, or nothing. On a CPU it needs a C++ compiler and the Python headers."""
+    if device.type != "cpu":
+        return ""
+    if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
+        return "there is no C++ compiler"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "the Python headers are missing"
+    return ""

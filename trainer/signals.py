@@ -1,0 +1,36 @@
+"""Ctrl-C and SIGTERM as a flag that the loop reads, so that a step is finished and saved before the process ends."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+
+
+class StopSignals:
+    """While entered, the first SIGINT or SIGTERM only sets `received`; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        """The signal's number, or None."""
+        self._previous: dict[int, object] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + (self.received or 0)
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            # Everything on disk is whole at every moment, so there is nothing to tidy up: leave as asked.
+            os._exit(128 + number)
+        self.received = number
