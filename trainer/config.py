@@ -108,7 +108,7 @@ class TrainingConfig:
         1000, "steps over which the learning rate rises to its full height", "--warmup-steps", minimum=0, typed=True
     )
     seed: int = _setting(
-        0, "seed of the first weights and of what is sampled", "--seed", minimum=0, maximum=2**63 - 1, fixed=True
+        0, "seed of the first weights and of what is sampled", "--seed", minimum=0, maximum=2**32 - 1, fixed=True
     )
     dtype: str = _setting(
         "auto",

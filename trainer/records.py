@@ -98,7 +98,7 @@ class Visualizer(Protocol):
         """Record one step, or one generation; `viz/store.py` documents the keys of `metrics`."""
 
     def record_event(self, step: int, kind: str, detail: str) -> None:
-        """Keep something that happened (a checkpoint, a resume, a retry) for good."""
+        """Keep something that happened (a checkpoint, a resume, a retry) for good. `step`: documents finished by then."""
 
     def generate_charts(self, step: int) -> None:
         """Draw the run as of `step` finished documents. Returns at once."""
@@ -112,5 +112,5 @@ class Visualizer(Protocol):
     def rewind(self, step: int) -> None:
         """Forget the rows from `step` on (never events)."""
 
-    def close(self) -> None:
-        """Finish what was asked for: last chart, complete JSON files, one store file."""
+    def close(self, outcome: str = "done") -> None:
+        """Finish what was asked for: last chart, complete JSON files, one store file that says how the run ended."""

@@ -160,7 +160,7 @@ def resume_run(folders: Folders, chosen: Path | None, *, say: Callable[[str], No
 
 
 def set_aside_newer(folders: RunFolder, step: int, say: Callable[[str], None]) -> None:
-    """Going on from an older checkpoint makes the newer ones another history: they move out of its way, to `earlier/`."""
+    """Going on from an older checkpoint makes the newer ones another history: they move to `earlier/`."""
     newer = [path for number, path in CheckpointManager(folders.checkpoints).all() if number > step]
     if not newer:
         return
@@ -175,8 +175,10 @@ def set_aside_newer(folders: RunFolder, step: int, say: Callable[[str], None]) -
 
 
 def bytes_needed(parameters: int, config: TrainingConfig, first_step: int) -> int:
-    """What the rest of a run will write, in bytes: checkpoints of 12 bytes a weight (fp32 weight and two moments), 8 bytes
-    a token and 200 a step in the store, about 200 kB a chart. The last three were measured; see `docs/decisions.md`.
+    """What the rest of a run will write, in bytes.
+
+    12 bytes a weight in each checkpoint (fp32 weight and two moments); 8 bytes a token and 200 a step in the store and
+    the JSON files, 200 kB a chart: measured upper bounds (`docs/decisions.md`).
     """
     steps = max(config.num_steps - first_step, 0)
     checkpoints = (steps // config.checkpoint_interval + 1) if config.checkpoint else 0
@@ -184,14 +186,15 @@ def bytes_needed(parameters: int, config: TrainingConfig, first_step: int) -> in
     return checkpoints * 12 * parameters + steps * (8 * config.max_seq_length + 200) + charts * 200_000
 
 
-def check_disk(folder: Path, needed: int) -> None:
-    """Raise `MachineError` when less than `needed` bytes are free where `folder` is."""
+def check_disk(folder: Path, needed: int) -> int:
+    """The bytes that are free where `folder` is. Raises `MachineError` when they are fewer than `needed`."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise MachineError(
             f"{folder}: this run will write about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
             "make room, choose another --out, fewer --steps, a larger --checkpoint-interval or --viz-interval"
         )
+    return free
 
 
 def _make(folders: Folders) -> None:

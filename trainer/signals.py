@@ -13,6 +13,10 @@ class StopSignals:
         """The signal's number, or None."""
         self._previous: dict[int, object] = {}
 
+    def is_set(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self.received is not None
+
     @property
     def exit_code(self) -> int:
         """128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""

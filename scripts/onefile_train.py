@@ -1,0 +1,178 @@
+"""The whole idea in one file: a language model that learns from one document per step, and says what each one cost it.
+
+    python scripts/onefile_train.py documents.jsonl --steps 1000 --model-size tiny
+
+Read it from top to bottom; nothing is imported from this project. It is also the reference: on a CPU in fp32,
+`train_slimpajama.py --dtype fp32` computes the same losses (`tests/runs/test_golden.py`), faster, recorded and drawn.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Layers, width, query heads, key-value heads, width of a head, width inside the feed-forward block.
+SIZES = {"tiny": (2, 64, 4, 2, 16, 192), "small": (6, 384, 6, 3, 64, 1152)}
+
+
+# --- documents: one line of the file is one of them, {"text": …}
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            text = json.loads(line)["text"]
+            if isinstance(text, str) and len(text) >= 10:
+                yield text
+
+
+def is_held_out(text: str) -> bool:
+    """One document in 100 is never trained on, so that there is something to evaluate with."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100 == 0
+
+
+# --- tokenizer: byte-pair encoding that keeps every character
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> sentencepiece.SentencePieceProcessor:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(text[i : i + 1000] for text in texts for i in range(0, len(text), 1000)),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+# --- model: the Qwen3 design
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Rotary embedding: turn pairs of dimensions of (heads, T, head_dim) by an angle that grows with the position."""
+    length, width = x.shape[-2:]
+    speeds = 10_000.0 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(length)[:, None] * speeds
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * angles.cos() - right * angles.sin(), right * angles.cos() + left * angles.sin()], dim=-1)
+
+
+class Layer(nn.Module):
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.head_dim, self.groups = head_dim, heads // kv_heads
+        self.q_proj = nn.Linear(width, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
+        self.q_norm, self.k_norm = RMSNorm(head_dim), RMSNorm(head_dim)
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.input_norm, self.post_attention_norm = RMSNorm(width), RMSNorm(width)
+
+    def attend(self, x: Tensor) -> Tensor:
+        def heads(flat: Tensor) -> Tensor:
+            return flat.view(len(x), -1, self.head_dim).transpose(0, 1)
+
+        queries = rotate(self.q_norm(heads(self.q_proj(x))))
+        keys = rotate(self.k_norm(heads(self.k_proj(x)))).repeat_interleave(self.groups, dim=0)
+        values = heads(self.v_proj(x)).repeat_interleave(self.groups, dim=0)
+        scores = queries @ keys.transpose(1, 2) / self.head_dim**0.5
+        future = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
+        mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ values
+        return self.o_proj(mixed.transpose(0, 1).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(self.input_norm(x))
+        inner = self.post_attention_norm(x)
+        return x + self.down_proj(F.silu(self.gate_proj(inner)) * self.up_proj(inner))
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, size: str, vocab_size: int, seed: int) -> None:
+        super().__init__()
+        layers, width, *rest = SIZES[size]
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.layers = nn.ModuleList(Layer(width, *rest) for _ in range(layers))
+        self.norm = RMSNorm(width)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in self.parameters():  # norms stay ones, all else is normal(0, 0.02)
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, 0.0, 0.02, generator=generator)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(T,) token ids → (T, vocabulary) logits; the output layer is the embedding."""
+        x = self.embedding(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x) @ self.embedding.weight.T
+
+
+# --- training: one document, one step
+
+
+def learning_rate(step: int, full: float, warmup: int) -> float:
+    return full * max(step, 1) / warmup if step < warmup else full
+
+
+def train(arguments: argparse.Namespace) -> Iterator[tuple[float, float]]:
+    """Yield (loss in nats per token, accuracy) of each document, measured before the model learned from it."""
+    texts = list(read_texts(arguments.data))
+    if arguments.tokenizer:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(arguments.tokenizer))
+    else:
+        tokenizer = train_tokenizer(texts[:2000], arguments.vocab_size)
+    model = LanguageModel(arguments.model_size, tokenizer.GetPieceSize(), arguments.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.9999), weight_decay=0.0)
+    samples = (tokenizer.EncodeAsIds(text)[: arguments.max_seq_length] for text in texts if not is_held_out(text))
+    for step, ids in zip(range(arguments.steps), (ids for ids in samples if len(ids) >= 2), strict=False):
+        inputs, targets = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
+        logits = model(inputs)
+        loss = F.cross_entropy(logits, targets)
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+        for parameter in model.parameters():
+            parameter.grad /= norm.clamp(min=1.0)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, arguments.learning_rate, arguments.warmup_steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss.item(), (logits.argmax(-1) == targets).float().mean().item()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train a language model, one document per step.")
+    parser.add_argument("data", type=Path, help='JSON lines, {"text": …}')
+    parser.add_argument("--tokenizer", type=Path, help="SentencePiece model; without it one is trained on the texts")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--model-size", choices=SIZES, default="small")
+    parser.add_argument("--max-seq-length", type=int, default=256)
+    parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--learning-rate", type=float, default=0.001)
+    parser.add_argument("--warmup-steps", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    for step, (loss, accuracy) in enumerate(train(parser.parse_args())):
+        print(f"{step}\t{loss:.6f}\t{accuracy:.4f}", flush=True)

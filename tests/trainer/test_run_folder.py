@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import pytest
+
+from trainer.checkpoint import CheckpointManager
+from trainer.config import TrainingConfig
+from trainer.errors import MachineError, UserError
+from trainer.run_folder import (
+    Folders,
+    RunFolder,
+    bytes_needed,
+    check_disk,
+    locate_run,
+    new_run,
+    resume_run,
+    set_aside_newer,
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Folders:
+    return Folders(tmp_path / "viz", tmp_path / "checkpoints")
+
+
+def live_once(
+    root: Folders, *, test: bool = False, said: list[str] | None = None, steps: tuple[int, ...] = (5,)
+) -> str:
+    """A run that begins, writes and ends; returns its id."""
+    run = new_run(root, test=test)
+    run.begin("python train_slimpajama.py", (said if said is not None else []).append)
+    (run.viz / "run.db").write_text(run.run_id)
+    (run.viz / "training_step_000005.png").touch()
+    for step in steps:
+        CheckpointManager(run.checkpoints).save(step, {"format": "train_slimpajama.checkpoint"})
+    run.release()
+    return run.run_id
+
+
+def test_a_new_run_moves_the_old_one_and_says_how_to_go_on(root: Folders) -> None:
+    said: list[str] = []
+    old = live_once(root)
+    (root.viz / "notes.txt").write_text("mine")
+    new = live_once(root, said=said)
+    assert (root.viz / "run.db").read_text() == new
+    assert (root.viz / "earlier" / old / "run.db").read_text() == old
+    assert (root.checkpoints / "earlier" / old / "checkpoint_step_5.bin").exists()
+    assert (root.viz / "notes.txt").read_text() == "mine"  # not ours: stays
+    assert len(said) == 1 and f"--resume {old}" in said[0]
+    assert locate_run(root, old, test=False)[0].viz == root.viz / "earlier" / old
+
+
+def test_a_run_that_never_begins_moves_nothing(root: Folders) -> None:
+    old = live_once(root)
+    new_run(root, test=False).release()
+    assert (root.viz / "run.db").read_text() == old
+    assert not (root.viz / "earlier").exists()
+
+
+def test_a_test_run_never_moves_a_real_one(root: Folders) -> None:
+    real = live_once(root)
+    test = live_once(root, test=True)
+    assert (root.viz / "run.db").read_text() == real
+    assert (root.viz / "test" / "run.db").read_text() == test
+    assert (root.checkpoints / "test" / "checkpoint_step_5.bin").exists()
+    again = live_once(root, test=True)
+    assert (root.viz / "test" / "run.db").read_text() == again
+    assert (root.viz / "test" / "earlier" / test / "run.db").exists()
+    assert locate_run(root, "", test=True)[0] == root.below("test")
+    assert locate_run(root, "", test=False)[0] == root
+
+
+def test_a_test_run_in_an_empty_folder_lives_there(root: Folders) -> None:
+    test = live_once(root, test=True)
+    assert (root.viz / "run.db").read_text() == test
+    assert locate_run(root, "", test=True)[0] == root
+
+
+def test_two_runs_in_one_folder(root: Folders) -> None:
+    first = new_run(root, test=False)
+    first.begin("c", lambda line: None)
+    for folders in (root, Folders(root.viz, root.viz / "other"), Folders(root.viz / "other", root.checkpoints)):
+        with pytest.raises(UserError, match=rf"in use by run {first.run_id}|in use by run \?"):
+            RunFolder(folders, "x", test=False)
+    first.release()
+    new_run(root, test=False).release()
+
+
+def test_nothing_to_resume_is_said(root: Folders) -> None:
+    with pytest.raises(UserError, match="nothing to resume"):
+        resume_run(root, None, say=print)
+    with pytest.raises(UserError, match="no run of that id"):
+        locate_run(root, "20990101-000000-abcd", test=False)
+
+
+def test_resume_passes_by_what_is_damaged(root: Folders) -> None:
+    run_id, said = live_once(root, steps=(5, 10)), []
+    (root.checkpoints / "checkpoint_step_10.bin").write_bytes(b"torn")
+    run, path = resume_run(root, None, say=said.append)
+    assert (run.run_id, path.name) == (run_id, "checkpoint_step_5.bin")
+    assert "checkpoint_step_10.bin" in said[0]
+    run.release()
+
+
+def test_going_back_sets_the_newer_ones_aside(root: Folders) -> None:
+    live_once(root, steps=(5, 10, 15))
+    chosen = root.checkpoints / "checkpoint_step_5.bin"
+    run, path = resume_run(*locate_run(root, str(chosen), test=False), say=print)
+    assert path == chosen
+    set_aside_newer(run, 5, print)
+    assert [step for step, _ in CheckpointManager(root.checkpoints).all()] == [5]
+    aside = root.checkpoints / "earlier" / f"{run.run_id}-before-going-back-to-5"
+    assert [step for step, _ in CheckpointManager(aside).all()] == [10, 15]
+    run.release()
+
+
+def test_a_folder_that_can_not_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="can't be written"):
+        new_run(Folders(tmp_path / "file" / "viz", tmp_path / "c"), test=False)
+
+
+def test_too_little_disk_is_said_with_both_numbers(tmp_path: Path) -> None:
+    assert check_disk(tmp_path, 1) > 0
+    with pytest.raises(MachineError, match="free"):
+        check_disk(tmp_path, 10**18)
+    few, many = (bytes_needed(10**6, TrainingConfig(checkpoint_interval=n), 0) for n in (5000, 1000))
+    assert many - few == 8 * 12 * 10**6  # eight more checkpoints of a million weights

@@ -1,0 +1,370 @@
+"""Train a language model, one document per step: `python train_slimpajama.py --steps 10000`.
+
+Composes the rooms of `trainer/` and `viz/`: flags → config → parts → `Trainer.train()`. What needs torch is imported
+inside the functions, so that a mistake on the command line is answered before seconds of imports.
+"""
+
+import dataclasses
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.arguments import VERSION, Arguments, parse_arguments
+from trainer.config import FIELDS, TrainingConfig, check_files, refuse_ranks
+from trainer.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.documents import DocumentStream
+    from trainer.run_folder import Folders, RunFolder
+    from trainer.sources import DataSource
+    from trainer.step import TrainingStep
+    from trainer.tokenizer import Tokenizer
+    from trainer.trainer import Trainer
+
+COMMAND = "python train_slimpajama.py"
+LIBRARIES = ("torch", "numpy", "datasets", "sentencepiece", "zstandard", "matplotlib")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; the README lists them."""
+    try:
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        refuse_ranks()
+        if arguments.resume is not None:
+            return resume(arguments)
+        return start(arguments)
+    except RunError as error:
+        print(f"train_slimpajama.py: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("train_slimpajama.py: interrupted before the first step; nothing was trained", file=sys.stderr)
+        return 130
+
+
+def start(arguments: Arguments) -> int:
+    """A new run."""
+    config = arguments.merge()
+    check_files(config)
+    from trainer.run_folder import new_run
+
+    run = new_run(_root(arguments), test=arguments.test)
+    try:
+        return _train(arguments, config, run, None)
+    finally:
+        run.release()
+
+
+def resume(arguments: Arguments) -> int:
+    """Go on with an earlier run, from its newest whole checkpoint or from the one named."""
+    from trainer.checkpoint import load_checkpoint
+    from trainer.run_folder import locate_run, resume_run, set_aside_newer
+
+    root = _root(arguments)
+    folders, chosen = locate_run(root, arguments.resume or "", test=arguments.test)
+    run, path = resume_run(folders, chosen, say=print)
+    try:
+        state = load_checkpoint(path)
+        if "config" not in state:
+            raise UserError(f"{path} holds weights alone, no run to go on with: use --pretrained-checkpoint {path}")
+        folder_names = {"viz_dir": str(root.viz), "checkpoint_dir": str(root.checkpoints)}
+        config = arguments.merge({**state["config"], **folder_names, "dataset_names": [state["source"]["name"]]})
+        if state["step"] >= config.num_steps:
+            print(
+                f"Already finished: {state['step']:,} documents are trained, of {config.num_steps:,} asked for. "
+                f"To go on: {_resume_command(arguments)} --steps {2 * state['step']}"
+            )
+            return 0
+        set_aside_newer(run, state["step"], print)
+        print(f"Resuming run {run.run_id} after {state['step']:,} documents, from {path}")
+        return _train(arguments, config, run, state)
+    finally:
+        run.release()
+
+
+def _train(arguments: Arguments, config: TrainingConfig, run: "RunFolder", state: Mapping[str, Any] | None) -> int:
+    """Make the parts, say what will happen, train, say what happened. `state`: of the checkpoint to go on from."""
+    from viz.visualizer import TrainingVisualizer
+
+    from trainer.checkpoint import CheckpointManager
+    from trainer.device import choose_device
+    from trainer.model import LanguageModel
+    from trainer.progress import Progress
+    from trainer.samples import SampleStream
+    from trainer.signals import StopSignals
+    from trainer.step import TrainingStep
+    from trainer.trainer import Trainer
+
+    device = choose_device(config.device)
+    config, dtype = _settle(config, device)
+    documents = _open_documents(config, state)
+    tokenizer = _tokenizer(config, documents, state)
+    model = LanguageModel(config.shape, tokenizer.vocab_size, seed=config.seed)
+    if config.pretrained_checkpoint is not None and state is None:
+        model.load_checkpoint(_pretrained_path(config))
+    step = TrainingStep(
+        model.to(device), dtype=dtype, max_seq_length=config.max_seq_length, compile=bool(config.compile)
+    )
+    first_step = state["step"] if state is not None else 0
+    opening = _opening(config, run, documents.source, tokenizer, step, first_step)
+    if state is None:
+        run.begin(COMMAND + _folder_flags(arguments), print)
+    print("\n".join(opening), flush=True)
+
+    stop, progress = StopSignals(), Progress(config.num_steps)
+    viz = TrainingVisualizer(
+        run.viz,
+        _record_of_run(config, run, documents.source, tokenizer, device),
+        resume_from=None if state is None else first_step,
+        say=progress.say,
+    )
+    samples = SampleStream(
+        dataclasses.replace(documents, on_event=lambda kind, detail: trainer.note(kind, detail)),
+        tokenizer,
+        config.max_seq_length,
+        hold_out=not documents.source.has_validation,
+        should_stop=stop.is_set,
+        state=None if state is None else state["samples"],
+    )
+    trainer = Trainer(
+        config,
+        model=model,
+        tokenizer=tokenizer,
+        samples=samples,
+        step=step,
+        viz=viz,
+        checkpoints=CheckpointManager(run.checkpoints),
+        progress=progress,
+        identity={"run_id": run.run_id, "source": _source_record(documents.source)},
+        should_stop=stop.is_set,
+    )
+    if state is not None:
+        trainer.load_state_dict(state)
+        viz.record_event(first_step, "resume", _changes(config, state))
+    with stop:
+        outcome = trainer.train()
+    print("\n".join(_closing(arguments, trainer, run, outcome)), flush=True)
+    return stop.exit_code if outcome == "interrupted" else 0
+
+
+def _settle(config: TrainingConfig, device: "torch.device") -> tuple[TrainingConfig, "torch.dtype"]:
+    """The config with everything decided that is decided once per run: the dtype, and whether the step is compiled."""
+    import torch
+
+    from trainer.device import choose_dtype, has_native_bf16, why_not_compile
+
+    dtype = choose_dtype(config.dtype, device)
+    if dtype == torch.bfloat16 and not has_native_bf16(device):
+        print(f"bf16 is emulated on {device}, which is slower than fp32: --dtype fp32 is faster here")
+    compile = bool(config.compile)
+    if compile and (lacking := why_not_compile(device)):
+        print(f"--compile: {lacking}, so the step runs without it")
+        compile = False
+    names = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+    return dataclasses.replace(config, dtype=names[dtype], compile=compile), dtype
+
+
+def _open_documents(config: TrainingConfig, state: Mapping[str, Any] | None) -> "DocumentStream":
+    """The stream: of a new run from its first document, of a resumed one from its cursor in the very same data."""
+    from trainer import python_library
+    from trainer.documents import open_documents
+    from trainer.records import Cursor
+    from trainer.sources import DataSource, embedded_source
+
+    def embedded() -> DataSource:
+        library = python_library.prepare()
+        return embedded_source("python-library", library.shards, library.revision)
+
+    old = state["source"] if state is not None else None
+    documents = open_documents(
+        old["name"] if old else config.dataset,
+        embedded=embedded,
+        say=print,
+        config=config.dataset_config,
+        split=config.dataset_split,
+        revision=old["revision"] if old else config.dataset_revision,
+        text_column=config.text_column,
+        repeat=config.repeat,
+        cursor=Cursor(**state["samples"]["cursor"]) if state is not None else Cursor(),
+        max_stall=config.max_stall * 60,
+    )
+    if old is None:
+        return documents
+    if documents.source.revision != old["revision"]:
+        raise UserError(
+            f"{old['name']} is not what this run was trained on: its revision is {documents.source.revision[:12]}, "
+            f"the run has {old['revision'][:12]}. A new run starts without --resume"
+        )
+    return dataclasses.replace(documents, source=dataclasses.replace(documents.source, note=old["note"]))
+
+
+def _tokenizer(config: TrainingConfig, documents: "DocumentStream", state: Mapping[str, Any] | None) -> "Tokenizer":
+    """The run's own; or that of the weights it starts from; or the file named; or one trained on the first documents."""
+    from trainer.samples import usable_texts
+    from trainer.tokenizer import Tokenizer, collect_training_texts
+
+    if state is not None:
+        return Tokenizer.from_bytes(state["tokenizer"])
+    if config.pretrained_checkpoint is not None:
+        from trainer.checkpoint import load_checkpoint
+
+        path = _pretrained_path(config)
+        pretrained = load_checkpoint(path)
+        if config.tokenizer is not None:
+            raise UserError("--tokenizer and --pretrained-checkpoint both bring a tokenizer: keep one")
+        if "tokenizer" not in pretrained:
+            raise UserError(
+                f"{path} holds no tokenizer: its weights mean nothing without the one they learned with"
+            )
+        return Tokenizer.from_bytes(pretrained["tokenizer"])
+    if config.tokenizer is not None:
+        return Tokenizer.load(Path(config.tokenizer))
+    texts = collect_training_texts(usable_texts(documents))
+    return Tokenizer.train(texts, config.vocab_size)
+
+
+def _pretrained_path(config: TrainingConfig) -> Path:
+    from trainer.checkpoint import CheckpointManager
+
+    path = Path(str(config.pretrained_checkpoint))
+    if not path.is_dir():
+        return path
+    newest = CheckpointManager(path).newest_valid(lambda bad, why: print(f"{bad} is passed by: {why}"))
+    if newest is None:
+        raise UserError(f"--pretrained-checkpoint {path}: no checkpoint_step_N.bin in this folder")
+    return newest
+
+
+def _source_record(source: "DataSource") -> dict[str, Any]:
+    """What a checkpoint keeps of its data: enough to open the very same documents again."""
+    return {"name": source.name, "revision": source.revision, "note": source.note}
+
+
+def _record_of_run(
+    config: TrainingConfig, run: "RunFolder", source: "DataSource", tokenizer: "Tokenizer", device: "torch.device"
+) -> dict[str, Any]:
+    """What the store keeps of a run beside its rows."""
+    import torch
+
+    from trainer.device import describe_device
+
+    parameters = config.shape.parameters(tokenizer.vocab_size)
+    libraries = {name: version(name) for name in LIBRARIES}
+    return {
+        "run_id": run.run_id,
+        "config": config.to_dict(),
+        "versions": {"train_slimpajama": VERSION, "python": platform.python_version(), **libraries},
+        "git_commit": _git_commit(),
+        "device": f"{describe_device(device)}, {torch.get_num_threads()} CPU threads",
+        "dtype": config.dtype,
+        "model": f"{config.model_size} {parameters / 1e6:.1f} M",
+        "parameters": parameters,
+        "source": source.name,
+        "revision": source.revision,
+        "note": source.note,
+        "tokenizer": tokenizer.model_bytes,
+        "tokenizer_hash": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+    }
+
+
+def _git_commit() -> str:
+    """The commit of this program, or nothing where it did not come by git."""
+    here = Path(__file__).resolve().parent
+    if shutil.which("git") is None or not (here / ".git").exists():
+        return ""
+    found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def _opening(
+    config: TrainingConfig,
+    run: "RunFolder",
+    source: "DataSource",
+    tokenizer: "Tokenizer",
+    step: "TrainingStep",
+    first: int,
+) -> list[str]:
+    """The opening lines. Raises `MachineError` when the disk is too small for what the run will write."""
+    from trainer.briefing import opening_lines
+    from trainer.run_folder import bytes_needed, check_disk
+
+    documents = config.num_steps - first
+    needed = bytes_needed(config.shape.parameters(tokenizer.vocab_size), config, first)
+    return opening_lines(
+        config,
+        source=source,
+        tokenizer=tokenizer,
+        device=step.device,
+        viz=run.viz,
+        documents=documents,
+        seconds=documents * step.trial_seconds(config.max_seq_length - 1),
+        needed=needed,
+        free=check_disk(run.viz, needed),
+    )
+
+
+def _closing(arguments: Arguments, trainer: "Trainer", run: "RunFolder", outcome: str) -> list[str]:
+    from trainer.briefing import closing_lines
+
+    endings = {
+        "done": "Done",
+        "interrupted": "Stopped",
+        "documents ended": f"The documents ended before step {trainer.config.num_steps:,}",
+    }
+    checkpoint = trainer.checkpoints.path(trainer.global_step)
+    again = f"{_resume_command(arguments)}" if checkpoint.exists() else COMMAND
+    return closing_lines(
+        endings[outcome],
+        tally=trainer.tally,
+        counts=trainer.samples.state_dict(),
+        texts=trainer.recent_texts(),
+        viz=run.viz,
+        checkpoint=checkpoint if checkpoint.exists() else None,
+        go_on=f"{again} --steps {2 * trainer.config.num_steps}" if outcome == "done" else again,
+    )
+
+
+def _changes(config: TrainingConfig, state: Mapping[str, Any]) -> str:
+    """The detail of a resume event: what differs from the run before, and whether that keeps it exact."""
+    old, new = state["config"], config.to_dict()
+    changed = [key for key in FIELDS if old.get(key) != new[key] and not key.endswith("_dir")]
+    detail = f"after {state['step']} documents"
+    if changed:
+        detail += "; " + ", ".join(f"{key} {old.get(key)} → {new[key]}" for key in changed)
+    if any(FIELDS[key].metadata.get("typed") for key in changed):
+        detail += "; no longer exact"
+    return detail
+
+
+def _root(arguments: Arguments) -> "Folders":
+    """The folders that this command line speaks of, before `earlier/` and `test/`."""
+    from trainer.run_folder import Folders
+
+    asked = {**arguments.from_file, **arguments.typed}
+    names = [asked.get(key, FIELDS[key].default) for key in ("viz_dir", "checkpoint_dir")]
+    return Folders(*map(Path, names))
+
+
+def _folder_flags(arguments: Arguments) -> str:
+    """What to type so that a later command finds the same folders."""
+    root = _root(arguments)
+    flags = "" if str(root.viz) == FIELDS["viz_dir"].default else f" --viz-dir {root.viz}"
+    return flags + (
+        "" if str(root.checkpoints) == FIELDS["checkpoint_dir"].default else f" --checkpoint-dir {root.checkpoints}"
+    )
+
+
+def _resume_command(arguments: Arguments) -> str:
+    test = " --test" if arguments.test else ""
+    return f"{COMMAND}{test}{_folder_flags(arguments)} --resume{' ' + arguments.resume if arguments.resume else ''}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

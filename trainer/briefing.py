@@ -1,0 +1,99 @@
+"""The words before a run and after it: what will happen, and what did."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import zstandard
+
+from trainer.config import TrainingConfig
+from trainer.device import describe_device
+from trainer.sources import DataSource
+from trainer.tally import Tally, format_time
+from trainer.tokenizer import Tokenizer
+
+GIGA = 1e9
+
+
+def opening_lines(
+    config: TrainingConfig,
+    *,
+    source: DataSource,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    viz: Path,
+    documents: int,
+    seconds: float,
+    needed: int,
+    free: int,
+) -> list[str]:
+    """Data and tokenizer; model and device; time and disk; where to look. A fifth line where the warm-up is too long.
+
+    Args:
+        documents: how many are still to be trained on.
+        seconds: that they will take at least.
+        needed: bytes that they will take at most; `free`: bytes there are.
+    """
+    parameters = config.shape.parameters(tokenizer.vocab_size)
+    where = f"{source.name} ({source.note})" if source.note else source.name
+    compiled = ", compiled" if config.compile else ""
+    advice = ". This GPU has room for more: --model-size base" if device.type == "cuda" and parameters < 5e7 else ""
+    lines = [
+        f"Data: {where}, revision {source.revision[:12]}; tokenizer {tokenizer.sha256[:12]}, "
+        f"{tokenizer.vocab_size:,} pieces",
+        f"Model: {config.model_size}, {parameters / 1e6:.1f} M parameters, on {describe_device(device)} in "
+        f"{config.dtype}{compiled}{advice}",
+        f"This run: {documents:,} documents, at least {format_time(seconds)} (by a trial pass), "
+        f"at most {needed / GIGA:.2f} GB on disk ({free / GIGA:.0f} GB free)",
+        f"Watch {viz / 'training_latest.png'}; every document is kept in {viz / 'run.db'}; Ctrl-C saves and stops",
+    ]
+    if config.warmup_steps > config.num_steps / 2:
+        reached = min(1.0, (config.num_steps - 1) / config.warmup_steps) * config.initial_learning_rate
+        lines.append(
+            f"The warm-up ({config.warmup_steps:,} steps) is longer than half of this run, which ends at learning rate "
+            f"{reached:.1e}: choose --warmup-steps"
+        )
+    return lines
+
+
+def closing_lines(
+    ending: str,
+    *,
+    tally: Tally,
+    counts: Mapping[str, Any],
+    texts: Sequence[str],
+    viz: Path,
+    checkpoint: Path | None,
+    go_on: str,
+) -> list[str]:
+    """Five lines: documents; loss and bits per byte; speed; files; the commands that come next.
+
+    Args:
+        tally: the run's running numbers.
+        counts: the state of the `SampleStream`: `held_out` and `skipped`.
+        texts: what the documents of `tally.bits_per_byte()` say, as far as they were read.
+        go_on: the command that continues the run.
+    """
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts["skipped"].items()))
+    first, last, window = tally.first_and_last()
+    bits, number = tally.bits_per_byte()
+    speed, waited = tally.speed()
+    write = f"   |   python -m trainer.generate {checkpoint} --prompt TEXT" if checkpoint else ""
+    return [
+        f"{ending}: {tally.documents:,} documents trained ({tally.tokens:,} tokens), "
+        f"{counts['held_out']:,} held out for evaluation, skipped: {skipped or 'none'}",
+        f"Loss {first:.4f} → {last:.4f} nats per token (means of the first and the last {window} documents); "
+        f"{bits:.3f} bits per byte on the last {number}, where zstd -19 makes {zstd_bits_per_byte(texts):.3f}",
+        f"{speed:,.1f} tokens/s in {format_time(tally.seconds)}, {waited:.1%} of it waiting for documents",
+        f"Files: in {viz}/ training_latest.png, metrics_history.json, text_samples.json, run.json, run.db"
+        + (f"; {checkpoint}" if checkpoint else "; no checkpoint"),
+        f"Next: {go_on}{write}",
+    ]
+
+
+def zstd_bits_per_byte(texts: Sequence[str]) -> float:
+    """Bits a byte that zstd at level 19 needs for the texts, together in one frame."""
+    joined = "\n".join(texts).encode(errors="replace")
+    return 8 * len(zstandard.compress(joined, 19)) / len(joined) if joined else math.nan
