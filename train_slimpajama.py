@@ -63,14 +63,14 @@ def start(arguments: Arguments) -> int:
 
 def resume(arguments: Arguments) -> int:
     """Go on with an earlier run, from its newest whole checkpoint or from the one named."""
-    from trainer.checkpoint import load_checkpoint
     from trainer.run_folder import locate_run, resume_run, set_aside_newer
+    from trainer.state_file import read_state
 
     root = _root(arguments)
     folders, chosen = locate_run(root, arguments.resume or "", test=arguments.test)
     run, path = resume_run(folders, chosen, say=print)
     try:
-        state = load_checkpoint(path)
+        state = read_state(path)
         if "config" not in state:
             raise UserError(f"{path} holds weights alone, no run to go on with: use --pretrained-checkpoint {path}")
         folder_names = {"viz_dir": str(root.viz), "checkpoint_dir": str(root.checkpoints)}
@@ -90,8 +90,6 @@ def resume(arguments: Arguments) -> int:
 
 def _train(arguments: Arguments, config: TrainingConfig, run: "RunFolder", state: Mapping[str, Any] | None) -> int:
     """Make the parts, say what will happen, train, say what happened. `state`: of the checkpoint to go on from."""
-    from viz.visualizer import TrainingVisualizer
-
     from trainer.checkpoint import CheckpointManager
     from trainer.device import choose_device
     from trainer.model import LanguageModel
@@ -100,6 +98,7 @@ def _train(arguments: Arguments, config: TrainingConfig, run: "RunFolder", state
     from trainer.signals import StopSignals
     from trainer.step import TrainingStep
     from trainer.trainer import Trainer
+    from viz.visualizer import TrainingVisualizer
 
     device = choose_device(config.device)
     config, dtype = _settle(config, device)
@@ -179,7 +178,7 @@ def _open_documents(config: TrainingConfig, state: Mapping[str, Any] | None) -> 
 
     def embedded() -> DataSource:
         library = python_library.prepare()
-        return embedded_source("python-library", library.shards, library.revision)
+        return embedded_source(library.shards, library.revision)
 
     old = state["source"] if state is not None else None
     documents = open_documents(
@@ -205,23 +204,21 @@ def _open_documents(config: TrainingConfig, state: Mapping[str, Any] | None) -> 
 
 
 def _tokenizer(config: TrainingConfig, documents: "DocumentStream", state: Mapping[str, Any] | None) -> "Tokenizer":
-    """The run's own; or that of the weights it starts from; or the file named; or one trained on the first documents."""
+    """The run's own; that of the weights it starts from; the file named; or one trained on the first documents."""
     from trainer.samples import usable_texts
     from trainer.tokenizer import Tokenizer, collect_training_texts
 
     if state is not None:
         return Tokenizer.from_bytes(state["tokenizer"])
     if config.pretrained_checkpoint is not None:
-        from trainer.checkpoint import load_checkpoint
+        from trainer.state_file import read_state
 
         path = _pretrained_path(config)
-        pretrained = load_checkpoint(path)
+        pretrained = read_state(path)
         if config.tokenizer is not None:
             raise UserError("--tokenizer and --pretrained-checkpoint both bring a tokenizer: keep one")
         if "tokenizer" not in pretrained:
-            raise UserError(
-                f"{path} holds no tokenizer: its weights mean nothing without the one they learned with"
-            )
+            raise UserError(f"{path} holds no tokenizer: its weights mean nothing without the one they learned with")
         return Tokenizer.from_bytes(pretrained["tokenizer"])
     if config.tokenizer is not None:
         return Tokenizer.load(Path(config.tokenizer))

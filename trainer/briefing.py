@@ -33,7 +33,7 @@ def opening_lines(
 
     Args:
         documents: how many are still to be trained on.
-        seconds: that they will take at least.
+        seconds: that they will take, estimated.
         needed: bytes that they will take at most; `free`: bytes there are.
     """
     parameters = config.shape.parameters(tokenizer.vocab_size)
@@ -45,7 +45,7 @@ def opening_lines(
         f"{tokenizer.vocab_size:,} pieces",
         f"Model: {config.model_size}, {parameters / 1e6:.1f} M parameters, on {describe_device(device)} in "
         f"{config.dtype}{compiled}{advice}",
-        f"This run: {documents:,} documents, at least {format_time(seconds)} (by a trial pass), "
+        f"This run: {documents:,} documents, about {format_time(seconds)} by a trial pass, "
         f"at most {needed / GIGA:.2f} GB on disk ({free / GIGA:.0f} GB free)",
         f"Watch {viz / 'training_latest.png'}; every document is kept in {viz / 'run.db'}; Ctrl-C saves and stops",
     ]

@@ -2,7 +2,7 @@
 
 
 class RunError(Exception):
-    """A failure that a person can act on. The message is one line: what was expected, what was found, what to do next."""
+    """A failure that a person can act on. The message is one line: what was expected, what was found, what next."""
 
     exit_code = 1
 

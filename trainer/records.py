@@ -1,4 +1,4 @@
-"""What passes between the rooms: a document, its cursor, the sample made of it, the result of its step, and who is told of it."""
+"""What passes between the rooms: a document, its cursor, the sample made of it, the result of its step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Document:
     text: object
     """A `str`, unless the row holds something else (null, a number) or could not be parsed: then whatever was found."""
     source: str
-    """Which part of the data this is (`RedpajamaC4`, `python-docs`); the data source's own name where rows do not say."""
+    """Which part of the data this is (`RedPajamaC4`, `python-docs`); the data source's name where rows do not say."""
     origin: Origin
     cursor: Cursor
     """The position just behind this document: a stream opened here goes on with the next one."""
@@ -58,7 +58,7 @@ class Sample:
     document_bytes: int
     """UTF-8 bytes of the document's whole text."""
     predicted_bytes: int
-    """UTF-8 bytes of the text that the predicted tokens (all but the first) spell: what bits per byte are counted over."""
+    """UTF-8 bytes that the predicted tokens (all but the first) spell: what bits per byte are counted over."""
     stream_state: dict[str, Any]
     """State of the `SampleStream` just behind this document: cursor and counts. What a checkpoint keeps."""
 
@@ -98,7 +98,7 @@ class Visualizer(Protocol):
         """Record one step, or one generation; `viz/store.py` documents the keys of `metrics`."""
 
     def record_event(self, step: int, kind: str, detail: str) -> None:
-        """Keep something that happened (a checkpoint, a resume, a retry) for good. `step`: documents finished by then."""
+        """Keep what happened (a checkpoint, a resume, a retry) for good. `step`: documents finished by then."""
 
     def generate_charts(self, step: int) -> None:
         """Draw the run as of `step` finished documents. Returns at once."""

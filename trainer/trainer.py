@@ -14,6 +14,7 @@ from trainer.progress import Progress
 from trainer.records import Sample, StepResult, Visualizer
 from trainer.samples import SampleStream
 from trainer.schedule import warmup_then_constant
+from trainer.state_file import STATE_HEADER
 from trainer.step import TrainingStep
 from trainer.tally import Tally, format_time
 from trainer.tokenizer import Tokenizer
@@ -71,6 +72,7 @@ class Trainer:
         self._identity = dict(identity or {})
         self._should_stop = should_stop
         self._last_saved: int | None = None
+        self._epoch: int = samples.state_dict()["cursor"]["epoch"]
         self._step_ended = self.start_time
 
     def train(self) -> str:
@@ -182,6 +184,7 @@ class Trainer:
 
     def _record(self, sample: Sample, result: StepResult, generations: list[Generation]) -> None:
         """One row for the document, in the store and on the bar."""
+        self._note_epoch(sample.document.cursor.epoch)
         now = time.monotonic()
         seconds, self._step_ended = now - self._step_ended, now
         self.step_times.append(seconds)
@@ -218,6 +221,12 @@ class Trainer:
         left = (self.config.num_steps - self.global_step - 1) * sum(self.step_times) / len(self.step_times)
         self.progress.show(self.global_step + 1, self.tally, learning_rate, left)
 
+    def _note_epoch(self, epoch: int) -> None:
+        # Here, not where documents are read: what is read ahead has not been trained on yet.
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.note("epoch", f"All documents were read: epoch {epoch + 1} begins at step {self.global_step:,}")
+
     @staticmethod
     def _sample_metrics(generation: Generation) -> tuple[dict[str, Any], str, str]:
         extra = {"prompt": generation.prompt, "reference": generation.reference, "error": generation.error}
@@ -248,8 +257,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """The run's whole memory, as a plain dict."""
         return {
-            "format": "train_slimpajama.checkpoint",
-            "version": 1,
+            **STATE_HEADER,
             "shape": dataclasses.asdict(self.config.shape),
             "vocab_size": self.tokenizer.vocab_size,
             **self.step.state_dict(),

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint import CheckpointManager, load_checkpoint, remove_unfinished
+from trainer.checkpoint import CheckpointManager, remove_unfinished
 from trainer.errors import UserError
+from trainer.state_file import read_state
 
 
 def _state(number: float) -> dict[str, object]:
@@ -19,7 +20,7 @@ def test_saved_states_come_back(tmp_path: Path) -> None:
     assert [step for step, _ in manager.all()] == [9, 10, 100]
     newest = manager.newest_valid(lambda bad, why: pytest.fail(why))
     assert newest == tmp_path / "checkpoint_step_100.bin"
-    assert torch.equal(load_checkpoint(newest)["model"]["w"], torch.full((1000,), 100.0))
+    assert torch.equal(read_state(newest)["model"]["w"], torch.full((1000,), 100.0))
 
 
 def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_taken(tmp_path: Path) -> N
     assert manager.newest_valid(lambda bad, why: refused.append(bad)) == tmp_path / "checkpoint_step_1.bin"
     assert refused == [damaged]
     with pytest.raises(UserError, match="damaged"):
-        load_checkpoint(damaged)
+        read_state(damaged)
 
 
 def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.bin").write_text("hello")
     for name in ("list.bin", "text.bin", "missing.bin"):
         with pytest.raises(UserError) as caught:
-            load_checkpoint(tmp_path / name)
+            read_state(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -56,7 +57,7 @@ class _Canary:
 def test_nothing_in_a_checkpoint_can_run(tmp_path: Path) -> None:
     torch.save({**_state(1), "config": _Canary(tmp_path / "ran")}, tmp_path / "evil.bin")
     with pytest.raises(UserError, match=r"evil\.bin"):
-        load_checkpoint(tmp_path / "evil.bin")
+        read_state(tmp_path / "evil.bin")
     assert not (tmp_path / "ran").exists()
 
 

@@ -1,0 +1,197 @@
+"""A Hub on this machine: a real HTTP server that shows folders as dataset repositories, and fails when told to.
+
+A client finds it through `HF_ENDPOINT`, which `huggingface_hub` reads at import: so a test runs its client in a process
+of its own, with `client_environment()`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests of `method` for a path that contains `part`."""
+
+    part: str
+    method: str = "GET"
+    times: int = 1
+    begins: range | None = None
+    """Only of requests for a range of bytes that begins in here."""
+    status: int | None = None
+    """Answer this status and no body."""
+    cut_after: int | None = None
+    """Promise the whole body, send so many bytes, close the connection."""
+    hang_seconds: float = 0.0
+    """Say nothing for so long first."""
+
+
+class LoopbackHub:
+    """Serves `repositories` (`owner/name` → folder) until the `with` block ends."""
+
+    def __init__(self, repositories: Mapping[str, Path]) -> None:
+        self.repositories = dict(repositories)
+        self.faults: list[Fault] = []
+        self.requests: list[tuple[str, str, int]] = []
+        """(method, path, bytes of body sent)"""
+        self.lock = threading.Lock()
+        hub = self
+
+        class Handler(_Handler):
+            def __init__(self, *args: Any) -> None:
+                self.hub = hub
+                super().__init__(*args)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "LoopbackHub":
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def commit(self, repository: str) -> str:
+        """The revision: 40 hex digits that follow from the names and sizes of the files."""
+        folder = self.repositories[repository]
+        names = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in sorted(folder.rglob("*"))]
+        return hashlib.sha1("\n".join(names).encode()).hexdigest()
+
+    def fault_for(self, method: str, path: str, first_byte: int) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                fits = fault.begins is None or first_byte in fault.begins
+                if fits and fault.times > 0 and fault.method == method and fault.part in path:
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def bytes_sent(self, part: str) -> int:
+        """Bytes of body sent for paths that contain `part`."""
+        return sum(sent for _, path, sent in self.requests if part in path)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: LoopbackHub
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent: the tests look at `requests`."""
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        fault = self.hub.fault_for(self.command, path, int(span[1]) if span else 0)
+        if fault is not None:
+            time.sleep(fault.hang_seconds)
+            if fault.status is not None:
+                return self._send(fault.status, b"", {"X-Error-Code": "EntryNotFound"} if fault.status == 404 else {})
+        for repository, folder in self.hub.repositories.items():
+            commit = self.hub.commit(repository)
+            if match := re.fullmatch(
+                rf"/api/datasets/{repository}(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", path
+            ):
+                what, revision, below = match.groups()
+                if revision not in (None, "main", commit):
+                    return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+                if what == "tree":
+                    return self._send_json(_tree(folder, below or ""))
+                if what == "paths-info":
+                    paths = [folder / name for name in parse_qs(body.decode()).get("paths", [])]
+                    return self._send_json([_entry(folder, path) for path in paths if path.exists()])
+                return self._send_json({"id": repository, "sha": commit, "private": False, "siblings": []})
+            if match := re.fullmatch(rf"/datasets/{repository}/resolve/([^/]+)/(.*)", path):
+                file = folder / match[2]
+                if not file.is_file():
+                    return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+                return self._send_file(file, commit, span, fault)
+        return self._send(401, b"", {"X-Error-Code": "RepoNotFound"})  # what the Hub says of one that is not there
+
+    def _send_file(self, file: Path, commit: str, span: re.Match[str] | None, fault: Fault | None) -> None:
+        data = file.read_bytes()
+        headers = {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        status = 200
+        if span:
+            first, last = int(span[1]), min(int(span[2] or len(data)), len(data) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            data, status = data[first : last + 1], 206
+        self._send(status, data, headers, cut_after=fault.cut_after if fault else None)
+
+    def _send_json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, data: bytes, headers: Mapping[str, str], cut_after: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        sent = b"" if self.command == "HEAD" else data[:cut_after]
+        with self.hub.lock:
+            self.hub.requests.append((self.command, self.path, len(sent)))
+        self.wfile.write(sent)
+        if cut_after is not None:
+            self.close_connection = True
+
+
+def _tree(folder: Path, below: str) -> list[dict[str, object]]:
+    return [_entry(folder, path) for path in sorted((folder / below).rglob("*"))]
+
+
+def _entry(folder: Path, path: Path) -> dict[str, object]:
+    name = path.relative_to(folder).as_posix()
+    if path.is_dir():
+        return {"type": "directory", "path": name, "oid": _oid(path), "size": 0}
+    return {"type": "file", "path": name, "oid": _oid(path), "size": path.stat().st_size}
+
+
+def _oid(path: Path) -> str:
+    return hashlib.sha1(str(path).encode()).hexdigest()
+
+
+def client_environment(endpoint: str, home: Path) -> dict[str, str]:
+    """The environment of a process that takes `endpoint` for the Hub and keeps all it stores under `home`."""
+    root = str(Path(__file__).parent.parent)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    return {
+        **kept,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home / "huggingface"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+
+
+def closed_port() -> str:
+    """An endpoint where nobody answers."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.server_close()
+    return f"http://127.0.0.1:{server.server_port}"

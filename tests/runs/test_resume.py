@@ -1,0 +1,167 @@
+"""A resumed run goes on: same curve, same store, next document."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import PROJECT, command_environment
+from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, Train, table
+from trainer.state_file import read_state
+
+
+def equal_runs(one: Path, other: Path, step: int) -> None:
+    """Rows and final weights, moments and counts of two runs are the same to the last bit."""
+    assert table(one / "training_viz", STEPS) == table(other / "training_viz", STEPS)
+    assert table(one / "training_viz", DOCUMENTS) == table(other / "training_viz", DOCUMENTS)
+    states = [read_state(folder / "checkpoints" / f"checkpoint_step_{step}.bin") for folder in (one, other)]
+    for key in ("model", "optimizer", "samples", "step"):
+        _assert_equal(states[0][key], states[1][key])
+
+
+def _assert_equal(one: object, other: object) -> None:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict) and isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            _assert_equal(one[key], other[key])
+    elif isinstance(one, list) and isinstance(other, list):
+        for pair in zip(one, other, strict=True):
+            _assert_equal(*pair)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_stopped_twice_equals_not_stopped(train: Train, tmp_path: Path, dtype: str) -> None:
+    assert train("--steps", 24, "--out", "whole", "--dtype", dtype) == 0
+    assert train("--steps", 7, "--out", "parts", "--dtype", dtype) == 0
+    assert train("--resume", "--steps", 15, "--out", "parts") == 0
+    assert train("--resume", "--steps", 24, "--out", "parts") == 0
+    equal_runs(tmp_path / "whole", tmp_path / "parts", 24)
+    resumes = table(tmp_path / "parts" / "training_viz", "SELECT step FROM events WHERE kind = 'resume'")
+    assert resumes == [(7,), (15,)]
+
+
+def test_going_back_to_an_older_checkpoint_rewinds_the_record(train: Train, tmp_path: Path) -> None:
+    assert train("--steps", 20, "--out", "whole") == 0
+    assert train("--steps", 20, "--out", "back", "--checkpoint-interval", 5) == 0
+    chosen = tmp_path / "back" / "checkpoints" / "checkpoint_step_10.bin"
+    assert train("--resume", chosen, "--out", "back") == 0
+    equal_runs(tmp_path / "whole", tmp_path / "back", 20)
+
+
+def test_ctrl_c_saves_says_where_and_resume_goes_on(train: Train, corpus: Path, tmp_path: Path) -> None:
+    steps = 400
+    words = [*SMALL, "--dataset", str(corpus), "--steps", str(steps), "--repeat", "--out", "cut"]
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / "train_slimpajama.py", *words],
+        cwd=tmp_path,
+        env=command_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a group of its own, so that the signal reaches it as a terminal would send it
+    )
+    store = tmp_path / "cut" / "training_viz" / "run.db"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (store.exists() and _rows(store) >= 20):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    done = len(table(store.parent, STEPS))
+    assert 20 <= done < steps
+    assert f"checkpoint_step_{done}.bin" in output and "Stopped" in output and "--resume" in output
+    assert (store.parent / f"training_step_{done:06d}.png").exists()
+    assert train("--resume", "--out", "cut") == 0
+    assert train("--steps", steps, "--repeat", "--out", "whole") == 0
+    equal_runs(tmp_path / "whole", tmp_path / "cut", steps)
+
+
+def _rows(store: Path) -> int:
+    try:
+        return len(table(store.parent, "SELECT step FROM steps"))
+    except Exception:  # noqa: BLE001  # not made yet, or just being made
+        return 0
+
+
+def test_sigterm_is_143(corpus: Path, tmp_path: Path) -> None:
+    words = [*SMALL, "--dataset", str(corpus), "--steps", "100000", "--repeat"]
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / "train_slimpajama.py", *words],
+        cwd=tmp_path,
+        env=command_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    store = tmp_path / "training_viz" / "run.db"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (store.exists() and _rows(store) >= 3):
+        time.sleep(0.02)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert list((tmp_path / "checkpoints").glob("checkpoint_step_*.bin"))
+
+
+def test_finished_is_said_and_nothing_to_resume_is_an_error(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--resume") == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    assert train("--steps", 4) == 0
+    before = table(tmp_path / "training_viz", STEPS)
+    assert train("--resume") == 0
+    assert "--steps 8" in capsys.readouterr().out
+    assert table(tmp_path / "training_viz", STEPS) == before
+
+
+@pytest.mark.parametrize(
+    "flags", [["--seed", 1], ["--max-seq-length", 32], ["--model-size", "small"], ["--dataset", "x"]]
+)
+def test_another_run_is_refused_in_one_line(
+    train: Train, flags: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--steps", 2) == 0
+    capsys.readouterr()
+    assert train("--resume", "--steps", 4, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(flags[0]) in error and str(flags[1]) in error
+
+
+def test_data_that_changed_are_refused(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("\n\n".join(f"Paragraph {number} is long enough to be used." for number in range(30)))
+    assert train("--dataset", data, "--steps", 3) == 0
+    data.write_text(data.read_text() + "\n\nOne more paragraph that was not there.")
+    assert train("--resume", "--steps", 5) == 2
+    assert "has changed" in capsys.readouterr().err
+
+
+def test_an_earlier_run_is_resumed_where_it_was_moved(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--steps", 3) == 0
+    assert train("--steps", 2, "--seed", 1) == 0
+    run_id = next((tmp_path / "checkpoints" / "earlier").iterdir()).name
+    assert f"--resume {run_id}" in capsys.readouterr().out
+    assert train("--resume", run_id, "--steps", 6) == 0
+    assert len(table(tmp_path / "training_viz" / "earlier" / run_id, STEPS)) == 6
+    assert len(table(tmp_path / "training_viz", STEPS)) == 2
+
+
+def test_a_changed_learning_rate_is_kept_as_an_event(train: Train, tmp_path: Path) -> None:
+    assert train("--steps", 3) == 0
+    assert train("--resume", "--steps", 5, "--learning-rate", 0.5, "--warmup-steps", 0) == 0
+    rates = [rate for (rate,) in table(tmp_path / "training_viz", "SELECT learning_rate FROM steps ORDER BY step")]
+    assert rates[3:] == [0.5, 0.5] and rates[2] < 0.001
+    detail = table(tmp_path / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")[0][0]
+    assert "initial_learning_rate 0.001 → 0.5" in detail and "no longer exact" in detail

@@ -1,0 +1,136 @@
+"""`python -m trainer.generate [CHECKPOINT] --prompt TEXT`: let a trained model go on from a text."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from trainer.checkpoint import CheckpointManager
+from trainer.device import choose_device, choose_dtype
+from trainer.errors import RunError, UserError
+from trainer.model import LanguageModel
+from trainer.state_file import read_state
+from trainer.tokenizer import Tokenizer
+
+# What a terminal would obey instead of show. Generated text is nobody's to trust.
+_CONTROL_CHARACTERS = dict.fromkeys([*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)], "\N{REPLACEMENT CHARACTER}")
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Write the prompt and what the model makes of it to standard output, each token as soon as it is chosen.
+
+    Raises:
+        UserError: no such checkpoint, or a prompt that can't be encoded.
+    """
+    if not arguments.prompt:
+        raise UserError("--prompt is empty: the model needs a text to go on from")
+    path = arguments.checkpoint or _newest_checkpoint(arguments.checkpoint_dir)
+    state = read_state(path)
+    if not isinstance(state.get("tokenizer"), bytes):
+        raise UserError(f"{path} holds weights but no tokenizer: name a checkpoint that a training run wrote")
+    tokenizer = Tokenizer.from_bytes(state["tokenizer"])
+    try:
+        prompt_ids = tokenizer.EncodeAsIds(arguments.prompt)
+    except UnicodeEncodeError:
+        raise UserError("--prompt is not valid Unicode") from None
+    if not prompt_ids:  # a tokenizer of others may drop spaces
+        raise UserError("--prompt holds nothing that this checkpoint's tokenizer keeps")
+    device = choose_device(arguments.device)
+    model = LanguageModel.from_checkpoint(state).to(device, choose_dtype("auto", device))
+    ids = model.stream(
+        prompt_ids,
+        len(prompt_ids) + arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k or None,
+        seed=arguments.seed,
+    )
+    _write(arguments.prompt)
+    for text in tokenizer.decode_stream(ids):
+        _write(text)
+    _write("\n")
+
+
+def _newest_checkpoint(folder: Path) -> Path:
+    newest = CheckpointManager(folder).newest_valid(
+        lambda path, fault: print(f"{path} is passed by: {fault}", file=sys.stderr)
+    )
+    if newest is None:
+        raise UserError(f"no checkpoint in {folder}: train one first (python train_slimpajama.py), or name a file")
+    return newest
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text.translate(_CONTROL_CHARACTERS) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m trainer.generate", description="Let a trained model go on from a text.", allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="file (default: the newest of --checkpoint-dir)")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to go on from")
+    parser.add_argument("--max-new-tokens", type=_whole_number(1), default=200, metavar="N", help="default: 200")
+    parser.add_argument(
+        "--temperature", type=_temperature, default=0.8, metavar="X", help="0: always the likeliest (default: 0.8)"
+    )
+    parser.add_argument(
+        "--top-k", type=_whole_number(0), default=50, metavar="K", help="choose among K tokens, 0: all (default: 50)"
+    )
+    parser.add_argument(
+        "--seed", type=_whole_number(0), default=0, metavar="N", help="same seed, same text (default: 0)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser.add_argument("--checkpoint-dir", type=Path, default=Path("checkpoints"), metavar="DIR")
+    return parser.parse_args(argv)
+
+
+def _whole_number(minimum: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `minimum` to the largest seed that torch takes."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not minimum <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {minimum} on, found {text!r}")
+        return int(text)
+
+    return parse
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 on, found {text!r}")
+    return value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of `contract.md`: 0, 2 for the user's input, 4 diverged, 130 after Ctrl-C."""
+    try:
+        generate(_parse(argv))
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except FloatingPointError as error:
+        print(f"\n{error}: this checkpoint's training has diverged, name an earlier one", file=sys.stderr)
+        return 4
+    except BrokenPipeError:
+        # The reader has had enough (`| head`). Python flushes once more at its end, and must not fail there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print(flush=True)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""`LanguageModel`: ids to logits, a prompt to text, weights to and from disk."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import ModelShape
+from trainer.errors import UserError
+from trainer.generation import sample_tokens
+from trainer.state_file import STATE_HEADER, read_state, write_state
+from trainer.transformer import Decoder, LayerCache, RotaryTables, rotary_tables
+
+
+class LanguageModel(nn.Module):
+    """A language model over `vocab_size` tokens, in float32 or bfloat16, on any device.
+
+    Parameters carry the names and shapes of Hugging Face's `Qwen3ForCausalLM` with tied embeddings (the output layer is
+    the embedding and is not stored twice), so weights are exchanged by `state_dict`.
+    """
+
+    def __init__(self, shape: ModelShape, vocab_size: int, *, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.vocab_size = vocab_size
+        self.model = Decoder(shape, vocab_size)
+        self.rotary = RotaryTables(shape, length=1024)
+        self.initialize(seed)
+
+    def initialize(self, seed: int) -> None:
+        """Draw new weights: norms are ones, all else is normal(0, 0.02), in the order of `parameters()`.
+
+        From one generator on the CPU, so the same seed gives the same weights on every device, whatever random numbers
+        others drew before. The whole recipe is the loop below.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.dim() == 1:
+                    parameter.fill_(1.0)
+                else:
+                    parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator))
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """(B, T) int64 → (B, T, width), what the output layer reads. No token has an effect on those left of it."""
+        output: Tensor = self.model(ids, self.rotary(ids.shape[1]))
+        return output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., width) → (..., V) in the working dtype."""
+        return F.linear(hidden, self.model.embed_tokens.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) int64 → logits (B, T, V) in the working dtype."""
+        return self.logits(self.hidden(ids))
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        max_length: int,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        seed: int = 0,
+    ) -> list[int]:
+        """The prompt and its continuation, `max_length` ids in all (a longer prompt comes back as it is).
+
+        Sampled with temperature 0.8 among the 50 most likely tokens, with a generator of its own: the same seed gives
+        the same text. Temperature 0 takes the most likely token. Weights, gradients, training mode and the global
+        random generators stay as they are.
+
+        Raises:
+            ValueError: empty prompt, or an id that is no token.
+            FloatingPointError: the logits are not finite.
+        """
+        continuation = self.stream(prompt_ids, max_length, temperature=temperature, top_k=top_k, seed=seed)
+        return [*prompt_ids, *continuation]
+
+    def stream(
+        self,
+        prompt_ids: Sequence[int],
+        max_length: int,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        seed: int = 0,
+    ) -> Iterator[int]:
+        """`generate`, one id of the continuation at a time."""
+        unknown = [token for token in prompt_ids if not 0 <= token < self.vocab_size]
+        if unknown:
+            raise ValueError(f"prompt id {unknown[0]} is no token: ids go from 0 to {self.vocab_size - 1}")
+        reader = _Reader(self, capacity=min(max(max_length, len(prompt_ids)), 1024))
+        return sample_tokens(
+            reader.read,
+            prompt_ids,
+            max_length - len(prompt_ids),
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+        )
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What `save_checkpoint` writes; a whole training checkpoint is this with more keys.
+
+        `model` holds every parameter by name as float32 on the CPU (of a float32 model on the CPU: its own memory).
+        """
+        return {
+            **STATE_HEADER,
+            "shape": dataclasses.asdict(self.shape),
+            "vocab_size": self.vocab_size,
+            "model": {name: weight.detach().float().cpu() for name, weight in self.named_parameters()},
+        }
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Write the weights, whole or not at all. Raises OSError when that fails; an earlier file is then untouched."""
+        state = self.checkpoint_state()
+        write_state(Path(path), state)
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Take over the weights of a file by `save_checkpoint` or of a training checkpoint; dtype and device stay.
+
+        Raises:
+            UserError: no such file, not a checkpoint, damaged, or of another shape. The weights are then as before.
+        """
+        self._take_weights(read_state(path), str(path))
+
+    @classmethod
+    def from_checkpoint(cls, source: str | Path | Mapping[str, Any]) -> "LanguageModel":
+        """The model of a checkpoint, float32 on the CPU. `source`: a file, or what was read from one.
+
+        Raises:
+            UserError: as `load_checkpoint`.
+        """
+        state, name = (source, "checkpoint") if isinstance(source, Mapping) else (read_state(source), str(source))
+        try:
+            model = cls(ModelShape(**state["shape"]), state["vocab_size"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{name} does not say what shape its model has ({error})") from None
+        model._take_weights(state, name)
+        return model
+
+    def _take_weights(self, state: Mapping[str, Any], name: str) -> None:
+        theirs = {"vocab_size": state.get("vocab_size"), **(state.get("shape") or {})}
+        ours = {"vocab_size": self.vocab_size, **dataclasses.asdict(self.shape)}
+        differences = [
+            f"{key} {theirs[key]}, here {ours[key]}" for key in ours if theirs.get(key, ours[key]) != ours[key]
+        ]
+        if differences:
+            raise UserError(f"{name} holds another model: {'; '.join(differences)}")
+        weights = {_plain_name(key): weight for key, weight in state["model"].items()}
+        parameters = dict(self.named_parameters())
+        wrong = sorted(weights.keys() ^ parameters.keys()) or [
+            key for key, parameter in parameters.items() if weights[key].shape != parameter.shape
+        ]
+        if wrong:
+            raise UserError(f"{name} holds another model: {len(wrong)} weights do not fit, the first is {wrong[0]}")
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(weights[key])
+
+
+class _Reader:
+    """A model that remembers what it has read: keys and values, and rotary tables of its own length."""
+
+    def __init__(self, model: LanguageModel, capacity: int) -> None:
+        weight = model.model.embed_tokens.weight.detach()
+        self.model = model
+        self.tables = rotary_tables(model.shape, capacity, weight.device)
+        self.caches = [LayerCache(model.shape, capacity, weight) for _ in model.model.layers]
+        self.length = 0
+
+    @torch.inference_mode()
+    def read(self, ids: list[int]) -> Tensor:
+        """Logits (V,) of the token that follows `ids`, which stand behind all those read before."""
+        start, self.length = self.length, self.length + len(ids)
+        if self.length > self.tables.shape[1]:
+            self.tables = rotary_tables(self.model.shape, 2 * self.length, self.tables.device)
+        new = torch.tensor([ids], device=self.tables.device)
+        hidden = self.model.model(new, self.tables[:, start : self.length], start, self.caches)
+        return self.model.logits(hidden[0, -1])
+
+
+def _plain_name(name: str) -> str:
+    """The parameter's own name, without what DistributedDataParallel and torch.compile put before it."""
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.split(".", 1)[1]
+    return name

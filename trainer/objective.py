@@ -1,0 +1,59 @@
+"""What is predicted and how it is judged: a sample's ids and the model's logits → loss and rank of every token."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PADDING = -100
+"""Target of a position that predicts nothing."""
+
+
+class Judgement(NamedTuple):
+    """How T predictions turned out. A tuple, so that a compiled step can return it."""
+
+    loss: Tensor
+    """() float32, nats per token: the mean over the real predictions. Only this carries a gradient."""
+    token_losses: Tensor
+    """(T,) float32, nats; 0 where the target is padding."""
+    token_ranks: Tensor
+    """(T,) int32: how many tokens have a greater logit than the true one. 0 exactly where argmax is the true token:
+    where several share the greatest logit, the others get 1. -1 where the target is padding."""
+
+
+class NextToken:
+    """Each token from those before it: input `ids[:-1]`, target `ids[1:]`, mean cross-entropy."""
+
+    def inputs_and_targets(self, ids: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+        """Two (length,) int64 tensors on the CPU, padded on the right: inputs with 0, targets with `PADDING`.
+
+        A causal model needs no mask for them: what stands on the right is never looked at.
+        """
+        padding = length - (len(ids) - 1)
+        if padding < 0:
+            raise ValueError(f"{len(ids)} ids make {len(ids) - 1} predictions, more than {length}")
+        inputs = torch.tensor([*ids[:-1], *[0] * padding])
+        targets = torch.tensor([*ids[1:], *[PADDING] * padding])
+        return inputs, targets
+
+    def judge(self, logits: Tensor, targets: Tensor) -> Judgement:
+        """Judge T predictions.
+
+        Args:
+            logits: (T, V), any float dtype; the sums are done in float32.
+            targets: (T,) int64, `PADDING` where nothing is predicted. At least one must be real: without any, the mean
+                of nothing is NaN.
+        """
+        logits = logits.float()
+        token_losses = F.cross_entropy(logits, targets, ignore_index=PADDING, reduction="none")
+        real = targets != PADDING
+        loss = token_losses.sum() / real.sum()
+        with torch.no_grad():
+            true_logits = logits.gather(1, targets.clamp(min=0).unsqueeze(1))
+            more_likely = (logits > true_logits).sum(1, dtype=torch.int32)
+            # Equal logits are common in bf16, also at the top: without a choice among them two tokens would be right.
+            token_ranks = torch.where(logits.argmax(1) == targets, 0, more_likely.clamp(min=1))
+            token_ranks = torch.where(real, token_ranks, -1)
+        return Judgement(loss, token_losses.detach(), token_ranks)

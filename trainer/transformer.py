@@ -1,0 +1,203 @@
+"""The blocks of a decoder-only transformer of the Qwen3 design (arXiv 2505.09388, section 2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import ModelShape
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, statistics in float32 (arXiv 1910.07467, equation 4)."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+    def in_fp32(self, x: Tensor) -> Tensor:
+        """The same with a float32 result, for what goes on in float32."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon)
+
+
+def rotary_tables(shape: ModelShape, length: int, device: torch.device) -> Tensor:
+    """Cosines and sines of the rotary embedding (arXiv 2104.09864, equation 34) for positions 0 ... length-1.
+
+    Returns (2, length, 1, head_dim) float32. Dimension i turns with i + head_dim/2; the first half of the sines is
+    negated, so that `rotate` is two products and a sum.
+    """
+    frequencies = 1.0 / shape.rope_theta ** (torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+    cosines, sines = angles.cos(), angles.sin()
+    tables = torch.stack([torch.cat([cosines, cosines], dim=-1), torch.cat([-sines, sines], dim=-1)])
+    return tables.unsqueeze(2).to(device)
+
+
+def rotate(x: Tensor, tables: Tensor) -> Tensor:
+    """Turn (B, T, H, head_dim) float32 by the angles of its T positions: `tables` is (2, T, 1, head_dim)."""
+    return x * tables[0] + x.roll(x.shape[-1] // 2, dims=-1) * tables[1]
+
+
+class RotaryTables(nn.Module):
+    """The tables of the training graph: float32 whatever the model is cast to, on the model's device."""
+
+    tables: Tensor
+
+    def __init__(self, shape: ModelShape, length: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("tables", rotary_tables(shape, length, torch.device("cpu")), persistent=False)
+
+    def forward(self, length: int) -> Tensor:
+        if length > self.tables.shape[1]:
+            self._fill(2 * length, self.tables.device)
+        return self.tables[:, :length]
+
+    def _fill(self, length: int, device: torch.device) -> None:
+        # An inference tensor made during an evaluation would be refused by the next training step.
+        with torch.inference_mode(False):
+            self.tables = rotary_tables(self.shape, length, device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "RotaryTables":
+        # `.to(bfloat16)` casts every floating buffer, and a position above 256 has no exact bf16. What is asked for is
+        # tried on an empty tensor, and only the device is followed.
+        self._fill(self.tables.shape[1], fn(self.tables.new_empty(0)).device)
+        return self
+
+
+class LayerCache:
+    """Keys and values of one layer for the tokens read so far, (1, kv_heads, capacity, head_dim) each.
+
+    The memory doubles when it is full: a text may be asked for until somebody stops it.
+    """
+
+    def __init__(self, shape: ModelShape, capacity: int, weight: Tensor) -> None:
+        self.keys = weight.new_empty(1, shape.kv_heads, capacity, shape.head_dim)
+        self.values = torch.empty_like(self.keys)
+
+    def append(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (1, kv_heads, T, head_dim) at positions start ... start+T-1; returns all that is kept up to there."""
+        end = start + keys.shape[2]
+        capacity = self.keys.shape[2]
+        if end > capacity:
+            room = (0, 0, 0, max(end, 2 * capacity) - capacity)
+            self.keys, self.values = F.pad(self.keys, room), F.pad(self.values, room)
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention of the last T of S tokens on all of them (arXiv 1706.03762, equation 1).
+
+    queries (B, heads, T, head_dim), keys and values (B, kv_heads, S, head_dim) → (B, heads, T, head_dim). Each
+    heads/kv_heads neighbouring query heads share a key head (arXiv 2305.13245).
+    """
+    batch, heads, length, head_dim = queries.shape
+    kv_heads, reach = keys.shape[1], keys.shape[2]
+    if length == 1:  # sees everything, so the query heads of a group stand in for several positions: no mask, no copies
+        grouped = queries.reshape(batch, kv_heads, -1, head_dim)
+        return F.scaled_dot_product_attention(grouped, keys, values).view(batch, heads, 1, head_dim)
+    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and length == reach <= 512:
+        # The CPU's flash attention is slow in bf16: a step of `small` on 256 tokens takes 10 % longer with it. Written
+        # out, the (T, T) scores are rounded to bf16, and need memory: not for long texts.
+        group = heads // kv_heads
+        future = queries.new_full((length, length), -torch.inf).triu(1).repeat(group, 1)
+        scores = torch.baddbmm(
+            future,
+            queries.reshape(batch * kv_heads, group * length, head_dim),
+            keys.reshape(batch * kv_heads, length, head_dim).transpose(1, 2),
+            alpha=head_dim**-0.5,
+        )
+        mixed = scores.softmax(dim=-1) @ values.reshape(batch * kv_heads, length, head_dim)
+        return mixed.view(batch, heads, length, head_dim)
+    if length == reach:
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+    visible = torch.ones(length, reach, dtype=torch.bool, device=queries.device).tril(reach - length)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, enable_gqa=True)
+
+
+def _matrix(inputs: int, outputs: int) -> nn.Linear:
+    # By way of `meta`, where the default initialization draws no random numbers: `initialize` does that.
+    return nn.Linear(inputs, outputs, bias=False, device="meta").to_empty(device="cpu")
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with normalized queries and keys."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.q_proj = _matrix(shape.width, shape.heads * shape.head_dim)
+        self.k_proj = _matrix(shape.width, shape.kv_heads * shape.head_dim)
+        self.v_proj = _matrix(shape.width, shape.kv_heads * shape.head_dim)
+        self.o_proj = _matrix(shape.heads * shape.head_dim, shape.width)
+        self.q_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
+        self.k_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
+
+    def forward(self, x: Tensor, tables: Tensor, start: int = 0, cache: LayerCache | None = None) -> Tensor:
+        batch, length, _ = x.shape
+        split = (batch, length, -1, self.shape.head_dim)
+        queries = rotate(self.q_norm.in_fp32(self.q_proj(x).view(split)), tables).to(x.dtype).transpose(1, 2)
+        keys = rotate(self.k_norm.in_fp32(self.k_proj(x).view(split)), tables).to(x.dtype).transpose(1, 2)
+        values = self.v_proj(x).view(split).transpose(1, 2)
+        if cache is not None:
+            keys, values = cache.append(start, keys, values)
+        mixed = attend(queries, keys, values)
+        output: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return output
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv 2002.05202, equation 6)."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.gate_proj = _matrix(shape.width, shape.hidden)
+        self.up_proj = _matrix(shape.width, shape.hidden)
+        self.down_proj = _matrix(shape.hidden, shape.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return output
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward, each on a normalized input and added to the stream."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.self_attn = Attention(shape)
+        self.mlp = FeedForward(shape)
+        self.input_layernorm = RMSNorm(shape.width, shape.norm_epsilon)
+        self.post_attention_layernorm = RMSNorm(shape.width, shape.norm_epsilon)
+
+    def forward(self, x: Tensor, tables: Tensor, start: int = 0, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), tables, start, cache)
+        output: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return output
+
+
+class Decoder(nn.Module):
+    """Everything but the output layer. Attributes are named so that weights are called as in `Qwen3ForCausalLM`."""
+
+    def __init__(self, shape: ModelShape, vocab_size: int) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, shape.width, device="meta").to_empty(device="cpu")
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.norm = RMSNorm(shape.width, shape.norm_epsilon)
+
+    def forward(
+        self, ids: Tensor, tables: Tensor, start: int = 0, caches: Sequence[LayerCache] | None = None
+    ) -> Tensor:
+        x = self.embed_tokens(ids)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, tables, start, None if caches is None else caches[index])
+        output: Tensor = self.norm(x)
+        return output

@@ -1,0 +1,129 @@
+"""The schema of a run store: its tables, declared once, and the rows that a call to `update` makes in them.
+
+What the keys mean is told in `viz/store.py`.
+"""
+
+import json
+import operator
+import sqlite3
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from viz.blobs import encode_array
+
+VERSION = 1  # PRAGMA user_version: raise it with every change that an older reader would misread
+APPLICATION_ID = 0x534C504A  # PRAGMA application_id: what tells a run store from any other SQLite file
+
+Array = np.ndarray[Any, Any]  # as a column's kind: kept as a blob of `viz/blobs.py`
+Row = dict[str, Any]
+
+STEP = {
+    "loss": float, "accuracy": float, "throughput": float, "learning_rate": float, "gradient_norm": float,
+    "tokens": int, "bytes": int, "seconds": float, "seconds_waited": float,
+}  # fmt: skip
+DOCUMENT = {
+    "source": str, "shard": str, "row": int, "text_hash": bytes, "document_bytes": int,
+    "token_ids": Array, "token_losses": Array, "token_ranks": Array,
+}  # fmt: skip
+SAMPLE = {"prompt": str, "reference": str, "source": str, "error": str, "accuracy": float}
+KEY = {"step": int, "rank": int}
+TABLES: dict[str, dict[str, Any]] = {
+    "run": {
+        "run_id": str, "config": dict, "versions": dict, "git_commit": str, "device": str, "dtype": str, "model": str,
+        "parameters": int, "source": str, "revision": str, "note": str, "tokenizer": bytes, "tokenizer_hash": str,
+        "vocab_size": int, "started": float, "ended": float, "outcome": str,
+    },
+    "steps": KEY | STEP,
+    "documents": KEY | DOCUMENT,
+    "text_samples": KEY | {"input": str, "output": str} | SAMPLE,
+    "evaluations": {
+        "step": int, "split": str, "loss": float, "accuracy": float, "tokens": int, "bytes": int, "seconds": float,
+    },
+    "events": {"time": float, "step": int, "kind": str, "detail": str},
+}  # fmt: skip
+REWOUND = ("steps", "documents", "text_samples", "evaluations")
+_CONSTRAINTS = {
+    # Rows of `steps` are small: inside the key's own tree they need no index beside them. Those of `documents` are not.
+    "steps": "PRIMARY KEY (step, rank)) WITHOUT ROWID",
+    "documents": "PRIMARY KEY (step, rank))",
+    "evaluations": "PRIMARY KEY (step, split)) WITHOUT ROWID",
+    "text_samples": "id INTEGER PRIMARY KEY); CREATE INDEX text_samples_step ON text_samples (step)",
+    "events": "id INTEGER PRIMARY KEY)",
+    "run": "id INTEGER PRIMARY KEY CHECK (id = 1))",
+}
+_SQL = {int: "INTEGER", float: "REAL", str: "TEXT", bytes: "BLOB", dict: "TEXT", Array: "BLOB"}
+UPDATE_KEYS = frozenset(KEY | STEP | DOCUMENT | SAMPLE)
+
+
+def _text(value: object) -> str:
+    """A lone surrogate can't be stored as UTF-8: it becomes `?`."""
+    return str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+_CONVERT: dict[Any, Callable[[Any], Any]] = {
+    int: operator.index,
+    float: float,
+    str: _text,
+    bytes: bytes,
+    dict: partial(json.dumps, default=str),
+    Array: lambda values: values,  # encoded in the writer's thread
+}
+
+
+def make_row(table: str, values: Mapping[str, Any]) -> Row:
+    """Values as SQLite takes them, by the table's declaration. Raises ValueError for what doesn't fit it."""
+    kinds, row = TABLES[table], {}
+    for name, value in values.items():
+        if name not in kinds:
+            raise ValueError(f"unknown column {name!r} of {table}; known: {', '.join(kinds)}")
+        try:
+            row[name] = None if value is None else _CONVERT[kinds[name]](value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name!r} of {table}: {error}") from error
+    return row
+
+
+def rows_of(metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> list[tuple[str, Row]]:
+    """(table, row) for each row that an `update` makes; the module's docstring says which. Raises ValueError."""
+    unknown = metrics.keys() - UPDATE_KEYS
+    if unknown or metrics.get("step") is None:
+        problem = f"unknown: {', '.join(sorted(unknown))}" if unknown else "no step"
+        raise ValueError(f"metrics: {problem}; known keys: {', '.join(sorted(UPDATE_KEYS))}")
+    key = {"step": metrics["step"], "rank": metrics.get("rank") or 0}
+    rows = []
+    if metrics.get("loss") is not None:
+        rows.append(("steps", make_row("steps", key | {k: v for k, v in metrics.items() if k in STEP})))
+    if metrics.get("token_ids") is not None:
+        rows.append(("documents", make_row("documents", key | {k: v for k, v in metrics.items() if k in DOCUMENT})))
+    if input_text or output_text or metrics.get("prompt") is not None or metrics.get("error") is not None:
+        sample = {k: v for k, v in metrics.items() if k in SAMPLE}
+        rows.append(
+            ("text_samples", make_row("text_samples", key | sample | {"input": input_text, "output": output_text}))
+        )
+    if not rows:
+        raise ValueError(f"metrics of step {metrics['step']}: no loss, no token_ids and no text: nothing to record")
+    return rows
+
+
+def create_statements() -> str:
+    """The SQL that makes an empty store."""
+    tables = []
+    for table, kinds in TABLES.items():
+        columns = ", ".join(f"{name} {_SQL[kind]}" for name, kind in kinds.items())
+        tables.append(f"CREATE TABLE {table} ({columns}, {_CONSTRAINTS[table]};")
+    return f"{' '.join(tables)} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
+
+
+def insert(db: sqlite3.Connection, table: str, row: Row) -> None:
+    """Add a row of `make_row`; arrays become blobs here."""
+    kinds = TABLES[table]
+    values = [encode_array(v) if kinds[k] is Array and v is not None else v for k, v in row.items()]
+    db.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", values)
+
+
+def update_run(db: sqlite3.Connection, row: Row) -> None:
+    """Replace columns of the one row of `run`."""
+    db.execute(f"UPDATE run SET {', '.join(f'{name} = ?' for name in row)}", list(row.values()))
