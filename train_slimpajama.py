@@ -5,31 +5,26 @@ inside the functions, so that a mistake on the command line is answered before s
 """
 
 import dataclasses
-import platform
-import shutil
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.arguments import VERSION, Arguments, parse_arguments
+from trainer.arguments import Arguments, parse_arguments
 from trainer.config import FIELDS, TrainingConfig, check_files, refuse_ranks
-from trainer.errors import RunError, UserError
+from trainer.errors import MachineError, RunError, UserError
 
 if TYPE_CHECKING:
     import torch
 
     from trainer.documents import DocumentStream
     from trainer.run_folder import Folders, RunFolder
-    from trainer.sources import DataSource
     from trainer.step import TrainingStep
     from trainer.tokenizer import Tokenizer
     from trainer.trainer import Trainer
+    from viz.visualizer import TrainingVisualizer
 
 COMMAND = "python train_slimpajama.py"
-LIBRARIES = ("torch", "numpy", "datasets", "sentencepiece", "zstandard", "matplotlib")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,68 +83,119 @@ def resume(arguments: Arguments) -> int:
         run.release()
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a run is made of, before it is joined."""
+
+    arguments: Arguments
+    config: TrainingConfig
+    run: "RunFolder"
+    state: Mapping[str, Any] | None
+    """Of the checkpoint to go on from; None for a new run."""
+    documents: "DocumentStream"
+    tokenizer: "Tokenizer"
+    step: "TrainingStep"
+
+
 def _train(arguments: Arguments, config: TrainingConfig, run: "RunFolder", state: Mapping[str, Any] | None) -> int:
-    """Make the parts, say what will happen, train, say what happened. `state`: of the checkpoint to go on from."""
-    from trainer.checkpoint import CheckpointManager
+    """Make the parts, say what will happen, train, say what happened."""
+    from trainer.signals import StopSignals
+
+    parts = _make_parts(arguments, config, run, state)
+    opening = _opening(parts)
+    if state is None:
+        run.begin(COMMAND + _folder_flags(arguments), print)
+    print("\n".join(opening), flush=True)
+    with StopSignals() as stop:  # from here on Ctrl-C is a stop that saves
+        trainer = _join(parts, stop.is_set)
+        outcome = trainer.train()
+        print("\n".join(_closing(parts, trainer, outcome)), flush=True)
+    return stop.exit_code if outcome == "interrupted" else 0
+
+
+def _make_parts(
+    arguments: Arguments, config: TrainingConfig, run: "RunFolder", state: Mapping[str, Any] | None
+) -> Parts:
     from trainer.device import choose_device
     from trainer.model import LanguageModel
-    from trainer.progress import Progress
-    from trainer.samples import SampleStream
-    from trainer.signals import StopSignals
+    from trainer.samples import usable_texts
     from trainer.step import TrainingStep
-    from trainer.trainer import Trainer
-    from viz.visualizer import TrainingVisualizer
 
     device = choose_device(config.device)
     config, dtype = _settle(config, device)
     documents = _open_documents(config, state)
     tokenizer = _tokenizer(config, documents, state)
+    if state is None and next(usable_texts(documents), None) is None:
+        raise UserError(f"--dataset {config.dataset} holds no document that can be trained on")
     model = LanguageModel(config.shape, tokenizer.vocab_size, seed=config.seed)
     if config.pretrained_checkpoint is not None and state is None:
         model.load_checkpoint(_pretrained_path(config))
     step = TrainingStep(
         model.to(device), dtype=dtype, max_seq_length=config.max_seq_length, compile=bool(config.compile)
     )
-    first_step = state["step"] if state is not None else 0
-    opening = _opening(config, run, documents.source, tokenizer, step, first_step)
-    if state is None:
-        run.begin(COMMAND + _folder_flags(arguments), print)
-    print("\n".join(opening), flush=True)
+    return Parts(arguments, config, run, state, documents, tokenizer, step)
 
-    stop, progress = StopSignals(), Progress(config.num_steps)
-    viz = TrainingVisualizer(
-        run.viz,
-        _record_of_run(config, run, documents.source, tokenizer, device),
-        resume_from=None if state is None else first_step,
-        say=progress.say,
-    )
-    samples = SampleStream(
-        dataclasses.replace(documents, on_event=lambda kind, detail: trainer.note(kind, detail)),
-        tokenizer,
-        config.max_seq_length,
-        hold_out=not documents.source.has_validation,
-        should_stop=stop.is_set,
-        state=None if state is None else state["samples"],
-    )
+
+def _join(parts: Parts, should_stop: Callable[[], bool]) -> "Trainer":
+    """The trainer of these parts; a resumed one stands where its state was saved."""
+    from trainer.checkpoint import CheckpointManager
+    from trainer.progress import Progress
+    from trainer.provenance import changes
+    from trainer.samples import SampleStream
+    from trainer.trainer import Trainer
+
+    progress, source, state = Progress(parts.config.num_steps), parts.documents.source, parts.state
     trainer = Trainer(
-        config,
-        model=model,
-        tokenizer=tokenizer,
-        samples=samples,
-        step=step,
-        viz=viz,
-        checkpoints=CheckpointManager(run.checkpoints),
+        parts.config,
+        model=parts.step.model,
+        tokenizer=parts.tokenizer,
+        samples=SampleStream(
+            dataclasses.replace(parts.documents, on_event=lambda kind, detail: trainer.note(kind, detail)),
+            parts.tokenizer,
+            parts.config.max_seq_length,
+            hold_out=not source.has_validation,
+            should_stop=should_stop,
+            state=None if state is None else state["samples"],
+        ),
+        step=parts.step,
+        viz=_visualizer(parts, progress.say),
+        checkpoints=CheckpointManager(parts.run.checkpoints),
         progress=progress,
-        identity={"run_id": run.run_id, "source": _source_record(documents.source)},
-        should_stop=stop.is_set,
+        identity={
+            "run_id": parts.run.run_id,
+            "source": {"name": source.name, "revision": source.revision, "note": source.note},
+        },
+        should_stop=should_stop,
     )
     if state is not None:
         trainer.load_state_dict(state)
-        viz.record_event(first_step, "resume", _changes(config, state))
-    with stop:
-        outcome = trainer.train()
-    print("\n".join(_closing(arguments, trainer, run, outcome)), flush=True)
-    return stop.exit_code if outcome == "interrupted" else 0
+        trainer.viz.record_event(state["step"], "resume", changes(state["config"], parts.config, state["step"]))
+    return trainer
+
+
+def _visualizer(parts: Parts, say: Callable[[str], None]) -> "TrainingVisualizer":
+    """The record: a new one, or that of the resumed run from its step on."""
+    from trainer.provenance import describe_run
+    from viz.visualizer import TrainingVisualizer
+
+    store = parts.run.viz / "run.db"
+    resume_from = parts.state["step"] if parts.state is not None else None
+    if resume_from is not None and not store.exists():
+        say(f"{store} is gone: the record begins again at step {resume_from:,}")
+        resume_from = None
+    about = describe_run(
+        parts.config,
+        source=parts.documents.source,
+        tokenizer=parts.tokenizer,
+        device=parts.step.device,
+        program=Path(__file__).resolve().parent,
+    )
+    try:
+        return TrainingVisualizer(
+            parts.run.viz, {"run_id": parts.run.run_id, **about}, resume_from=resume_from, say=say
+        )
+    except (OSError, ValueError) as error:
+        raise MachineError(f"{store} can't be opened: {error}") from error
 
 
 def _settle(config: TrainingConfig, device: "torch.device") -> tuple[TrainingConfig, "torch.dtype"]:
@@ -238,106 +284,48 @@ def _pretrained_path(config: TrainingConfig) -> Path:
     return newest
 
 
-def _source_record(source: "DataSource") -> dict[str, Any]:
-    """What a checkpoint keeps of its data: enough to open the very same documents again."""
-    return {"name": source.name, "revision": source.revision, "note": source.note}
-
-
-def _record_of_run(
-    config: TrainingConfig, run: "RunFolder", source: "DataSource", tokenizer: "Tokenizer", device: "torch.device"
-) -> dict[str, Any]:
-    """What the store keeps of a run beside its rows."""
-    import torch
-
-    from trainer.device import describe_device
-
-    parameters = config.shape.parameters(tokenizer.vocab_size)
-    libraries = {name: version(name) for name in LIBRARIES}
-    return {
-        "run_id": run.run_id,
-        "config": config.to_dict(),
-        "versions": {"train_slimpajama": VERSION, "python": platform.python_version(), **libraries},
-        "git_commit": _git_commit(),
-        "device": f"{describe_device(device)}, {torch.get_num_threads()} CPU threads",
-        "dtype": config.dtype,
-        "model": f"{config.model_size} {parameters / 1e6:.1f} M",
-        "parameters": parameters,
-        "source": source.name,
-        "revision": source.revision,
-        "note": source.note,
-        "tokenizer": tokenizer.model_bytes,
-        "tokenizer_hash": tokenizer.sha256,
-        "vocab_size": tokenizer.vocab_size,
-    }
-
-
-def _git_commit() -> str:
-    """The commit of this program, or nothing where it did not come by git."""
-    here = Path(__file__).resolve().parent
-    if shutil.which("git") is None or not (here / ".git").exists():
-        return ""
-    found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
-
-
-def _opening(
-    config: TrainingConfig,
-    run: "RunFolder",
-    source: "DataSource",
-    tokenizer: "Tokenizer",
-    step: "TrainingStep",
-    first: int,
-) -> list[str]:
+def _opening(parts: Parts) -> list[str]:
     """The opening lines. Raises `MachineError` when the disk is too small for what the run will write."""
     from trainer.briefing import opening_lines
     from trainer.run_folder import bytes_needed, check_disk
 
+    config, run = parts.config, parts.run
+    first = parts.state["step"] if parts.state is not None else 0
     documents = config.num_steps - first
-    needed = bytes_needed(config.shape.parameters(tokenizer.vocab_size), config, first)
+    needed = bytes_needed(config.shape.parameters(parts.tokenizer.vocab_size), config, first)
     return opening_lines(
         config,
-        source=source,
-        tokenizer=tokenizer,
-        device=step.device,
+        source=parts.documents.source,
+        tokenizer=parts.tokenizer,
+        device=parts.step.device,
         viz=run.viz,
         documents=documents,
-        seconds=documents * step.trial_seconds(config.max_seq_length - 1),
+        seconds=documents * parts.step.trial_seconds(config.max_seq_length - 1),
         needed=needed,
         free=check_disk(run.viz, needed),
     )
 
 
-def _closing(arguments: Arguments, trainer: "Trainer", run: "RunFolder", outcome: str) -> list[str]:
+def _closing(parts: Parts, trainer: "Trainer", outcome: str) -> list[str]:
+    """The closing lines."""
     from trainer.briefing import closing_lines
 
     endings = {
         "done": "Done",
         "interrupted": "Stopped",
-        "documents ended": f"The documents ended before step {trainer.config.num_steps:,}",
+        "documents ended": f"The documents ended before step {parts.config.num_steps:,}",
     }
     checkpoint = trainer.checkpoints.path(trainer.global_step)
-    again = f"{_resume_command(arguments)}" if checkpoint.exists() else COMMAND
+    again = _resume_command(parts.arguments) if checkpoint.exists() else COMMAND
     return closing_lines(
         endings[outcome],
         tally=trainer.tally,
         counts=trainer.samples.state_dict(),
         texts=trainer.recent_texts(),
-        viz=run.viz,
+        viz=parts.run.viz,
         checkpoint=checkpoint if checkpoint.exists() else None,
-        go_on=f"{again} --steps {2 * trainer.config.num_steps}" if outcome == "done" else again,
+        go_on=f"{again} --steps {2 * parts.config.num_steps}" if outcome == "done" else again,
     )
-
-
-def _changes(config: TrainingConfig, state: Mapping[str, Any]) -> str:
-    """The detail of a resume event: what differs from the run before, and whether that keeps it exact."""
-    old, new = state["config"], config.to_dict()
-    changed = [key for key in FIELDS if old.get(key) != new[key] and not key.endswith("_dir")]
-    detail = f"after {state['step']} documents"
-    if changed:
-        detail += "; " + ", ".join(f"{key} {old.get(key)} → {new[key]}" for key in changed)
-    if any(FIELDS[key].metadata.get("typed") for key in changed):
-        detail += "; no longer exact"
-    return detail
 
 
 def _root(arguments: Arguments) -> "Folders":

@@ -68,7 +68,7 @@ def closing_lines(
     checkpoint: Path | None,
     go_on: str,
 ) -> list[str]:
-    """Five lines: documents; loss and bits per byte; speed; files; the commands that come next.
+    """Five lines, or one where nothing was trained: documents; loss and bits per byte; speed; files; what comes next.
 
     Args:
         tally: the run's running numbers.
@@ -76,6 +76,8 @@ def closing_lines(
         texts: what the documents of `tally.bits_per_byte()` say, as far as they were read.
         go_on: the command that continues the run.
     """
+    if not tally.documents:
+        return [f"{ending}: no document was trained on"]
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts["skipped"].items()))
     first, last, window = tally.first_and_last()
     bits, number = tally.bits_per_byte()

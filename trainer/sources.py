@@ -205,7 +205,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = str(error).split("Example of usage")[0]
+    text = re.sub(r"\[Errno -?\d+\] ", "", str(error).split("Example of usage")[0])
     return " ".join(text.split())[:200].rstrip(" .")
 
 

@@ -212,8 +212,9 @@ class StoreWriter:
 class StoreReader:
     """A store opened to be read, also while it is written. Holds no lock between calls. Close it, or use `with`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         """Raises FileNotFoundError, or ValueError for a file that is no run store or one of a newer version."""
+        path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, "no run store there", str(path))
         # as_uri quotes what a URI would read as its own (`?`, `#`, `%`).

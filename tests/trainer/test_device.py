@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.device import choose_device, choose_dtype, describe_device, has_native_bf16, why_not_compile
+from trainer.errors import UserError
+
+
+def test_auto_is_a_device_that_works() -> None:
+    device = choose_device("auto")
+    assert (torch.ones(2, device=device) + 1).sum().item() == 4
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "mps"])
+def test_a_device_that_is_not_there_is_one_line(name: str) -> None:
+    if name == "mps" and torch.backends.mps.is_available():
+        assert choose_device(name).type == "mps"
+        return
+    with pytest.raises(UserError, match=f"--device {name}: .*--device cpu"):
+        choose_device(name)
+
+
+def test_bf16_is_taken_where_it_is_native_or_asked_for() -> None:
+    cpu = torch.device("cpu")
+    assert choose_dtype("auto", cpu) == (torch.bfloat16 if has_native_bf16(cpu) else torch.float32)
+    assert choose_dtype("bf16", cpu) == torch.bfloat16
+    assert choose_dtype("fp32", cpu) == torch.float32
+    about = Path("/proc/cpuinfo")
+    if about.exists() and "flags" in (flags := about.read_text()):
+        assert has_native_bf16(cpu) == ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+def test_words() -> None:
+    assert describe_device(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+
+
+def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_not_compile(torch.device("cuda:0")) == ""
+    monkeypatch.setenv("PATH", "")
+    assert "compiler" in why_not_compile(torch.device("cpu"))

@@ -1,0 +1,176 @@
+"""The loop, with a list in place of a visualizer: what it needs of one is the protocol in `trainer/records.py`."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import make_texts
+from trainer.checkpoint import CheckpointManager
+from trainer.config import TrainingConfig
+from trainer.errors import MachineError, SourceUnreachable
+from trainer.model import LanguageModel
+from trainer.progress import Progress
+from trainer.records import Cursor, Document, Origin
+from trainer.samples import SampleStream
+from trainer.step import TrainingStep
+from trainer.tokenizer import Tokenizer
+from trainer.trainer import Trainer
+
+
+class Notebook:
+    """A visualizer that writes down what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.full_after = math.inf
+
+    def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
+        if "loss" in metrics and metrics["step"] >= self.full_after:
+            raise OSError(28, "No space left on device")
+        self.calls.append(("update", dict(metrics), input_text, output_text))
+
+    def record_event(self, step: int, kind: str, detail: str) -> None:
+        self.calls.append(("event", step, kind, detail))
+
+    def generate_charts(self, step: int) -> None:
+        self.calls.append(("charts", step))
+
+    def save_metrics_json(self) -> None:
+        self.calls.append(("json",))
+
+    def flush(self) -> None:
+        self.calls.append(("flush",))
+
+    def rewind(self, step: int) -> None:
+        self.calls.append(("rewind", step))
+
+    def close(self, outcome: str = "done") -> None:
+        self.calls.append(("close", outcome))
+
+    def of(self, kind: str) -> list[tuple[Any, ...]]:
+        return [call[1:] for call in self.calls if call[0] == kind]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(make_texts(50), vocab_size=400)
+
+
+def documents(count: int, error: Exception | None = None) -> Iterator[Document]:
+    for row, text in enumerate(make_texts(count)):
+        yield Document(text, "here", Origin("file", row), Cursor(row=row + 1))
+    if error is not None:
+        raise error
+
+
+def make_trainer(tokenizer: Tokenizer, folder: Path, source: Iterator[Document], **settings: Any) -> Trainer:
+    config = TrainingConfig(**{"model_size": "tiny", "max_seq_length": 32, "warmup_steps": 5, **settings})
+    model = LanguageModel(config.shape, tokenizer.vocab_size)
+    import torch
+
+    return Trainer(
+        config,
+        model=model,
+        tokenizer=tokenizer,
+        samples=SampleStream(source, tokenizer, 32, hold_out=False, should_stop=lambda: False),
+        step=TrainingStep(model, dtype=torch.float32, max_seq_length=32),
+        viz=Notebook(),
+        checkpoints=CheckpointManager(folder),
+        progress=Progress(config.num_steps),
+    )
+
+
+def notebook(trainer: Trainer) -> Notebook:
+    assert isinstance(trainer.viz, Notebook)
+    return trainer.viz
+
+
+def test_each_thing_happens_when_it_is_due(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    intervals = {"viz_interval": 4, "checkpoint_interval": 3, "display_samples": 5}
+    trainer = make_trainer(tokenizer, tmp_path, documents(20), num_steps=10, prompt=("Document",), **intervals)
+    assert trainer.train() == "done"
+    viz = notebook(trainer)
+    assert viz.of("charts") == [(4,), (8,), (10,)]
+    assert [step for step, kind, _ in viz.of("event") if kind == "checkpoint"] == [3, 6, 9, 10]
+    written = [(call[0]["step"], call[0]["prompt"]) for call in viz.of("update") if "prompt" in call[0]]
+    assert [step for step, _ in written] == [0, 0, 5, 5]
+    assert [prompt for _, prompt in written][1::2] == ["Document"] * 2
+    assert [call[0]["step"] for call in viz.of("update") if "loss" in call[0]] == list(range(10))
+    assert viz.calls[-1] == ("close", "done")
+    assert trainer.global_step == 10 and len(trainer.step_times) == 10
+
+
+def test_rows_are_on_disk_before_a_checkpoint_has_its_name(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, documents(9), num_steps=6, checkpoint_interval=3)
+    seen: list[list[str]] = []
+    flush = trainer.viz.flush
+    trainer.viz.flush = lambda: (seen.append([path.name for path in tmp_path.glob("*.bin")]), flush())[1]  # type: ignore[method-assign]
+    trainer.train()
+    assert seen == [[], ["checkpoint_step_3.bin"]]
+
+
+def test_what_a_step_records(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, documents(3), num_steps=3)
+    trainer.train()
+    metrics = notebook(trainer).of("update")[1][0]
+    assert metrics["step"] == 1 and metrics["row"] == 1 and metrics["source"] == "here"
+    assert metrics["token_ids"] == tokenizer.EncodeAsIds(make_texts(3)[1])[:32]
+    assert metrics["tokens"] == 31 == len(metrics["token_losses"]) == len(metrics["token_ranks"])
+    assert metrics["loss"] == pytest.approx(metrics["token_losses"].mean(), rel=1e-5)
+    assert metrics["throughput"] == pytest.approx(31 / metrics["seconds"])
+    assert metrics["learning_rate"] == pytest.approx(0.001 / 5)
+
+
+def test_the_public_face(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, documents(1), num_steps=10, warmup_steps=1000)
+    ids = tokenizer.EncodeAsIds(make_texts(1)[0])[:20]
+    loss, accuracy = trainer.train_step(ids[:-1], ids[1:])
+    assert isinstance(loss, float) and 0 <= accuracy <= 1 and loss == pytest.approx(math.log(400), abs=0.5)
+    assert trainer.train_step(ids[:-1], ids[1:])[0] < loss
+    assert trainer.global_step == 0
+    assert [trainer.get_learning_rate(step) for step in (0, 100, 1000, 5000)] == pytest.approx([1e-6, 1e-4, 1e-3, 1e-3])
+    assert trainer.format_time(2268) == "37.8m"
+    for inputs, targets in (([1, 2], [3, 4]), ([], []), (list(range(40)), list(range(1, 41)))):
+        with pytest.raises(ValueError):
+            trainer.train_step(inputs, targets)
+
+
+def test_a_generation_that_fails_is_said_and_stands_for_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, documents(2), num_steps=1)
+    import torch
+
+    with torch.no_grad():
+        trainer.model.model.norm.weight.fill_(math.nan)
+    trainer.train()
+    metrics, given, written = notebook(trainer).of("update")[0]
+    assert "not finite" in metrics["error"] and written == "" and given
+    assert next(kind for _, kind, _ in notebook(trainer).of("event")) == "skipped update"
+
+
+def test_a_source_that_fails_ends_the_run_with_everything_saved(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, documents(7, SourceUnreachable("gone")), num_steps=20)
+    with pytest.raises(SourceUnreachable, match="gone"):
+        trainer.train()
+    assert (tmp_path / "checkpoint_step_7.bin").exists()
+    assert notebook(trainer).calls[-1] == ("close", "gone")
+    assert ("charts", 7) in notebook(trainer).calls
+
+
+def test_a_store_that_is_full_is_the_machines_failure(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, documents(9), num_steps=9, checkpoint_interval=2)
+    notebook(trainer).full_after = 5
+    with pytest.raises(MachineError, match="No space left") as caught:
+        trainer.train()
+    assert caught.value.exit_code == 5
+    assert (tmp_path / "checkpoint_step_4.bin").exists()
+
+
+def test_a_defect_saves_no_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, documents(7, ZeroDivisionError("ours")), num_steps=20)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert not list(tmp_path.glob("*.bin"))
+    assert notebook(trainer).calls[-1] == ("close", "defect")

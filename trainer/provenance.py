@@ -1,0 +1,66 @@
+"""Where a run comes from: what the store keeps of it beside its rows, and what a resume changed."""
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.arguments import VERSION
+from trainer.config import FIELDS, TrainingConfig
+from trainer.device import describe_device
+from trainer.sources import DataSource
+from trainer.tokenizer import Tokenizer
+
+_LIBRARIES = ("torch", "numpy", "datasets", "sentencepiece", "zstandard", "matplotlib")
+
+
+def describe_run(
+    config: TrainingConfig, *, source: DataSource, tokenizer: Tokenizer, device: torch.device, program: Path
+) -> dict[str, Any]:
+    """Settings, versions, device, data and tokenizer, by the names that `viz/store.py` knows.
+
+    Args:
+        program: the folder of this program, whose git commit is kept.
+    """
+    parameters = config.shape.parameters(tokenizer.vocab_size)
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return {
+        "config": config.to_dict(),
+        "versions": {"train_slimpajama": VERSION, "python": platform.python_version(), **libraries},
+        "git_commit": _git_commit(program),
+        "device": describe_device(device),
+        "dtype": config.dtype,
+        "model": f"{config.model_size} {parameters / 1e6:.1f} M",
+        "parameters": parameters,
+        "source": source.name,
+        "revision": source.revision,
+        "note": source.note,
+        "tokenizer": tokenizer.model_bytes,
+        "tokenizer_hash": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+    }
+
+
+def changes(old: Mapping[str, Any], config: TrainingConfig, step: int) -> str:
+    """The detail of a resume: what differs from the run's settings before, and whether that keeps it exact."""
+    new = config.to_dict()
+    changed = [key for key in FIELDS if old.get(key) != new[key] and not key.endswith("_dir")]
+    detail = f"after {step} documents"
+    if changed:
+        detail += "; " + ", ".join(f"{key} {old.get(key)} → {new[key]}" for key in changed)
+    if any(FIELDS[key].metadata.get("typed") for key in changed):
+        detail += "; no longer exact"
+    return detail
+
+
+def _git_commit(folder: Path) -> str:
+    """The commit that is checked out in `folder`, or nothing where it did not come by git."""
+    if shutil.which("git") is None or not (folder / ".git").exists():
+        return ""
+    found = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
