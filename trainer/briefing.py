@@ -82,7 +82,7 @@ def closing_lines(
     first, last, window = tally.first_and_last()
     bits, number = tally.bits_per_byte()
     speed, waited = tally.speed()
-    write = f"   |   python -m trainer.generate {checkpoint} --prompt TEXT" if checkpoint else ""
+    write = f"; to let it write: python -m trainer.generate {checkpoint} --prompt TEXT" if checkpoint else ""
     return [
         f"{ending}: {tally.documents:,} documents trained ({tally.tokens:,} tokens), "
         f"{counts['held_out']:,} held out for evaluation, skipped: {skipped or 'none'}",
@@ -91,7 +91,7 @@ def closing_lines(
         f"{speed:,.1f} tokens/s in {format_time(tally.seconds)}, {waited:.1%} of it waiting for documents",
         f"Files: in {viz}/ training_latest.png, metrics_history.json, text_samples.json, run.json, run.db"
         + (f"; {checkpoint}" if checkpoint else "; no checkpoint"),
-        f"Next: {go_on}{write}",
+        f"To go on: {go_on}{write}",
     ]
 
 
