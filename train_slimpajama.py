@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from trainer.documents import DocumentStream
+    from trainer.evaluator import Evaluator
+    from trainer.model import LanguageModel
     from trainer.run_folder import Folders, RunFolder
     from trainer.step import TrainingStep
     from trainer.tokenizer import Tokenizer
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from viz.visualizer import TrainingVisualizer
 
 COMMAND = "python train_slimpajama.py"
+EVALUATION_DOCUMENTS = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,6 +98,7 @@ class Parts:
     documents: "DocumentStream"
     tokenizer: "Tokenizer"
     step: "TrainingStep"
+    evaluator: "Evaluator | None"
 
 
 def _train(arguments: Arguments, config: TrainingConfig, run: "RunFolder", state: Mapping[str, Any] | None) -> int:
@@ -133,7 +137,8 @@ def _make_parts(
     step = TrainingStep(
         model.to(device), dtype=dtype, max_seq_length=config.max_seq_length, compile=bool(config.compile)
     )
-    return Parts(arguments, config, run, state, documents, tokenizer, step)
+    evaluator = _evaluator(config, documents, tokenizer, model)
+    return Parts(arguments, config, run, state, documents, tokenizer, step, evaluator)
 
 
 def _join(parts: Parts, should_stop: Callable[[], bool]) -> "Trainer":
@@ -161,6 +166,7 @@ def _join(parts: Parts, should_stop: Callable[[], bool]) -> "Trainer":
         viz=_visualizer(parts, progress.say),
         checkpoints=CheckpointManager(parts.run.checkpoints),
         progress=progress,
+        evaluator=parts.evaluator,
         identity={
             "run_id": parts.run.run_id,
             "source": {"name": source.name, "revision": source.revision, "note": source.note},
@@ -171,6 +177,27 @@ def _join(parts: Parts, should_stop: Callable[[], bool]) -> "Trainer":
         trainer.load_state_dict(state)
         trainer.viz.record_event(state["step"], "resume", changes(state["config"], parts.config, state["step"]))
     return trainer
+
+
+def _evaluator(
+    config: TrainingConfig, documents: "DocumentStream", tokenizer: "Tokenizer", model: "LanguageModel"
+) -> "Evaluator | None":
+    """What judges the model on held-out documents: a source's own validation split, else what training leaves out."""
+    from trainer.evaluator import Evaluator
+    from trainer.records import Cursor
+    from trainer.samples import held_out_samples
+    from trainer.sources import resolve_source
+
+    if config.evaluation_interval is None:
+        return None
+    source, own_split = documents.source, documents.source.has_validation
+    if own_split:
+        source = resolve_source(source.name, config=source.config, split="validation", revision=source.revision)
+    documents = dataclasses.replace(documents, source=source, cursor=Cursor(), repeat=False)
+    samples = held_out_samples(documents, tokenizer, config.max_seq_length, EVALUATION_DOCUMENTS, own_split=own_split)
+    if not samples:
+        raise UserError(f"--evaluation-interval: {source.name} has no document to hold out (one in 100 is)")
+    return Evaluator(model, {"validation": samples})
 
 
 def _visualizer(parts: Parts, say: Callable[[str], None]) -> "TrainingVisualizer":

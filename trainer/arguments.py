@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         else:
             choices = setting.metadata.get("choices")
             metavar = setting.metadata.get("metavar") or ("|".join(choices) if choices else "N")
-            kind = wanted if wanted in (int, float) else str
+            kind = next((number for number in (int, float) if wanted in (number, number | None)), str)
             parser.add_argument(flag, dest=name, type=kind, metavar=metavar, help=text)
     parser.add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
     parser.add_argument("--out", metavar="DIR", help="write to DIR/training_viz and DIR/checkpoints")

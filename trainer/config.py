@@ -67,6 +67,12 @@ class TrainingConfig:
     display_samples: int = _setting(
         50, "let the model write at each step divisible by N, step 0 included", "--display-samples", minimum=1
     )
+    evaluation_interval: int | None = _setting(
+        None,
+        "measure the loss on held-out documents each time N more documents are done (default: never)",
+        "--evaluation-interval",
+        minimum=1,
+    )
     checkpoint_interval: int = _setting(
         2000, "a checkpoint each time N more documents are done", "--checkpoint-interval", minimum=1
     )

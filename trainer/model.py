@@ -31,6 +31,10 @@ class LanguageModel(nn.Module):
         self.rotary = RotaryTables(shape, length=1024)
         self.initialize(seed)
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
     def initialize(self, seed: int) -> None:
         """Draw new weights: norms are ones, all else is normal(0, 0.02), in the order of `parameters()`.
 

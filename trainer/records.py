@@ -91,6 +91,22 @@ class StepResult:
     """False when the gradient was not finite: then weights and moments are as before."""
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one look at a held-out split measured."""
+
+    split: str
+    loss: float
+    """Mean over all its predictions, nats per token."""
+    accuracy: float
+    """Share of all its predictions, 0...1."""
+    tokens: int
+    """Predictions."""
+    bytes: int
+    """UTF-8 bytes that they spell."""
+    seconds: float
+
+
 class Visualizer(Protocol):
     """Who keeps the record. `viz.visualizer.TrainingVisualizer` is one; a list in a test is another."""
 
@@ -98,7 +114,10 @@ class Visualizer(Protocol):
         """Record one step, or one generation; `viz/store.py` documents the keys of `metrics`."""
 
     def record_event(self, step: int, kind: str, detail: str) -> None:
-        """Keep what happened (a checkpoint, a resume, a retry) for good. `step`: documents finished by then."""
+        """Keep what happened (a checkpoint, a resume, a retry) for good. `step`: the document then in hand, or next."""
+
+    def record_evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record an evaluation after document `step`: the fields of an `Evaluation`."""
 
     def generate_charts(self, step: int) -> None:
         """Draw the run as of `step` finished documents. Returns at once."""

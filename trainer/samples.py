@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from trainer.errors import UserError
@@ -47,9 +48,34 @@ def usable_texts(documents: Iterable[Document]) -> Iterator[str]:
             yield str(document.text)
 
 
+def hash_text(text: str) -> bytes:
+    """SHA-256 of the text in UTF-8."""
+    return hashlib.sha256(text.encode()).digest()
+
+
 def is_held_out(text_hash: bytes) -> bool:
     """One document in 100, chosen by the hash of its text, so that it is the same one in every run and every epoch."""
     return int.from_bytes(text_hash[:8], "big") % HOLD_OUT_ONE_IN == 0
+
+
+def held_out_samples(
+    documents: Iterable[Document], tokenizer: Tokenizer, max_seq_length: int, count: int, *, own_split: bool
+) -> list[Sample]:
+    """The first `count` samples that training never sees.
+
+    Args:
+        documents: the training documents from their first, of which one in 100 is held out.
+        own_split: they are a split of their own instead, all of it held out.
+    """
+    held_out = (
+        document
+        for document in documents
+        if not why_unusable(document) and (own_split or is_held_out(hash_text(str(document.text))))
+    )
+    stream = SampleStream(held_out, tokenizer, max_seq_length, hold_out=False, should_stop=lambda: False, ahead=count)
+    samples = list(islice(stream, count))
+    stream.close()
+    return samples
 
 
 class SampleStream:
@@ -146,8 +172,7 @@ class SampleStream:
             counts.skipped[reason] += 1
             return None, reason
         text = str(document.text)
-        encoded = text.encode()
-        text_hash = hashlib.sha256(encoded).digest()
+        text_hash = hash_text(text)
         if self._hold_out and is_held_out(text_hash):
             counts.held_out += 1
             return None, ""
@@ -160,7 +185,7 @@ class SampleStream:
             document=document,
             ids=ids,
             text_hash=text_hash,
-            document_bytes=len(encoded),
+            document_bytes=len(text.encode()),
             predicted_bytes=int(self._tokenizer.piece_bytes[ids[1:]].sum()),
             stream_state=counts.state_dict(document.cursor),
         ), ""

@@ -50,7 +50,7 @@ class TrainingStep:
         self.model = model
         self.lengths = padded_lengths(max_seq_length)
         self._objective = objective or NextToken()
-        self.device = next(model.parameters()).device
+        self.device = model.device
         self._names = [name for name, _ in model.named_parameters()]
         self._weights: list[torch.Tensor] = list(model.parameters())
         self._masters = self._weights

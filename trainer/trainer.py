@@ -9,6 +9,7 @@ from typing import Any
 from trainer.checkpoint import CheckpointManager
 from trainer.config import TrainingConfig
 from trainer.errors import MachineError, RunError
+from trainer.evaluator import Evaluator
 from trainer.model import LanguageModel
 from trainer.progress import Progress
 from trainer.records import Sample, StepResult, Visualizer
@@ -49,6 +50,7 @@ class Trainer:
         viz: Visualizer,
         checkpoints: CheckpointManager,
         progress: Progress,
+        evaluator: Evaluator | None = None,
         identity: Mapping[str, Any] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -65,6 +67,7 @@ class Trainer:
         self.viz = viz
         self.checkpoints = checkpoints
         self.progress = progress
+        self.evaluator = evaluator
         self.tally = Tally()
         self.global_step = 0
         self.start_time = time.monotonic()
@@ -115,6 +118,8 @@ class Trainer:
             if self.due(self.global_step, self.config.viz_interval):
                 self.viz.generate_charts(self.global_step)
                 self.viz.save_metrics_json()
+            if self.should_evaluate():
+                self.evaluate()
             if self.due(self.global_step, self.config.checkpoint_interval):
                 self.save_checkpoint()
             if self.should_terminate():
@@ -154,6 +159,22 @@ class Trainer:
     @staticmethod
     def due(count: int, interval: int) -> bool:
         return count % interval == 0
+
+    def should_evaluate(self) -> bool:
+        interval = self.config.evaluation_interval
+        return self.evaluator is not None and interval is not None and self.due(self.global_step, interval)
+
+    def evaluate(self) -> None:
+        """Measure every held-out split, say it and keep it under the document last trained on."""
+        if self.evaluator is None:
+            return
+        for split in self.evaluator.splits:
+            found = self.evaluator.measure(split)
+            self.viz.record_evaluation(self.global_step - 1, dataclasses.asdict(found))
+            self.progress.say(
+                f"After {self.global_step:,} documents: loss {found.loss:.4f}, accuracy {found.accuracy:.1%} "
+                f"on {found.tokens:,} held-out predictions ({split})"
+            )
 
     def should_terminate(self) -> bool:
         return self.global_step >= self.config.num_steps or self._should_stop()

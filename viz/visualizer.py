@@ -76,6 +76,10 @@ class TrainingVisualizer:
         """Keep something that happened for good: no rewind removes it."""
         self._store.add("events", {"time": time.time(), "step": step, "kind": kind, "detail": detail})
 
+    def record_evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record an evaluation after document `step`. `values`: the other columns of the table `evaluations`."""
+        self._store.add("evaluations", {"step": step, **values})
+
     def generate_charts(self, step: int) -> None:
         """Have the run drawn as of `step` finished documents. Returns at once."""
         self._store.after_commit(lambda: self._drawing.ask({"chart": step}))

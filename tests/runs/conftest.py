@@ -11,24 +11,10 @@ import train_slimpajama
 
 Train = Callable[..., int]
 
-SMALL = [
-    "--model-size",
-    "tiny",
-    "--max-seq-length",
-    "48",
-    "--vocab-size",
-    "400",
-    "--dtype",
-    "fp32",
-    "--device",
-    "cpu",
-    "--warmup-steps",
-    "10",
-    "--viz-interval",
-    "1000",
-    "--display-samples",
-    "1000",
-]
+SMALL = (
+    "--model-size tiny --max-seq-length 48 --vocab-size 400 --dtype fp32 --device cpu "
+    "--warmup-steps 10 --viz-interval 1000 --display-samples 1000"
+).split()
 
 
 @pytest.fixture

@@ -146,18 +146,7 @@ def _has_tmux() -> bool:
 
 
 def test_auto_falls_back_loudly_and_says_it_everywhere(tmp_path: Path, run_command: Run) -> None:
-    flags = [
-        "--model-size",
-        "tiny",
-        "--max-seq-length",
-        "32",
-        "--vocab-size",
-        "400",
-        "--steps",
-        "3",
-        "--warmup-steps",
-        "1",
-    ]
+    flags = "--model-size tiny --max-seq-length 32 --vocab-size 400 --steps 3 --warmup-steps 1".split()
     since = time.monotonic()
     done = run_command(*flags, cwd=tmp_path)
     assert time.monotonic() - since < 40
@@ -226,19 +215,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_store_of_a_running_run_can_be_read(tmp_path: Path, corpus: Path) -> None:
-    flags = [
-        "--model-size",
-        "tiny",
-        "--max-seq-length",
-        "48",
-        "--vocab-size",
-        "400",
-        "--dtype",
-        "fp32",
-        "--steps",
-        "100000",
-        "--repeat",
-    ]
+    flags = "--model-size tiny --max-seq-length 48 --vocab-size 400 --dtype fp32 --steps 100000 --repeat".split()
     process = subprocess.Popen(
         [sys.executable, PROJECT / "train_slimpajama.py", *flags, "--dataset", corpus],
         cwd=tmp_path,

@@ -24,18 +24,7 @@ def test_golden_losses_and_the_one_file_reference(train: Train, corpus: Path, tm
 
     tokenizer = tmp_path / "tokenizer.model"
     tokenizer.write_bytes(table(tmp_path / "training_viz", "SELECT tokenizer FROM run")[0][0])
-    flags = [
-        "--steps",
-        "20",
-        "--model-size",
-        "tiny",
-        "--max-seq-length",
-        "48",
-        "--warmup-steps",
-        "10",
-        "--learning-rate",
-        "0.003",
-    ]
+    flags = "--steps 20 --model-size tiny --max-seq-length 48 --warmup-steps 10 --learning-rate 0.003".split()
     reference = subprocess.run(
         [sys.executable, PROJECT / "scripts" / "onefile_train.py", corpus, "--tokenizer", tokenizer, *flags],
         capture_output=True,

@@ -8,42 +8,26 @@ import pytest
 from tests.runs.conftest import DOCUMENTS, STEPS, Train, table
 
 
-def test_charts_samples_and_checkpoints_change_no_bit(train: Train, tmp_path: Path) -> None:
+def test_charts_samples_evaluation_and_checkpoints_change_no_bit(train: Train, tmp_path: Path) -> None:
     assert train("--steps", 12, "--out", "blind", "--no-checkpoint") == 0
-    looking = [
-        "--viz-interval",
-        "3",
-        "--display-samples",
-        "2",
-        "--checkpoint-interval",
-        "4",
-        "--prompt",
-        "Document",
-        "--prompt",
-        "other",
-    ]
+    looking = (
+        "--viz-interval 3 --display-samples 2 --checkpoint-interval 4 --prompt Document "
+        "--prompt other --evaluation-interval 3"
+    ).split()
     assert train("--steps", 12, "--out", "looking", *looking) == 0
     blind, looked = tmp_path / "blind" / "training_viz", tmp_path / "looking" / "training_viz"
     assert len(table(blind, STEPS)) == 12
     assert table(blind, STEPS) == table(looked, STEPS)
     assert table(blind, DOCUMENTS) == table(looked, DOCUMENTS)
+    assert table(looked, "SELECT step, split, tokens > 0 FROM evaluations") == [
+        (step, "validation", 1) for step in (2, 5, 8, 11)
+    ]
 
 
 def test_flags_reach_what_they_name(train: Train, tmp_path: Path, corpus: Path) -> None:
     renamed = tmp_path / "renamed.jsonl"
     renamed.write_text(corpus.read_text().replace('"text"', '"content"'))
-    flags = [
-        "--text-column",
-        "content",
-        "--viz-interval",
-        "4",
-        "--display-samples",
-        "3",
-        "--checkpoint-interval",
-        "4",
-        "--seed",
-        "5",
-    ]
+    flags = "--text-column content --viz-interval 4 --display-samples 3 --checkpoint-interval 4 --seed 5".split()
     assert train("--dataset", renamed, "--steps", 10, *flags, "--prompt", "Document 7", "--viz-dir", "v") == 0
     viz = tmp_path / "v"
     assert {path.name for path in viz.glob("training_*.png")} == {

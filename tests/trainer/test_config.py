@@ -14,6 +14,7 @@ TYPED = {
     "max_seq_length": ("64", 64),
     "viz_interval": ("3", 3),
     "display_samples": ("4", 4),
+    "evaluation_interval": ("6", 6),
     "checkpoint_interval": ("5", 5),
     "dataset": ("a.jsonl", "a.jsonl"),
     "dataset_config": ("en", "en"),

@@ -35,6 +35,9 @@ class Notebook:
     def record_event(self, step: int, kind: str, detail: str) -> None:
         self.calls.append(("event", step, kind, detail))
 
+    def record_evaluation(self, step: int, values: Mapping[str, Any]) -> None:
+        self.calls.append(("evaluation", step, dict(values)))
+
     def generate_charts(self, step: int) -> None:
         self.calls.append(("charts", step))
 
