@@ -41,13 +41,17 @@ def run_command() -> Run:
     """Run `python train_slimpajama.py …` in a folder of its own, without a network, and wait for it."""
 
     def run(
-        *arguments: object, cwd: Path, check: int | None = 0, module: str | None = None
+        *arguments: object,
+        cwd: Path,
+        check: int | None = 0,
+        module: str | None = None,
+        environment: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         start = [sys.executable, "-m", module] if module else [sys.executable, str(PROJECT / "train_slimpajama.py")]
         done = subprocess.run(
             [*start, *map(str, arguments)],
             cwd=cwd,
-            env=command_environment(),
+            env={**command_environment(), **(environment or {})},
             capture_output=True,
             text=True,
             timeout=300,
