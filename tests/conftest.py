@@ -54,7 +54,7 @@ def run_command() -> Run:
             env={**command_environment(), **(environment or {})},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,  # a machine that others use too
             stdin=subprocess.DEVNULL,
             check=False,
         )

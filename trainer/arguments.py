@@ -70,13 +70,15 @@ class Arguments:
             UserError: a value out of bounds, or one that a resumed run can't change; both values are named.
         """
         preset = TEST_PRESET if self.test else {}
-        if resumed is not None:
-            self._refuse_changes(resumed)
-        known = {key: value for key, value in (resumed or {}).items() if key in FIELDS}
-        return TrainingConfig(**{**preset, **known, **self.from_file, **self.typed})
-
-    def _refuse_changes(self, resumed: Mapping[str, Any]) -> None:
         asked = {**self.from_file, **self.typed}
+        if resumed is not None:
+            # A run has decided what was left open: `auto` means what it decided.
+            asked = {key: value for key, value in asked.items() if value != FIELDS[key].metadata.get("undecided", ...)}
+            self._refuse_changes(asked, resumed)
+        known = {key: value for key, value in (resumed or {}).items() if key in FIELDS}
+        return TrainingConfig(**{**preset, **known, **asked})
+
+    def _refuse_changes(self, asked: Mapping[str, Any], resumed: Mapping[str, Any]) -> None:
         for key, value in asked.items():
             options, old = FIELDS[key].metadata, resumed.get(key)
             if value == old or (key == "dataset" and value in resumed.get("dataset_names", ())):

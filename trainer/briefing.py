@@ -1,6 +1,7 @@
 """The words before a run and after it: what will happen, and what did."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,10 @@ import zstandard
 
 from trainer.config import TrainingConfig
 from trainer.device import describe_device
+from trainer.schedule import warmup_then_constant
 from trainer.sources import DataSource
 from trainer.tally import Tally, format_time
 from trainer.tokenizer import Tokenizer
-
-GIGA = 1e9
 
 
 def opening_lines(
@@ -27,14 +27,13 @@ def opening_lines(
     documents: int,
     seconds: float,
     needed: int,
-    free: int,
 ) -> list[str]:
     """Data and tokenizer; model and device; time and disk; where to look. A fifth line where the warm-up is too long.
 
     Args:
         documents: how many are still to be trained on.
         seconds: that they will take, estimated.
-        needed: bytes that they will take at most; `free`: bytes there are.
+        needed: bytes that they will take at most.
     """
     parameters = config.shape.parameters(tokenizer.vocab_size)
     where = f"{source.name} ({source.note})" if source.note else source.name
@@ -46,11 +45,11 @@ def opening_lines(
         f"Model: {config.model_size}, {parameters / 1e6:.1f} M parameters, on {describe_device(device)} in "
         f"{config.dtype}{compiled}{advice}",
         f"This run: {documents:,} documents, about {format_time(seconds)} by a trial pass, "
-        f"at most {needed / GIGA:.2f} GB on disk ({free / GIGA:.0f} GB free)",
+        f"at most {needed / 1e9:.2f} GB on disk",
         f"Watch {viz / 'training_latest.png'}; every document is kept in {viz / 'run.db'}; Ctrl-C saves and stops",
     ]
     if config.warmup_steps > config.num_steps / 2:
-        reached = min(1.0, (config.num_steps - 1) / config.warmup_steps) * config.initial_learning_rate
+        reached = warmup_then_constant(config.num_steps - 1, config.initial_learning_rate, config.warmup_steps)
         lines.append(
             f"The warm-up ({config.warmup_steps:,} steps) is longer than half of this run, which ends at learning rate "
             f"{reached:.1e}: choose --warmup-steps"
@@ -66,7 +65,7 @@ def closing_lines(
     texts: Sequence[str],
     viz: Path,
     checkpoint: Path | None,
-    go_on: str,
+    go_on: str | None,
 ) -> list[str]:
     """Five lines, or one where nothing was trained: documents; loss and bits per byte; speed; files; what comes next.
 
@@ -74,7 +73,7 @@ def closing_lines(
         tally: the run's running numbers.
         counts: the state of the `SampleStream`: `held_out` and `skipped`.
         texts: what the documents of `tally.bits_per_byte()` say, as far as they were read.
-        go_on: the command that continues the run.
+        go_on: the command that continues the run, if one can.
     """
     if not tally.documents:
         return [f"{ending}: no document was trained on"]
@@ -82,7 +81,7 @@ def closing_lines(
     first, last, window = tally.first_and_last()
     bits, number = tally.bits_per_byte()
     speed, waited = tally.speed()
-    write = f"; to let it write: python -m trainer.generate {checkpoint} --prompt TEXT" if checkpoint else ""
+    generate = f"python -m trainer.generate {shlex.quote(str(checkpoint))} --prompt TEXT"
     return [
         f"{ending}: {tally.documents:,} documents trained ({tally.tokens:,} tokens), "
         f"{counts['held_out']:,} held out for evaluation, skipped: {skipped or 'none'}",
@@ -91,7 +90,9 @@ def closing_lines(
         f"{speed:,.1f} tokens/s in {format_time(tally.seconds)}, {waited:.1%} of it waiting for documents",
         f"Files: in {viz}/ training_latest.png, metrics_history.json, text_samples.json, run.json, run.db"
         + (f"; {checkpoint}" if checkpoint else "; no checkpoint"),
-        f"To go on: {go_on}{write}",
+        f"To go on: {go_on}; to let it write: {generate}"
+        if go_on
+        else "To go on: not possible, no checkpoint was written",
     ]
 
 

@@ -122,8 +122,9 @@ class TrainingConfig:
         "--dtype",
         choices=("auto", "fp32", "bf16"),
         typed=True,
+        undecided="auto",
     )
-    compile: bool | None = _setting(None, "compile the step (default: no)", "--compile", fixed=True)
+    compile: bool | None = _setting(None, "compile the step (default: no)", "--compile", fixed=True, undecided=None)
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps", "--device", metavar="DEVICE")
     pretrained_checkpoint: str | None = _setting(
         None,
@@ -206,8 +207,12 @@ def check_value(setting: "dataclasses.Field[Any]", value: Any) -> None:
         raise UserError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {value!r}")
     if isinstance(value, str) and setting.name != "prompt" and not value.strip():
         raise UserError(f"{name} must not be empty")
-    if setting.name == "prompt" and not all(text.strip() for text in value):
-        raise UserError("--prompt must not be empty")
+    if setting.name == "prompt":
+        for text in value:
+            if not text.strip():
+                raise UserError("--prompt must not be empty")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError("--prompt is not valid UTF-8")
 
 
 def refuse_ranks(environment: Mapping[str, str] = os.environ) -> None:
@@ -220,8 +225,16 @@ def refuse_ranks(environment: Mapping[str, str] = os.environ) -> None:
             )
 
 
-def check_files(config: TrainingConfig) -> None:
-    """Raise `UserError` for a file that a setting names and that is not there."""
+def check_combinations(config: TrainingConfig) -> None:
+    """Raise `UserError` for settings that can't be together, and for a file that one names and that is not there."""
+    hub_only = {"dataset_config": None, "dataset_split": "train", "dataset_revision": None}
+    for name, default in hub_only.items():
+        if config.dataset in ("auto", "python-library") and getattr(config, name) != default:
+            raise UserError(
+                f"{FIELDS[name].metadata['flag']} {getattr(config, name)} is for a Hub dataset: name it with --dataset"
+            )
+    if config.tokenizer is not None and config.pretrained_checkpoint is not None:
+        raise UserError("--tokenizer and --pretrained-checkpoint both bring a tokenizer: keep one")
     if config.tokenizer is not None and not Path(config.tokenizer).is_file():
         raise UserError(f"--tokenizer {config.tokenizer}: no such file")
     if config.pretrained_checkpoint is not None and not Path(config.pretrained_checkpoint).exists():

@@ -1,5 +1,6 @@
 """Which device and dtype really work here: found out by trying, not by asking the build."""
 
+import re
 import shutil
 import sysconfig
 from pathlib import Path
@@ -15,6 +16,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: the named device is not there, or fails at its first operation.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise UserError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {name!r}")
     if name == "auto":
         for candidate in ("cuda", "mps"):
             if not _fault(candidate):
@@ -68,6 +71,20 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return str(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed. On a CPU torch says so by a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def prepare_compiler(device: torch.device, graphs: int) -> None:
+    """Set torch up, for the whole process, to compile up to `graphs` static graphs of one function, reproducibly."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * graphs)
+    if device.type == "cpu":
+        # The compiled backward of the embedding adds with atomics: two runs would differ in the last bits.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module property
 
 
 def why_not_compile(device: torch.device) -> str:

@@ -130,7 +130,7 @@ class LanguageModel(nn.Module):
         Raises:
             UserError: no such file, not a checkpoint, damaged, or of another shape. The weights are then as before.
         """
-        self._take_weights(read_state(path), str(path))
+        self.take_weights(read_state(path), str(path))
 
     @classmethod
     def from_checkpoint(cls, source: str | Path | Mapping[str, Any]) -> "LanguageModel":
@@ -144,10 +144,11 @@ class LanguageModel(nn.Module):
             model = cls(ModelShape(**state["shape"]), state["vocab_size"])
         except (KeyError, TypeError) as error:
             raise UserError(f"{name} does not say what shape its model has ({error})") from None
-        model._take_weights(state, name)
+        model.take_weights(state, name)
         return model
 
-    def _take_weights(self, state: Mapping[str, Any], name: str) -> None:
+    def take_weights(self, state: Mapping[str, Any], name: str) -> None:
+        """Take over the weights of a state that was read. Raises `UserError` naming both shapes if they do not fit."""
         theirs = {"vocab_size": state.get("vocab_size"), **(state.get("shape") or {})}
         ours = {"vocab_size": self.vocab_size, **dataclasses.asdict(self.shape)}
         differences = [

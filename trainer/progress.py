@@ -1,5 +1,6 @@
 """What the terminal shows while a run lasts: the bar, or plain lines."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -7,6 +8,14 @@ from typing import Any
 from tqdm import tqdm
 
 from trainer.tally import Tally, format_time
+
+
+def say(line: str) -> None:
+    """Print a line. A reader that went away (`| head`) ends the talking, not the run."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:
@@ -50,10 +59,10 @@ class Progress:
     def say(self, line: str) -> None:
         """A line above the bar."""
         if self._bar is not None:
-            tqdm.write(line)
-            sys.stdout.flush()
-        else:
-            print(line, flush=True)
+            self._bar.clear()
+        say(line)
+        if self._bar is not None:
+            self._bar.refresh()
 
     def close(self) -> None:
         if self._bar is not None:

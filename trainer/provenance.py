@@ -46,16 +46,20 @@ def describe_run(
     }
 
 
-def changes(old: Mapping[str, Any], config: TrainingConfig, step: int) -> str:
-    """The detail of a resume: what differs from the run's settings before, and whether that keeps it exact."""
-    new = config.to_dict()
+def kernels(device: torch.device) -> dict[str, Any]:
+    """What, beside the settings, decides the last bits of a step: kept with each checkpoint."""
+    return {"torch": torch.__version__, "device": describe_device(device), "threads": torch.get_num_threads()}
+
+
+def changes(state: Mapping[str, Any], config: TrainingConfig, device: torch.device) -> tuple[str, bool]:
+    """What differs from the run as it was saved in `state`, in words, and whether it goes on exactly."""
+    old, new = state["config"], config.to_dict()
     changed = [key for key in FIELDS if old.get(key) != new[key] and not key.endswith("_dir")]
-    detail = f"after {step} documents"
-    if changed:
-        detail += "; " + ", ".join(f"{key} {old.get(key)} → {new[key]}" for key in changed)
-    if any(FIELDS[key].metadata.get("typed") for key in changed):
-        detail += "; no longer exact"
-    return detail
+    words = [f"{key} {old.get(key)} → {new[key]}" for key in changed]
+    here = kernels(device)
+    inexact = [f"{key} {state['kernels'][key]} → {here[key]}" for key in here if state["kernels"][key] != here[key]]
+    is_exact = not inexact and not any(FIELDS[key].metadata.get("typed") for key in changed)
+    return ", ".join(words + inexact), is_exact
 
 
 def _git_commit(folder: Path) -> str:

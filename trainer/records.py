@@ -128,8 +128,5 @@ class Visualizer(Protocol):
     def flush(self) -> None:
         """Return when all rows so far are on disk for good. Raises OSError when they can't be written."""
 
-    def rewind(self, step: int) -> None:
-        """Forget the rows from `step` on (never events)."""
-
     def close(self, outcome: str = "done") -> None:
         """Finish what was asked for: last chart, complete JSON files, one store file that says how the run ended."""

@@ -4,12 +4,11 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint import CheckpointManager, remove_unfinished
-from trainer.config import TrainingConfig
 from trainer.durable import FileLock, replace_file
 from trainer.errors import MachineError, UserError
 
@@ -20,9 +19,18 @@ _MARK = ".run"
 """The file in each folder that names its run and carries the lock."""
 
 
+def mark_of(folder: Path) -> dict[str, object]:
+    """What a folder says of the run in it: `run_id`, `test`, and where its two halves are (`viz`, `checkpoints`)."""
+    try:
+        content = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "run_id" in content else {}
+
+
 @dataclass(frozen=True)
 class Folders:
-    """The folder of the record and the folder of the checkpoints that belong together."""
+    """The folder of the record and the folder of the checkpoints of one run."""
 
     viz: Path
     checkpoints: Path
@@ -30,25 +38,21 @@ class Folders:
     def below(self, *names: str) -> "Folders":
         return Folders(self.viz.joinpath(*names), self.checkpoints.joinpath(*names))
 
-    def mark(self) -> dict[str, object]:
-        """What is known of the run that lives here: `run_id` and `test`, or nothing."""
-        for folder in (self.checkpoints, self.viz):
-            try:
-                content = json.loads((folder / _MARK).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            if isinstance(content, dict) and "run_id" in content:
-                return content
-        return {}
+    def is_test(self) -> bool:
+        """Whether a test run lives here."""
+        return (mark_of(self.checkpoints) or mark_of(self.viz)).get("test") is True
 
-    def files(self) -> list[tuple[Path, Path]]:
-        """(folder, file) of everything that the run here has written."""
-        return [
-            (folder, path)
-            for folder, patterns in ((self.viz, _RECORD_FILES), (self.checkpoints, _CHECKPOINT_FILES))
-            for pattern in patterns
-            for path in sorted(folder.glob(pattern))
-        ]
+    def has_files(self) -> bool:
+        return bool(_files(self.viz, _RECORD_FILES) or _files(self.checkpoints, _CHECKPOINT_FILES))
+
+    def paired(self) -> "Folders":
+        """These checkpoints and the record of the same run: elsewhere, if only one folder was named at its start."""
+        mark = mark_of(self.checkpoints)
+        if mark and mark_of(self.viz).get("run_id") != mark["run_id"]:
+            elsewhere = Path(str(mark.get("viz")))
+            if mark_of(elsewhere).get("run_id") == mark["run_id"]:
+                return Folders(elsewhere, self.checkpoints)
+        return self
 
 
 class RunFolder:
@@ -60,12 +64,13 @@ class RunFolder:
         Raises:
             UserError: a folder can't be written, or another process is writing there.
         """
-        self.folders = folders
         self.viz = folders.viz
         self.checkpoints = folders.checkpoints
         self.run_id = run_id
+        self._folders = folders
         self._test = test
-        _make(folders)
+        for folder in (folders.viz, folders.checkpoints):
+            _make(folder)
         self._locks = _lock(folders)
 
     def begin(self, command: str, say: Callable[[str], None]) -> None:
@@ -73,9 +78,9 @@ class RunFolder:
 
         Called when nothing can go wrong any more, so that a run that never starts moves nothing.
         """
-        if self.folders.files():
-            _archive(self.folders, command, say)
-        _write_marks(self.folders, self.run_id, self._test)
+        _archive(self._folders, command, say)
+        _write_mark(self.viz, self.run_id, self._test, self._folders)
+        _write_mark(self.checkpoints, self.run_id, self._test, self._folders)
 
     def release(self) -> None:
         for lock in self._locks:
@@ -88,7 +93,7 @@ def new_run(root: Folders, *, test: bool) -> RunFolder:
     Raises:
         UserError: a folder can't be written, or another process is writing there.
     """
-    if test and root.mark().get("test") is not True and root.files():
+    if test and not root.is_test() and root.has_files():
         root = root.below("test")
     run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     run = RunFolder(root, run_id, test=test)
@@ -97,18 +102,33 @@ def new_run(root: Folders, *, test: bool) -> RunFolder:
 
 
 def _archive(root: Folders, command: str, say: Callable[[str], None]) -> None:
-    old = root.mark()
-    old_id = str(old.get("run_id") or f"unnamed-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
-    earlier = root.below("earlier", old_id)
-    _make(earlier)
-    # The mark goes first: after a kill in the middle the archived part knows its name, and the rest follows next time.
-    _write_marks(earlier, old_id, old.get("test") is True)
-    for folder, path in root.files():
-        shutil.move(path, (earlier.viz if folder == root.viz else earlier.checkpoints) / path.name)
-    if CheckpointManager(earlier.checkpoints).all():
-        say(f"The run that was here moved to {earlier.viz}. To go on with it: {command} --resume {old_id}")
-    else:
-        say(f"The run that was here moved to {earlier.viz} (it has no checkpoint to resume from).")
+    """Move what is in the two folders; where they hold halves of two runs, each half to its own."""
+    halves = {"viz": (root.viz, _RECORD_FILES), "checkpoints": (root.checkpoints, _CHECKPOINT_FILES)}
+    moving: dict[str, list[str]] = {}
+    for name, (folder, patterns) in halves.items():
+        if _files(folder, patterns):
+            unnamed = f"unnamed-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+            moving.setdefault(str(mark_of(folder).get("run_id", unnamed)), []).append(name)
+    for run_id, names in moving.items():
+        mark = mark_of(halves[names[0]][0])
+        place = {name: Path(str(mark.get(name, folder))) for name, (folder, _) in halves.items()}
+        place |= {name: halves[name][0] / "earlier" / run_id for name in names}
+        earlier = Folders(place["viz"], place["checkpoints"])
+        for name in names:
+            _make(place[name])
+        # The marks go first: after a kill in the middle what has moved knows its name; the rest follows next time.
+        # A half that stays where it is learns where the other one is now.
+        for folder in place.values():
+            if folder.name == run_id or mark_of(folder).get("run_id") == run_id:
+                _write_mark(folder, run_id, mark.get("test") is True, earlier)
+        for name in names:
+            for path in _files(*halves[name]):
+                shutil.move(path, place[name] / path.name)
+        where = " and ".join(str(place[name]) for name in names)
+        if CheckpointManager(earlier.checkpoints).all():
+            say(f"The run that was here moved to {where}. To go on with it: {command} --resume {run_id}")
+        else:
+            say(f"The run that was here moved to {where} (it has no checkpoint to resume from).")
 
 
 def locate_run(root: Folders, wanted: str, *, test: bool) -> tuple[Folders, Path | None]:
@@ -116,27 +136,27 @@ def locate_run(root: Folders, wanted: str, *, test: bool) -> tuple[Folders, Path
 
     Args:
         wanted: "" for the newest run of the folder, a run id, or the path of a checkpoint.
+        test: look for a test run only.
 
     Raises:
         UserError: there is no such run.
     """
-    if test and root.mark().get("test") is not True and (root.below("test").viz / _MARK).exists():
+    if test and not root.is_test():
         root = root.below("test")
+        if not root.is_test():
+            raise UserError(f"nothing to resume: there is no test run in {root.viz.parent}")
     if not wanted:
-        return root, None
-    if root.mark().get("run_id") == wanted:
-        return root, None
-    for place in (root.below("earlier", wanted), root.below("test", "earlier", wanted)):
-        if place.mark().get("run_id") == wanted:
-            return place, None
-    if root.below("test").mark().get("run_id") == wanted:
-        return root.below("test"), None
+        return root.paired(), None
+    for place in (root, root.below("earlier", wanted), root.below("test"), root.below("test", "earlier", wanted)):
+        if mark_of(place.checkpoints).get("run_id") == wanted:
+            return place.paired(), None
+        mark = mark_of(place.viz)
+        if mark.get("run_id") == wanted:
+            return Folders(place.viz, Path(str(mark.get("checkpoints", place.checkpoints)))), None
     path = Path(wanted)
     if path.is_file():
-        mark = Folders(path.parent, path.parent).mark()
-        viz = Path(str(mark["viz"])) if "viz" in mark else root.viz
-        return Folders(viz if viz.is_dir() else root.viz, path.parent), path
-    known = [place.name for place in sorted((root.checkpoints / "earlier").glob("*/"))]
+        return Folders(root.viz, path.parent).paired(), path
+    known = [place.name for place in sorted((root.checkpoints / "earlier").glob("*/")) if mark_of(place)]
     here = f"runs here: {', '.join(known)}" if known else f"no earlier runs in {root.checkpoints}"
     raise UserError(f"--resume {wanted}: no run of that id and no such checkpoint file ({here})")
 
@@ -149,7 +169,7 @@ def resume_run(folders: Folders, chosen: Path | None, *, say: Callable[[str], No
     """
     if not folders.checkpoints.is_dir() or not CheckpointManager(folders.checkpoints).all():
         raise UserError(f"nothing to resume: no checkpoint in {folders.checkpoints}. Without --resume a new run starts")
-    mark = folders.mark()
+    mark = mark_of(folders.checkpoints)
     run = RunFolder(folders, str(mark.get("run_id", "unnamed")), test=mark.get("test") is True)
     remove_unfinished(folders.checkpoints)
     manager = CheckpointManager(folders.checkpoints)
@@ -174,38 +194,44 @@ def set_aside_newer(folders: RunFolder, step: int, say: Callable[[str], None]) -
     say(f"{len(newer)} newer checkpoints moved to {aside}")
 
 
-def bytes_needed(parameters: int, config: TrainingConfig, first_step: int) -> int:
-    """What the rest of a run will write, in bytes.
+def checkpoint_bytes(parameters: int, count: int) -> int:
+    """What `count` checkpoints take: 12 bytes a weight (fp32 weight and two moments)."""
+    return count * 12 * parameters
 
-    12 bytes a weight in each checkpoint (fp32 weight and two moments); 8 bytes a token and 200 a step in the store and
-    the JSON files, 200 kB a chart: measured upper bounds (`docs/decisions.md`).
+
+def record_bytes(steps: int, max_seq_length: int, charts: int) -> int:
+    """What the record takes at most: 8 bytes a token and 200 a step, 200 kB a chart (measured, `docs/decisions.md`)."""
+    return steps * (8 * max_seq_length + 200) + charts * 200_000
+
+
+def check_disk(needed: Mapping[Path, int]) -> None:
+    """Raise `MachineError` when a folder's disk has fewer bytes free than will be written there.
+
+    Args:
+        needed: existing folder → bytes; folders on the same disk are added up.
     """
-    steps = max(config.num_steps - first_step, 0)
-    checkpoints = (steps // config.checkpoint_interval + 1) if config.checkpoint else 0
-    charts = steps // config.viz_interval + 1
-    return checkpoints * 12 * parameters + steps * (8 * config.max_seq_length + 200) + charts * 200_000
+    for device in {folder.stat().st_dev for folder in needed}:
+        folders = [folder for folder in needed if folder.stat().st_dev == device]
+        total, free = sum(needed[folder] for folder in folders), shutil.disk_usage(folders[0]).free
+        if free < total:
+            raise MachineError(
+                f"{' and '.join(map(str, folders))}: this run will write up to {total / 1e9:.2f} GB and "
+                f"{free / 1e9:.2f} GB are free: make room, or choose another --out or a larger --checkpoint-interval"
+            )
 
 
-def check_disk(folder: Path, needed: int) -> int:
-    """The bytes that are free where `folder` is. Raises `MachineError` when they are fewer than `needed`."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise MachineError(
-            f"{folder}: this run will write about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
-            "make room, choose another --out, fewer --steps, a larger --checkpoint-interval or --viz-interval"
-        )
-    return free
+def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
-def _make(folders: Folders) -> None:
-    for folder in (folders.viz, folders.checkpoints):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".{secrets.token_hex(4)}.tmp"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UserError(f"{folder} can't be written ({error.strerror}): choose another with --out") from error
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{secrets.token_hex(4)}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder} can't be written ({error.strerror}): choose another with --out") from error
 
 
 def _lock(folders: Folders) -> list[FileLock]:
@@ -216,14 +242,14 @@ def _lock(folders: Folders) -> list[FileLock]:
         except BlockingIOError as error:
             for lock in locks:
                 lock.release()
-            holder = folders.mark()
+            holder = mark_of(folder).get("run_id", "that is just starting")
             raise UserError(
-                f"{folder} is in use by run {holder.get('run_id', '?')}: wait for it, stop it, or choose another --out"
+                f"{folder} is in use by run {holder}: wait for it, stop it, or choose another --out"
             ) from error
     return locks
 
 
-def _write_marks(folders: Folders, run_id: str, test: bool) -> None:
-    content = json.dumps({"run_id": run_id, "test": test, "viz": str(folders.viz.resolve())}).encode()
-    for folder in (folders.viz, folders.checkpoints):
-        replace_file(folder / _MARK, lambda file: (file.write(content), None)[1])
+def _write_mark(folder: Path, run_id: str, test: bool, folders: Folders) -> None:
+    where = {"viz": str(folders.viz.resolve()), "checkpoints": str(folders.checkpoints.resolve())}
+    content = json.dumps({"run_id": run_id, "test": test, **where}).encode()
+    replace_file(folder / _MARK, lambda file: (file.write(content), None)[1])

@@ -150,6 +150,7 @@ class SampleStream:
     def _read_ahead(self) -> None:
         counts = _Counts.from_state(self._state)
         cursor = Cursor(**self._state["cursor"])
+        last_epoch = cursor.epoch
         skips = _SkipsInARow()
         error: BaseException | None = None
         try:
@@ -157,8 +158,12 @@ class SampleStream:
                 cursor = document.cursor
                 sample, reason = self._prepare(document, counts)
                 skips.count(reason, document)
-                if sample is not None and not self._put(sample):
-                    return
+                if sample is not None:
+                    last_epoch = document.cursor.epoch
+                    if not self._put(sample):
+                        return
+                if document.cursor.epoch > last_epoch + 1:
+                    raise UserError("a whole round of the documents held none to train on")
                 if self._closed.is_set():
                     return
         except BaseException as caught:  # noqa: BLE001  # handed over, and raised where the sample would have been

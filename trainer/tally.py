@@ -109,6 +109,7 @@ class Tally:
             "averages": [average.state() for average in averages],
             "first": self._first,
             "last": list(self._last),
+            "texts": [list(text) for text in self._texts],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -117,6 +118,7 @@ class Tally:
         self.loss, self.accuracy, self._tokens, self._seconds = averages
         self._first = list(state["first"])
         self._last = deque(state["last"], maxlen=WINDOW)
+        self._texts = deque(((nats, count, ids) for nats, count, ids in state["texts"]), maxlen=WINDOW)
 
 
 def _mean(values: Sequence[float]) -> float:

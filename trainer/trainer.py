@@ -75,6 +75,7 @@ class Trainer:
         self._identity = dict(identity or {})
         self._should_stop = should_stop
         self._last_saved: int | None = None
+        self._skipped_updates = 0
         self._epoch: int = samples.state_dict()["cursor"]["epoch"]
         self._step_ended = self.start_time
 
@@ -90,19 +91,22 @@ class Trainer:
         outcome, failure = "", None
         try:
             outcome = self._loop()
+            self.save_checkpoint()
         except RunError as error:
             outcome, failure = str(error), error
+            self._save_after(error)
         except OSError as error:
-            failure = MachineError(f"{error}. What was saved before is whole: --resume goes on from there")
+            # The store or a checkpoint can't be written. A checkpoint needs its rows on disk first, so the attempt that
+            # just failed was the last one there is.
             outcome = str(error)
+            failure = MachineError(f"{error}. What was saved before is whole: --resume goes on from there")
         except BaseException:
             self._close("defect")  # no checkpoint: the state may be half of a step
             raise
         try:
-            self._save_all()
+            self._close(outcome)
         except OSError as error:
             failure = failure or MachineError(f"{error}. What was saved before is whole: --resume goes on from there")
-        self._close(outcome)
         if failure is not None:
             raise failure
         return outcome
@@ -183,7 +187,7 @@ class Trainer:
         """Let the model write: first from the document's own beginning, then from each prompt of the user."""
         input_ids = sample.input_ids
         length = min(PROMPT_TOKENS, len(input_ids))
-        reference = self.tokenizer.DecodeIds(sample.ids[length : max(GENERATION_LENGTH, length + 1)])
+        reference = self.tokenizer.DecodeIds(sample.ids[length:GENERATION_LENGTH])
         own = self._continue(input_ids[:length], GENERATION_LENGTH)
         shown = dataclasses.replace(own, input=self.tokenizer.DecodeIds(input_ids[:SHOWN_TOKENS]), reference=reference)
         asked = []
@@ -198,7 +202,7 @@ class Trainer:
         try:
             # A seed for each step: what is written depends on the weights alone, and no other generator is touched.
             ids = self.model.generate(prompt_ids, max_length, seed=self.config.seed + self.global_step)
-            output = self.tokenizer.DecodeIds(ids[len(prompt_ids) :][:SHOWN_TOKENS])
+            output = self.tokenizer.DecodeIds(ids[len(prompt_ids) :])
         except (RuntimeError, ValueError, FloatingPointError) as error:
             return Generation(prompt, prompt, "", error=str(error))
         return Generation(prompt, prompt, output)
@@ -236,8 +240,7 @@ class Trainer:
         for extra, given, written in texts[1:]:
             self.viz.update({"step": self.global_step, **extra}, given, written)
         if not result.updated:
-            where = f"{sample.document.origin.shard} row {sample.document.origin.row}"
-            self.note("skipped update", f"step {self.global_step}: the gradient is not finite, weights stay ({where})")
+            self._note_skipped_update(sample)
         self.tally.add(sample.ids, sample.predicted_bytes, result.loss, result.accuracy, seconds, waited)
         left = (self.config.num_steps - self.global_step - 1) * sum(self.step_times) / len(self.step_times)
         self.progress.show(self.global_step + 1, self.tally, learning_rate, left)
@@ -247,6 +250,15 @@ class Trainer:
         if epoch != self._epoch:
             self._epoch = epoch
             self.note("epoch", f"All documents were read: epoch {epoch + 1} begins at step {self.global_step:,}")
+
+    def _note_skipped_update(self, sample: Sample) -> None:
+        """An event each time; said the 1st, 10th, 100th … time, so that a diverged run can still be read."""
+        self._skipped_updates += 1
+        origin = sample.document.origin
+        detail = f"step {self.global_step}: the gradient is not finite, weights stay ({origin.shard} row {origin.row})"
+        self.viz.record_event(self.global_step, "skipped update", detail)
+        if set(str(self._skipped_updates)[1:]) <= {"0"} and str(self._skipped_updates)[0] == "1":
+            self.progress.say(detail if self._skipped_updates == 1 else f"{detail}, {self._skipped_updates:,} so far")
 
     @staticmethod
     def _sample_metrics(generation: Generation) -> tuple[dict[str, Any], str, str]:
@@ -264,7 +276,7 @@ class Trainer:
         Raises:
             OSError: rows or checkpoint could not be written.
         """
-        if not self.config.checkpoint or self._last_saved == self.global_step:
+        if not self.config.checkpoint or not self.global_step or self._last_saved == self.global_step:
             return
         self.viz.flush()
         path = self.checkpoints.save(self.global_step, self.state_dict())
@@ -296,13 +308,12 @@ class Trainer:
         self.tally.load_state_dict(state["tally"])
         self.global_step = self._last_saved = state["step"]
 
-    def _save_all(self) -> None:
-        if not self.global_step:
-            return
-        self.save_checkpoint()
-        if not self.due(self.global_step, self.config.viz_interval):
-            self.viz.generate_charts(self.global_step)
-        self.viz.save_metrics_json()
+    def _save_after(self, failure: RunError) -> None:
+        """Save what was trained before the source failed; when that fails too, the first failure is the one to tell."""
+        try:
+            self.save_checkpoint()
+        except OSError as error:
+            self.progress.say(f"{error}, after: {failure}")
 
     def _close(self, outcome: str) -> None:
         self.samples.close()

@@ -1,17 +1,18 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
 from trainer.checkpoint import CheckpointManager
-from trainer.config import TrainingConfig
 from trainer.errors import MachineError, UserError
 from trainer.run_folder import (
     Folders,
     RunFolder,
-    bytes_needed,
     check_disk,
+    checkpoint_bytes,
     locate_run,
     new_run,
+    record_bytes,
     resume_run,
     set_aside_newer,
 )
@@ -120,8 +121,44 @@ def test_a_folder_that_can_not_be_is_one_line(tmp_path: Path) -> None:
 
 
 def test_too_little_disk_is_said_with_both_numbers(tmp_path: Path) -> None:
-    assert check_disk(tmp_path, 1) > 0
-    with pytest.raises(MachineError, match="free"):
-        check_disk(tmp_path, 10**18)
-    few, many = (bytes_needed(10**6, TrainingConfig(checkpoint_interval=n), 0) for n in (5000, 1000))
-    assert many - few == 8 * 12 * 10**6  # eight more checkpoints of a million weights
+    (tmp_path / "other").mkdir()
+    check_disk({tmp_path: 1, tmp_path / "other": 1})
+    with pytest.raises(MachineError, match=r"1000000000\.00 GB and .* free"):
+        check_disk({tmp_path: 10**18})
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(MachineError):  # each would fit, both do not
+        check_disk({tmp_path: free * 2 // 3, tmp_path / "other": free * 2 // 3})
+    assert checkpoint_bytes(10**6, 3) == 36 * 10**6
+    assert record_bytes(1000, 256, 20) > 1000 * 256 * 8
+
+
+def test_runs_that_share_one_folder_are_found_again(tmp_path: Path) -> None:
+    """A second run with another record folder but the same checkpoint folder, and the other way round."""
+    shared = tmp_path / "shared"
+    for first, second in (
+        (Folders(tmp_path / "v1", shared / "a"), Folders(tmp_path / "v2", shared / "a")),
+        (Folders(shared / "b", tmp_path / "c1"), Folders(shared / "b", tmp_path / "c2")),
+    ):
+        said: list[str] = []
+        old = live_once(first)
+        new = live_once(second, said=said)
+        assert len(said) == 1 and f"--resume {old}" in said[0]
+        folders, _ = locate_run(second, old, test=False)
+        assert (folders.viz / "run.db").read_text() == old
+        assert CheckpointManager(folders.checkpoints).all()
+        assert (second.viz / "run.db").read_text() == new and CheckpointManager(second.checkpoints).all()
+        assert locate_run(second, "", test=False)[0] == second
+
+
+def test_a_copied_project_writes_to_the_copy(root: Folders, tmp_path: Path) -> None:
+    live_once(root)
+    shutil.copytree(root.viz, tmp_path / "copy" / "viz")
+    shutil.copytree(root.checkpoints, tmp_path / "copy" / "checkpoints")
+    copy = Folders(tmp_path / "copy" / "viz", tmp_path / "copy" / "checkpoints")
+    assert locate_run(copy, "", test=False)[0] == copy
+
+
+def test_a_test_run_is_not_resumed_as_the_real_one(root: Folders) -> None:
+    live_once(root)
+    with pytest.raises(UserError, match="no test run"):
+        locate_run(root, "", test=True)

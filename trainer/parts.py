@@ -1,0 +1,154 @@
+"""The parts of a run, made from what it is told: documents, tokenizer, model in its step, evaluator."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import python_library
+from trainer.checkpoint import CheckpointManager
+from trainer.config import FIELDS, TrainingConfig
+from trainer.device import choose_device, choose_dtype, has_native_bf16, why_not_compile
+from trainer.documents import DocumentStream, open_documents
+from trainer.errors import UserError
+from trainer.evaluator import Evaluator
+from trainer.model import LanguageModel
+from trainer.records import Cursor
+from trainer.samples import held_out_samples, usable_texts
+from trainer.sources import DataSource, embedded_source, resolve_source
+from trainer.state_file import read_state
+from trainer.step import TrainingStep
+from trainer.tokenizer import Tokenizer, collect_training_texts
+
+State = Mapping[str, Any]
+"""What a checkpoint holds."""
+EVALUATION_DOCUMENTS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a trainer is made of. The documents stand where training begins."""
+
+    config: TrainingConfig
+    """With everything decided that was left open."""
+    documents: DocumentStream
+    tokenizer: Tokenizer
+    step: TrainingStep
+    evaluator: Evaluator | None
+
+
+def make_parts(config: TrainingConfig, state: State | None, say: Callable[[str], None]) -> Parts:
+    """The parts of a new run, or those of the run that goes on from `state`.
+
+    Raises:
+        UserError: settings and files that do not go together.
+        SourceUnreachable: a named source, or that of the run that goes on, gives no document.
+    """
+    device = choose_device(config.device)
+    config, dtype = _decide(config, device, state, say)
+    documents = _open_documents(config, state, say)
+    weights, origin = (state, "the checkpoint") if state is not None else _pretrained(config, say)
+    tokenizer = _tokenizer(config, documents, weights)
+    if state is None and next(usable_texts(documents), None) is None:
+        raise UserError(f"--dataset {config.dataset} holds no document that can be trained on")
+    model = LanguageModel(config.shape, tokenizer.vocab_size, seed=config.seed)
+    if weights is not None:
+        model.take_weights(weights, origin)
+    step = TrainingStep(
+        model.to(device), dtype=dtype, max_seq_length=config.max_seq_length, compile=bool(config.compile)
+    )
+    return Parts(config, documents, tokenizer, step, _evaluator(config, documents, tokenizer, model))
+
+
+def _decide(
+    config: TrainingConfig, device: torch.device, state: State | None, say: Callable[[str], None]
+) -> tuple[TrainingConfig, torch.dtype]:
+    """What is decided once per run: dtype, whether the step is compiled, how many threads compute."""
+    if state is not None and state["kernels"]["threads"] <= (os.cpu_count() or 1):
+        torch.set_num_threads(state["kernels"]["threads"])
+    dtype = choose_dtype(config.dtype, device)
+    if dtype == torch.bfloat16 and not has_native_bf16(device):
+        say(f"bf16 is emulated on {device}, which is slower than fp32: --dtype fp32 is faster here")
+    compile = bool(config.compile)
+    if compile and (lacking := why_not_compile(device)):
+        say(f"--compile: {lacking}, so the step runs without it")
+        compile = False
+    name = "bf16" if dtype == torch.bfloat16 else "fp32"
+    return dataclasses.replace(config, dtype=name, compile=compile), dtype
+
+
+def _open_documents(config: TrainingConfig, state: State | None, say: Callable[[str], None]) -> DocumentStream:
+    """The stream: of a new run from its first document, of a resumed one from its cursor in the very same data."""
+
+    def embedded() -> DataSource:
+        library = python_library.prepare()
+        return embedded_source(library.shards, library.revision)
+
+    old = state["source"] if state is not None else None
+    documents = open_documents(
+        old["name"] if old else config.dataset,
+        embedded=embedded,
+        say=say,
+        config=config.dataset_config,
+        split=config.dataset_split,
+        revision=old["revision"] if old else config.dataset_revision,
+        text_column=config.text_column,
+        repeat=config.repeat,
+        cursor=Cursor(**state["samples"]["cursor"]) if state is not None else Cursor(),
+        max_stall=config.max_stall * 60,
+        on_event=lambda kind, detail: say(detail),
+    )
+    if old is None:
+        return documents
+    return dataclasses.replace(documents, source=dataclasses.replace(documents.source, note=old["note"]))
+
+
+def _pretrained(config: TrainingConfig, say: Callable[[str], None]) -> tuple[State | None, str]:
+    """The state that `--pretrained-checkpoint` names, and its path; None where a run starts from nothing."""
+    if config.pretrained_checkpoint is None:
+        return None, ""
+    path: Path | None = Path(config.pretrained_checkpoint)
+    if path is not None and path.is_dir():
+        path = CheckpointManager(path).newest_valid(lambda bad, why: say(f"{bad} is passed by: {why}"))
+    if path is None:
+        raise UserError(f"--pretrained-checkpoint {config.pretrained_checkpoint}: no checkpoint in this folder")
+    state = read_state(path)
+    if "tokenizer" not in state:
+        raise UserError(f"{path} holds no tokenizer, without which its weights mean nothing")
+    return state, str(path)
+
+
+def _tokenizer(config: TrainingConfig, documents: DocumentStream, weights: State | None) -> Tokenizer:
+    """The one that the weights were trained with; or the file named; or one trained on the first documents."""
+    if weights is not None:
+        found = Tokenizer.from_bytes(weights["tokenizer"])
+    elif config.tokenizer is not None:
+        found = Tokenizer.load(Path(config.tokenizer))
+    else:
+        return Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
+    is_asked_for = config.vocab_size != FIELDS["vocab_size"].default
+    if is_asked_for and (config.tokenizer or config.pretrained_checkpoint) and config.vocab_size != found.vocab_size:
+        raise UserError(
+            f"--vocab-size {config.vocab_size} is for a tokenizer that is trained here; this one has "
+            f"{found.vocab_size} pieces: leave it out"
+        )
+    return found
+
+
+def _evaluator(
+    config: TrainingConfig, documents: DocumentStream, tokenizer: Tokenizer, model: LanguageModel
+) -> Evaluator | None:
+    """What judges the model on held-out documents: a source's own validation split, else what training leaves out."""
+    if config.evaluation_interval is None:
+        return None
+    source, own_split = documents.source, documents.source.has_validation
+    if own_split:
+        source = resolve_source(source.name, config=source.config, split="validation", revision=source.revision)
+    documents = dataclasses.replace(documents, source=source, cursor=Cursor(), repeat=False)
+    samples = held_out_samples(documents, tokenizer, config.max_seq_length, EVALUATION_DOCUMENTS, own_split=own_split)
+    if not samples:
+        raise UserError(f"--evaluation-interval: {source.name} has no document to hold out (one in 100 is)")
+    return Evaluator(model, {"validation": samples})
