@@ -5,6 +5,7 @@ inside the functions, so that a mistake on the command line is answered before s
 """
 
 import dataclasses
+import io
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from trainer.trainer import Trainer
     from viz.visualizer import TrainingVisualizer
 
-COMMAND = "python train_slimpajama.py"
+COMMAND = f"python {shlex.quote(sys.argv[0] if sys.argv[0].endswith('train_slimpajama.py') else 'train_slimpajama.py')}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; the README lists them."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without `→` is no reason to fail
     try:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         refuse_ranks()
@@ -76,6 +79,8 @@ def resume(arguments: Arguments) -> int:
         state = read_state(path)
         if "config" not in state:
             raise UserError(f"{path} holds weights alone, no run to go on with: use --pretrained-checkpoint {path}")
+        if chosen is not None and "viz_dir" in arguments.typed and run.viz != _root(arguments).viz:
+            raise UserError(f"{path} is of the run in {run.viz}, which --out or --viz-dir would split: leave them out")
         _check_record(run, path, state)
         config = arguments.merge({**state["config"], "dataset_names": [state["source"]["name"]]})
         config = dataclasses.replace(config, viz_dir=str(run.viz), checkpoint_dir=str(run.checkpoints))
@@ -223,7 +228,7 @@ def _visualizer(
     try:
         return TrainingVisualizer(run.viz, {"run_id": run.run_id, **about}, resume_from=resume_from, say=say)
     except (OSError, ValueError) as error:
-        raise MachineError(f"{store} can't be opened: {error}") from error
+        raise MachineError(str(error)) from error
 
 
 def _opening(parts: "Parts", run: "RunFolder", first: int, needed: int) -> list[str]:
@@ -238,7 +243,7 @@ def _opening(parts: "Parts", run: "RunFolder", first: int, needed: int) -> list[
         device=parts.step.device,
         viz=run.viz,
         documents=documents,
-        seconds=documents * parts.step.trial_seconds(parts.config.max_seq_length - 1),
+        seconds=documents * parts.step.trial_seconds(parts.typical_predictions),
         needed=needed,
     )
 
@@ -252,6 +257,7 @@ def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome
         "interrupted": "Stopped",
         "documents ended": f"The documents ended before step {trainer.config.num_steps:,}",
     }
+    more = {"done": f" --steps {2 * trainer.config.num_steps}", "interrupted": "", "documents ended": " --repeat"}
     checkpoint = trainer.checkpoints.path(trainer.global_step)
     go_on = _resume_command(arguments, run, checkpoint) if checkpoint.exists() else None
     return closing_lines(
@@ -261,7 +267,7 @@ def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome
         texts=trainer.recent_texts(),
         viz=run.viz,
         checkpoint=checkpoint if checkpoint.exists() else None,
-        go_on=f"{go_on} --steps {2 * trainer.config.num_steps}" if go_on and outcome == "done" else go_on,
+        go_on=f"{go_on}{more[outcome]}" if go_on else None,
     )
 
 
@@ -276,17 +282,22 @@ def _root(arguments: Arguments) -> "Folders":
 def _folder_flags(arguments: Arguments) -> str:
     """What to type so that a later command finds the same folders."""
     root = _root(arguments)
-    flags = {"viz_dir": str(root.viz), "checkpoint_dir": str(root.checkpoints)}
-    return "".join(
-        f" {FIELDS[key].metadata['flag']} {shlex.quote(value)}"
-        for key, value in flags.items()
-        if value != FIELDS[key].default
-    )
+    out = root.viz.parent
+    if root.checkpoints == out / "checkpoints" and root.viz == out / "training_viz":
+        return "" if out == Path() else f" --out {shlex.quote(str(out))}"
+    return f" --viz-dir {shlex.quote(str(root.viz))} --checkpoint-dir {shlex.quote(str(root.checkpoints))}"
 
 
 def _resume_command(arguments: Arguments, run: "RunFolder", checkpoint: Path) -> str:
-    """What to type to go on from `checkpoint`: by the run's id where that was how it was named, else by the file."""
-    which = "" if not arguments.resume else run.run_id if arguments.resume == run.run_id else str(checkpoint)
+    """What to type to go on from `checkpoint`, the newest of its run: in the usual folder, or found by the run's id."""
+    from trainer.run_folder import Folders
+
+    root = _root(arguments)
+    usual = (root, root.below("test")) if arguments.test else (root,)
+    if Folders(run.viz, run.checkpoints) in usual:
+        which = ""
+    else:
+        which = run.run_id if run.run_id == arguments.resume else str(checkpoint)
     test = " --test" if arguments.test else ""
     return f"{COMMAND}{test}{_folder_flags(arguments)} --resume {shlex.quote(which) if which else ''}".rstrip()
 

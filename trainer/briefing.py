@@ -13,7 +13,7 @@ from trainer.config import TrainingConfig
 from trainer.device import describe_device
 from trainer.schedule import warmup_then_constant
 from trainer.sources import DataSource
-from trainer.tally import Tally, format_time
+from trainer.tally import Tally, format_bytes, format_time
 from trainer.tokenizer import Tokenizer
 
 
@@ -45,7 +45,7 @@ def opening_lines(
         f"Model: {config.model_size}, {parameters / 1e6:.1f} M parameters, on {describe_device(device)} in "
         f"{config.dtype}{compiled}{advice}",
         f"This run: {documents:,} documents, about {format_time(seconds)} by a trial pass, "
-        f"at most {needed / 1e9:.2f} GB on disk",
+        f"at most {format_bytes(needed)} on disk",
         f"Watch {viz / 'training_latest.png'}; every document is kept in {viz / 'run.db'}; Ctrl-C saves and stops",
     ]
     if config.warmup_steps > config.num_steps / 2:

@@ -59,7 +59,12 @@ class TrainingConfig:
         10000, "documents in all, also when resumed; one document is one step", "--steps", minimum=1
     )
     max_seq_length: int = _setting(
-        256, "a longer document is cut to N tokens (N-1 predictions)", "--max-seq-length", minimum=2, fixed=True
+        256,
+        "a longer document is cut to N tokens (N-1 predictions)",
+        "--max-seq-length",
+        minimum=2,
+        maximum=32_768,
+        fixed=True,
     )
     viz_interval: int = _setting(
         50, "a chart, and fresh JSON files, each time N more documents are done", "--viz-interval", minimum=1
@@ -166,7 +171,7 @@ TYPES: Mapping[str, Any] = types.MappingProxyType(typing.get_type_hints(Training
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
     """` (did you mean …?)`, or nothing where no known word comes close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

@@ -26,7 +26,9 @@ def generate(arguments: argparse.Namespace) -> None:
     """
     if not arguments.prompt:
         raise UserError("--prompt is empty: the model needs a text to go on from")
-    path = arguments.checkpoint or _newest_checkpoint(arguments.checkpoint_dir)
+    path = arguments.checkpoint or arguments.checkpoint_dir
+    if path.is_dir() or not arguments.checkpoint:
+        path = _newest_checkpoint(path)
     state = read_state(path)
     if not isinstance(state.get("tokenizer"), bytes):
         raise UserError(f"{path} holds weights but no tokenizer: name a checkpoint that a training run wrote")
@@ -75,7 +77,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(
         prog="python -m trainer.generate", description="Let a trained model go on from a text.", allow_abbrev=False
     )
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="file (default: the newest of --checkpoint-dir)")
+    parser.add_argument(
+        "checkpoint", nargs="?", type=Path, help="file or folder (default: the newest of --checkpoint-dir)"
+    )
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to go on from")
     parser.add_argument("--max-new-tokens", type=_whole_number(1), default=200, metavar="N", help="default: 200")
     parser.add_argument(

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trainer.tokenizer import Tokenizer, collect_training_texts
 State = Mapping[str, Any]
 """What a checkpoint holds."""
 EVALUATION_DOCUMENTS = 64
+TYPICAL_DOCUMENTS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Parts:
     tokenizer: Tokenizer
     step: TrainingStep
     evaluator: Evaluator | None
+    typical_predictions: int
+    """Of a document: of the first ones, or of those that the run has been trained on before."""
 
 
 def make_parts(config: TrainingConfig, state: State | None, say: Callable[[str], None]) -> Parts:
@@ -49,18 +53,24 @@ def make_parts(config: TrainingConfig, state: State | None, say: Callable[[str],
     """
     device = choose_device(config.device)
     config, dtype = _decide(config, device, state, say)
-    documents = _open_documents(config, state, say)
     weights, origin = (state, "the checkpoint") if state is not None else _pretrained(config, say)
-    tokenizer = _tokenizer(config, documents, weights)
-    if state is None and next(usable_texts(documents), None) is None:
-        raise UserError(f"--dataset {config.dataset} holds no document that can be trained on")
+    at_hand = _tokenizer_at_hand(config, weights)
+    documents = _open_documents(config, state, say)
+    tokenizer = at_hand or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
+    if state is None:
+        first = islice(usable_texts(documents), TYPICAL_DOCUMENTS)
+        lengths = [len(tokenizer.encode_prefix(text, config.max_seq_length)) - 1 for text in first]
+        typical = sum(lengths) / len(lengths)
+    else:
+        typical = state["tally"]["totals"][1] / state["tally"]["totals"][0]
     model = LanguageModel(config.shape, tokenizer.vocab_size, seed=config.seed)
     if weights is not None:
         model.take_weights(weights, origin)
     step = TrainingStep(
         model.to(device), dtype=dtype, max_seq_length=config.max_seq_length, compile=bool(config.compile)
     )
-    return Parts(config, documents, tokenizer, step, _evaluator(config, documents, tokenizer, model))
+    evaluator = _evaluator(config, documents, tokenizer, model)
+    return Parts(config, documents, tokenizer, step, evaluator, max(1, round(typical)))
 
 
 def _decide(
@@ -121,14 +131,14 @@ def _pretrained(config: TrainingConfig, say: Callable[[str], None]) -> tuple[Sta
     return state, str(path)
 
 
-def _tokenizer(config: TrainingConfig, documents: DocumentStream, weights: State | None) -> Tokenizer:
-    """The one that the weights were trained with; or the file named; or one trained on the first documents."""
+def _tokenizer_at_hand(config: TrainingConfig, weights: State | None) -> Tokenizer | None:
+    """The one that the weights were trained with, or the file named; None where one is to be trained."""
     if weights is not None:
         found = Tokenizer.from_bytes(weights["tokenizer"])
     elif config.tokenizer is not None:
         found = Tokenizer.load(Path(config.tokenizer))
     else:
-        return Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
+        return None
     is_asked_for = config.vocab_size != FIELDS["vocab_size"].default
     if is_asked_for and (config.tokenizer or config.pretrained_checkpoint) and config.vocab_size != found.vocab_size:
         raise UserError(

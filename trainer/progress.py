@@ -11,10 +11,10 @@ from trainer.tally import Tally, format_time
 
 
 def say(line: str) -> None:
-    """Print a line. A reader that went away (`| head`) ends the talking, not the run."""
+    """Print a line. A reader that went away (`| head`) or a full disk behind it ends the talking, not the run."""
     try:
         print(line, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

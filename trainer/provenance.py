@@ -48,7 +48,7 @@ def describe_run(
 
 def kernels(device: torch.device) -> dict[str, Any]:
     """What, beside the settings, decides the last bits of a step: kept with each checkpoint."""
-    return {"torch": torch.__version__, "device": describe_device(device), "threads": torch.get_num_threads()}
+    return {"torch": str(torch.__version__), "device": describe_device(device), "threads": torch.get_num_threads()}
 
 
 def changes(state: Mapping[str, Any], config: TrainingConfig, device: torch.device) -> tuple[str, bool]:

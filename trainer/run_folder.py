@@ -11,6 +11,7 @@ from pathlib import Path
 from trainer.checkpoint import CheckpointManager, remove_unfinished
 from trainer.durable import FileLock, replace_file
 from trainer.errors import MachineError, UserError
+from trainer.tally import format_bytes
 
 # What a run writes, and so what moves with it; anything else in the folders is not ours to touch.
 _RECORD_FILES = ("run.db", "run.db-*", "run.json", "metrics_history.json", "text_samples.json", "training_*.png")
@@ -191,7 +192,7 @@ def set_aside_newer(folders: RunFolder, step: int, say: Callable[[str], None]) -
         digest = path.with_name(f"{path.name}.sha256")
         if digest.exists():
             shutil.move(digest, aside / digest.name)
-    say(f"{len(newer)} newer checkpoints moved to {aside}")
+    say(f"What was newer moved to {aside}: {', '.join(path.name for path in newer)}")
 
 
 def checkpoint_bytes(parameters: int, count: int) -> int:
@@ -215,8 +216,8 @@ def check_disk(needed: Mapping[Path, int]) -> None:
         total, free = sum(needed[folder] for folder in folders), shutil.disk_usage(folders[0]).free
         if free < total:
             raise MachineError(
-                f"{' and '.join(map(str, folders))}: this run will write up to {total / 1e9:.2f} GB and "
-                f"{free / 1e9:.2f} GB are free: make room, or choose another --out or a larger --checkpoint-interval"
+                f"{' and '.join(map(str, folders))}: this run will write up to {format_bytes(total)} and "
+                f"{format_bytes(free)} are free: make room, or choose another --out or a larger --checkpoint-interval"
             )
 
 

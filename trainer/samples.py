@@ -38,14 +38,18 @@ def usable_texts(documents: Iterable[Document]) -> Iterator[str]:
     """The texts of the documents that can be used, for the tokenizer to learn from.
 
     Raises:
-        UserError: more than 1,000 documents in a row can't be used.
+        UserError: none of the documents can be used, or more than 1,000 in a row can't.
     """
     skips = _SkipsInARow()
+    found = False
     for document in documents:
         reason = why_unusable(document)
         skips.count(reason, document)
         if not reason:
+            found = True
             yield str(document.text)
+    if not found:
+        raise UserError(f"there is no document to train on ({skips.words() or 'the data are empty'})")
 
 
 def hash_text(text: str) -> bytes:
@@ -239,14 +243,16 @@ class _SkipsInARow:
     def __init__(self) -> None:
         self._reasons: Counter[str] = Counter()
 
+    def words(self) -> str:
+        return ", ".join(f"{count:,} {reason}" for reason, count in self._reasons.most_common())
+
     def count(self, reason: str, document: Document) -> None:
         if not reason:
             self._reasons.clear()
             return
         self._reasons[reason] += 1
         if self._reasons.total() > MAX_SKIPS_IN_A_ROW:
-            what = ", ".join(f"{count:,} {reason}" for reason, count in self._reasons.most_common())
             raise UserError(
-                f"{self._reasons.total():,} documents in a row can't be used ({what}), the last at "
+                f"{self._reasons.total():,} documents in a row can't be used ({self.words()}), the last at "
                 f"{document.origin.shard} row {document.origin.row}: is --text-column right?"
             )

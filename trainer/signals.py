@@ -1,12 +1,13 @@
-"""Ctrl-C and SIGTERM as a flag that the loop reads, so that a step is finished and saved before the process ends."""
+"""Ctrl-C, SIGTERM and SIGHUP as a flag that the loop reads, so that a step is finished and saved before the end."""
 
+import contextlib
 import os
 import signal
 from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM only sets `received`; a second one ends the process at once."""
+    """While entered, the first signal only sets `received`; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -19,12 +20,13 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
+        """128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + (self.received or 0)
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` wants it
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -36,5 +38,13 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             # Everything on disk is whole at every moment, so there is nothing to tidy up: leave as asked.
+            _tell("Stopped at once; --resume goes on from the last checkpoint")
             os._exit(128 + number)
         self.received = number
+        _tell("Stopping after this step, and saving; once more stops at once, without")
+
+
+def _tell(line: str) -> None:
+    # Not by print: the signal may have come in the middle of one.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())

@@ -210,5 +210,5 @@ def _one_line(error: BaseException) -> str:
 
 
 def _suffixes(names: Iterable[str]) -> str:
-    found = sorted({"".join(Path(name).suffixes[-2:]) or Path(name).name for name in names})
+    found = sorted({"".join(Path(name).suffixes[-2:]) or "no ending" for name in names})
     return ", ".join(found[:5]) + (", …" if len(found) > 5 else "")

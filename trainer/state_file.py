@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -25,7 +25,16 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
         line = f"{sha256_of_file(aside)}  {path.name}\n".encode()
         replace_file(digest_path(path), lambda file: (file.write(line), None)[1])
 
-    replace_file(path, lambda file: torch.save(dict(state), file), before_naming=write_digest)
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:
+            # torch's own complaint about the half-written file hides why it is half: the disk.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    replace_file(path, write, before_naming=write_digest)
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

@@ -18,6 +18,14 @@ def format_time(seconds: float) -> str:
     return f"{seconds / 3600:.1f}h"
 
 
+def format_bytes(count: int) -> str:
+    """`35.2 kB`, `165.4 MB`, `1.5 GB`, `2.0 TB`."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
 class DebiasedAverage:
     """Exponential average over about the last `WINDOW` values, divided by the weight they have so far.
 

@@ -169,9 +169,15 @@ class Chart:
             last = max(int(steps[-1]), 1) if len(steps) else 1
             for axes in (self.loss, self.sources, self.accuracy, self.throughput, self.rate):
                 axes.set_xlim(-0.02 * last, 1.02 * last)
-            self._measured(self.loss, steps, columns["loss"])
-            self._measured(self.accuracy, steps, columns["accuracy"] * 100, floor=0)
-            self._measured(self.throughput, steps, columns["throughput"], floor=0)
+            window = window_for(len(steps))
+            accuracy, rate = columns["accuracy"] * 100, columns["throughput"]
+            self._measured(self.loss, steps, columns["loss"], debiased_average(columns["loss"], window))
+            self._measured(self.accuracy, steps, accuracy, debiased_average(accuracy, window), floor=0)
+            # Tokens over seconds, not a mean of rates: a short document is fast, and counts as little as it is long.
+            seconds = debiased_average(columns["seconds"], window)
+            tokens_over_seconds = debiased_average(columns["tokens"], window) / np.where(seconds > 0, seconds, np.nan)
+            mean_rate = np.where(np.isfinite(tokens_over_seconds), tokens_over_seconds, debiased_average(rate, window))
+            self._measured(self.throughput, steps, rate, mean_rate, floor=0)
             self._by_source(columns)
             self._rates(columns)
             fill_text_panel(self.text, sample)
@@ -202,19 +208,18 @@ class Chart:
         axes.text(0.5, 0.5, what, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=10)
         axes.set_ylim(0, 1)
 
-    def _measured(self, axes: Any, steps: Floats, values: Floats, floor: float | None = None) -> None:
+    def _measured(self, axes: Any, steps: Floats, values: Floats, average: Floats, floor: float | None = None) -> None:
         """Each document faint, their average strong; what lies far above is marked at the edge, with its step."""
         finite = np.isfinite(values)
         if not finite.any():
             self._wait(axes, "waiting for the first document" if not len(values) else "no finite value yet")
         else:
-            window = window_for(len(values))
-            average = debiased_average(values, window)
-            _, high = axes.set_ylim(value_range(values[finite], floor))
+            low, high = value_range(values[finite], floor)
+            _, high = axes.set_ylim(low, max(high, low + 1.3 * (float(np.nanmax(average)) - low)))
             self._each(axes, steps, np.where(values <= high, values, np.nan), RAW, "each document")
             above = np.flatnonzero(finite & (values > high))
             kept = extremes(average, BUCKETS)
-            axes.plot(steps[kept], average[kept], color=BLUE, lw=1.8, label=describe_window(window))
+            axes.plot(steps[kept], average[kept], color=BLUE, lw=1.8, label=describe_window(window_for(len(values))))
             if len(above):
                 top = above[np.argmax(values[above])]
                 label = f"{len(above):,} above: highest {short_number(values[top])} at step {steps[top]:,}"
@@ -223,9 +228,9 @@ class Chart:
             places = steps[~finite]
             self._mark(axes, places, "x", BAD, f"{len(places):,} not finite: first at step {places[0]:,}")
         if len(values):
-            # Losses fall, accuracy rises and throughput stays high: that leaves these corners free.
-            corner, y = ("upper right", 0.965) if axes is self.loss else ("lower right", 0)
-            axes.legend(loc=corner, bbox_to_anchor=(1, y))
+            # The range leaves one line of room at the top; where losses fall, and beside spikes, there is more.
+            wide = 1 if axes is self.loss or len(axes.lines) > 2 else 2
+            axes.legend(loc="upper right", bbox_to_anchor=(1, 0.965), ncols=wide, columnspacing=1.0)
 
     @staticmethod
     def _each(axes: Any, steps: Floats, values: Floats, colour: str, label: str) -> None:

@@ -1,11 +1,16 @@
 """The contract, from a real `--test` run in a process of its own."""
 
+import fcntl
 import json
 import math
+import os
+import pty
 import re
 import sqlite3
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,8 +18,11 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.conftest import PROJECT, Run, command_environment, write_jsonl
-from tests.runs.conftest import STEPS, Train, table
+from tests.runs.conftest import SMALL, STEPS, Train, table
+from trainer.samples import hash_text, is_held_out
 from trainer.schedule import warmup_then_constant
+from trainer.tokenizer import Tokenizer
+from viz.store import StoreReader
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +52,30 @@ def test_metrics_history(smoke: tuple[Path, str]) -> None:
 
 
 def test_text_samples(smoke: tuple[Path, str]) -> None:
-    samples = strict_json(smoke[0] / "training_viz" / "text_samples.json")
+    """What the JSON says was shown, prompted and really said follows from the ids in the store."""
+    viz = smoke[0] / "training_viz"
+    samples = strict_json(viz / "text_samples.json")
     assert [sample["step"] for sample in samples] == list(range(0, 100, 10))
+    with StoreReader(viz / "run.db") as store:
+        tokenizer = Tokenizer.from_bytes(store.run()["tokenizer"])
+        documents = {step: store.documents(step)[0] for step in range(0, 100, 10)}
+    accuracies = strict_json(viz / "metrics_history.json")["accuracy"]
     for sample in samples:
-        assert {"step", "input", "output", "accuracy", "prompt", "reference", "source"} <= set(sample)
-        assert sample["input"].startswith(sample["prompt"]) and sample["output"] != sample["reference"]
-        assert sample["source"].startswith("python-")
+        ids = documents[sample["step"]]["token_ids"].tolist()
+        assert sample["input"] == tokenizer.DecodeIds(ids[:-1][:50])
+        assert sample["prompt"] == tokenizer.DecodeIds(ids[:10])
+        assert sample["reference"] == tokenizer.DecodeIds(ids[10:40]) != sample["output"]
+        assert len(tokenizer.EncodeAsIds(sample["output"])) >= 10
+        assert sample["source"] == documents[sample["step"]]["source"]
+        assert sample["accuracy"] == accuracies[sample["step"]]
+
+
+def test_no_held_out_document_is_trained_on(train: Train, tmp_path: Path, corpus: Path) -> None:
+    assert train("--steps", 400) == 0
+    texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
+    held_out = {hash_text(text) for text in texts if is_held_out(hash_text(text))}
+    trained = {row[0] for row in table(tmp_path / "training_viz", "SELECT text_hash FROM documents")}
+    assert held_out and not held_out & trained and len(held_out) + len(trained) == 400
 
 
 def test_run_json(smoke: tuple[Path, str]) -> None:
@@ -85,7 +111,7 @@ def test_the_store_holds_every_document(smoke: tuple[Path, str]) -> None:
 def test_what_the_terminal_says(smoke: tuple[Path, str]) -> None:
     lines = smoke[1].splitlines()
     assert [line.split(":")[0].split()[0] for line in lines[:4]] == ["Data", "Model", "This", "Watch"]
-    assert "python-library" in lines[0] and "13.8 M" in lines[1] and "GB" in lines[2]
+    assert "python-library" in lines[0] and "13.8 M" in lines[1] and "MB on disk" in lines[2]
     done, loss, speed, files, following = lines[-5:]
     assert re.match(r"Done: 100 documents trained \([\d,]+ tokens\)", done)
     assert "bits per byte" in loss and "zstd -19" in loss and "first and the last 50" in loss
@@ -110,39 +136,36 @@ def test_the_model_loads_the_checkpoint(smoke: tuple[Path, str]) -> None:
 
 
 def test_the_bar(tmp_path: Path, corpus: Path) -> None:
-    """In a real terminal of 120 columns: 100 columns in all, with the postfix of the contract."""
-    if not _has_tmux():
-        pytest.fail("tmux is missing: apt-get install tmux (.ci/run installs it)")
-    flags = "--model-size tiny --max-seq-length 48 --vocab-size 400 --dtype fp32 --steps 100 --warmup-steps 10"
-    command = f"{sys.executable} {PROJECT / 'train_slimpajama.py'} {flags} --dataset {corpus}; echo exit=$?; sleep 20"
-    session = f"bar-{tmp_path.name}-{time.monotonic_ns()}"
-    subprocess.run(
-        ["tmux", "new-session", "-d", "-s", session, "-x", "120", "-y", "50", f"cd {tmp_path}; {command}"],
+    """In a terminal of 120 columns: 100 columns in all, with the postfix of the contract."""
+    terminal, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 120, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / "train_slimpajama.py", *SMALL, "--steps", "100", "--dataset", corpus],
+        cwd=tmp_path,
         env=command_environment(),
-        check=True,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
     )
-    try:
-        screen = ""
-        deadline = time.monotonic() + 90
-        while "exit=" not in screen and time.monotonic() < deadline:
-            time.sleep(0.3)
-            screen = subprocess.run(
-                ["tmux", "capture-pane", "-p", "-t", session], capture_output=True, text=True, check=True
-            ).stdout
-    finally:
-        subprocess.run(["tmux", "kill-session", "-t", session], check=True)
-    assert "exit=0" in screen, screen
-    bar = next(line for line in screen.splitlines() if line.startswith("Training:"))
-    assert re.fullmatch(
-        r"Training: 100%\|.*\| 100/100 \[\d\d:\d\d, "
-        r"loss=\d\.\d{4}, acc=\d+\.\d%, tps=\d+\.\d, lr=1\.00e-03, eta=0\.0s\]",
-        bar,
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(terminal)
+    assert process.wait(60) == 0, shown
+    bars = [part.strip() for part in re.split(r"[\r\n]", shown.decode()) if part.startswith("Training:")]
+    pattern = (
+        r"Training: +\d+%\|.*\| \d+/100 \[\d\d:\d\d, "
+        r"loss=\d\.\d{4}, acc=\d+\.\d%, tps=\d+\.\d, lr=\d\.\d\de-0\d, eta=\d+\.\d[smh]\]"
     )
-    assert len(bar) <= 100
-
-
-def _has_tmux() -> bool:
-    return subprocess.run(["which", "tmux"], capture_output=True, check=False).returncode == 0
+    assert re.fullmatch(pattern, bars[-1]) and "100/100" in bars[-1] and "eta=0.0s" in bars[-1], bars[-1]
+    assert all(len(bar) <= 100 for bar in bars)
 
 
 def test_auto_falls_back_loudly_and_says_it_everywhere(tmp_path: Path, run_command: Run) -> None:
@@ -175,6 +198,7 @@ def test_mistakes_exit_2_with_one_line_and_lose_nothing(
     before = table(tmp_path / "training_viz", STEPS)
     (tmp_path / "bad.model").write_text("not a model")
     (tmp_path / "array.json").write_text('[{"text": "one"}]')
+    (tmp_path / "good.model").write_bytes(table(tmp_path / "training_viz", "SELECT tokenizer FROM run")[0][0])
     (tmp_path / "file").touch()
     write_jsonl(tmp_path / "empty.jsonl", [])
     write_jsonl(tmp_path / "nulls.jsonl", [None] * 1002)
@@ -185,10 +209,15 @@ def test_mistakes_exit_2_with_one_line_and_lose_nothing(
         (["--tokenizer", "bad.model"], "bad.model"),
         (["--dataset", "missing.jsonl"], "missing.jsonl"),
         (["--dataset", "array.json"], "one JSON object per line"),
-        (["--dataset", "empty.jsonl"], "no text"),
+        (["--dataset", "empty.jsonl"], "the data are empty"),
         (["--dataset", "nulls.jsonl"], "text is no string"),
         (["--text-column", "body"], "'text'"),
         (["--viz-dir", "file/viz"], "can't be written"),
+        (["--vocab-size", 500, "--tokenizer", "good.model"], "pieces"),
+        (["--prompt", "\udcff"], "--prompt"),
+        (["--dataset", "python-library", "--dataset-split", "test"], "--dataset-split"),
+        (["--tokenizer", "good.model", "--pretrained-checkpoint", "checkpoints"], "keep one"),
+        (["--max-seq-length", 10**9], "--max-seq-length"),
         (["--device", "cuda:7"], "--device cuda:7"),
         (["--pretrained-checkpoint", "missing.bin"], "missing.bin"),
         (["--resume", "nonsense"], "nonsense"),
@@ -237,3 +266,47 @@ def test_a_store_of_a_running_run_can_be_read(tmp_path: Path, corpus: Path) -> N
         process.terminate()
         process.wait(60)
     assert len(counts) == 3
+
+
+def test_a_disk_that_is_full_is_one_line_and_exit_5(tmp_path: Path, corpus: Path) -> None:
+    """No file may grow beyond 300 kB: the first checkpoint can't be written, later the store can't either."""
+    for flags, kept in ((["--checkpoint-interval", "10"], 10), (["--no-checkpoint"], 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED, *SMALL, "--dataset", corpus, "--repeat", "--steps", "3000", *flags],
+            cwd=tmp_path,
+            env=command_environment(),
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 5, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("train_slimpajama.py: ")]
+        assert len(lines) == 1 and "Traceback" not in done.stderr
+        assert not list(tmp_path.rglob("*.tmp"))
+        assert len(table(tmp_path / "training_viz", STEPS)) >= kept
+
+
+LIMITED = f"""
+import resource, sys
+sys.path.insert(0, {str(PROJECT)!r})
+import train_slimpajama
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+sys.exit(train_slimpajama.main(sys.argv[1:]))
+"""
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path, corpus: Path) -> None:
+    command = [sys.executable, str(PROJECT / "train_slimpajama.py"), *SMALL, "--steps", "200", "--dataset", str(corpus)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=command_environment(), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(300) == 0
+    assert table(tmp_path / "training_viz", "SELECT count(*) FROM steps") == [(200,)]
+
+
+def test_a_terminal_without_arrows(tmp_path: Path, corpus: Path, run_command: Run) -> None:
+    done = run_command(
+        *SMALL, "--steps", 3, "--dataset", corpus, cwd=tmp_path, environment={"PYTHONIOENCODING": "latin-1"}
+    )
+    assert "Loss " in done.stdout

@@ -1,6 +1,8 @@
 """A resumed run goes on: same curve, same store, next document."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import torch
 
 from tests.conftest import PROJECT, command_environment
 from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, Train, table
-from trainer.state_file import read_state
+from trainer.state_file import read_state, write_state
 
 
 def equal_runs(one: Path, other: Path, step: int) -> None:
@@ -20,8 +22,16 @@ def equal_runs(one: Path, other: Path, step: int) -> None:
     assert table(one / "training_viz", STEPS) == table(other / "training_viz", STEPS)
     assert table(one / "training_viz", DOCUMENTS) == table(other / "training_viz", DOCUMENTS)
     states = [read_state(folder / "checkpoints" / f"checkpoint_step_{step}.bin") for folder in (one, other)]
-    for key in ("model", "optimizer", "samples", "step"):
+    for key in ("model", "optimizer", "samples", "step", "tokenizer"):
         _assert_equal(states[0][key], states[1][key])
+    tallies = [state["tally"] for state in states]
+    for key in ("first", "last", "texts"):
+        assert tallies[0][key] == tallies[1][key]
+    assert tallies[0]["totals"][:2] == tallies[1]["totals"][:2]
+    samples = [
+        table(folder / "training_viz", "SELECT step, prompt, output FROM text_samples") for folder in (one, other)
+    ]
+    assert samples[0] == samples[1]
 
 
 def _assert_equal(one: object, other: object) -> None:
@@ -164,4 +174,83 @@ def test_a_changed_learning_rate_is_kept_as_an_event(train: Train, tmp_path: Pat
     rates = [rate for (rate,) in table(tmp_path / "training_viz", "SELECT learning_rate FROM steps ORDER BY step")]
     assert rates[3:] == [0.5, 0.5] and rates[2] < 0.001
     detail = table(tmp_path / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")[0][0]
-    assert "initial_learning_rate 0.001 → 0.5" in detail and "no longer exact" in detail
+    assert "initial_learning_rate 0.001 → 0.5" in detail and "not exact to the last bit" in detail
+
+
+def test_a_checkpoint_of_another_run_does_not_touch_this_record(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--steps", 5, "--out", "a") == 0
+    assert train("--steps", 8, "--out", "b") == 0
+    shutil.copytree(tmp_path / "a" / "checkpoints", tmp_path / "stray", ignore=shutil.ignore_patterns(".run*"))
+    before = table(tmp_path / "b" / "training_viz", STEPS)
+    assert train("--resume", "stray/checkpoint_step_5.bin", "--viz-dir", "b/training_viz", "--steps", 9) == 2
+    assert "is the record of run" in capsys.readouterr().err
+    assert train("--resume", "a/checkpoints/checkpoint_step_5.bin", "--out", "c", "--steps", 9) == 2
+    assert table(tmp_path / "b" / "training_viz", STEPS) == before
+    assert len(table(tmp_path / "a" / "training_viz", STEPS)) == 5
+
+
+def test_a_record_that_ends_before_the_checkpoint_gets_no_hole(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--steps", 9, "--checkpoint-interval", 3) == 0
+    assert train("--resume", "checkpoints/checkpoint_step_3.bin", "--steps", 5) == 0
+    assert "--resume --steps 10" in capsys.readouterr().out  # not back to the older one once more
+    newest = next((tmp_path / "checkpoints" / "earlier").rglob("checkpoint_step_9.bin"))
+    assert train("--resume", newest, "--steps", 12) == 2
+    assert "ends before that" in capsys.readouterr().err
+    assert [row[0] for row in table(tmp_path / "training_viz", STEPS)] == [0, 1, 2, 3, 4]
+
+
+def test_a_resume_that_fails_moves_nothing(train: Train, tmp_path: Path) -> None:
+    assert train("--steps", 9, "--checkpoint-interval", 3) == 0
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert train("--resume", "checkpoints/checkpoint_step_3.bin", "--device", "cuda:7") == 2
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
+
+
+def test_a_config_file_that_started_a_run_also_resumes_it(train: Train, tmp_path: Path, corpus: Path) -> None:
+    settings = {"dtype": "auto", "compile": None, "model_size": "tiny", "vocab_size": 400, "dataset": str(corpus)}
+    (tmp_path / "c.json").write_text(json.dumps(settings))
+    assert train("--config", "c.json", "--steps", 3, small=False) == 0
+    assert train("--resume", "--config", "c.json", "--steps", 5) == 0
+
+
+def test_another_number_of_threads_is_taken_over_or_said(train: Train, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert train("--steps", 3) == 0
+        torch.set_num_threads(2)
+        assert train("--resume", "--steps", 5) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert "not exact" not in table(tmp_path / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")[0][0]
+
+
+def test_a_record_that_is_gone_begins_again(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--steps", 4) == 0
+    (tmp_path / "training_viz" / "run.db").unlink()
+    assert train("--resume", "--steps", 6) == 0
+    assert "the record begins again at step 4" in capsys.readouterr().out
+    assert [row[0] for row in table(tmp_path / "training_viz", STEPS)] == [4, 5]
+
+
+@pytest.mark.parametrize("forgotten", ["exp_avg_sq", "step", "cursor"])
+def test_the_comparison_can_fail(train: Train, tmp_path: Path, forgotten: str) -> None:
+    """Controls: a resume that forgets a moment, the optimizer's step count or the cursor is seen by the comparison."""
+    assert train("--steps", 14, "--out", "whole") == 0
+    assert train("--steps", 7, "--out", "parts") == 0
+    path = tmp_path / "parts" / "checkpoints" / "checkpoint_step_7.bin"
+    state = read_state(path)
+    if forgotten == "cursor":
+        state["samples"]["cursor"]["row"] += 1
+    else:
+        for moments in state["optimizer"]["state"].values():
+            moments[forgotten].zero_()
+    write_state(path, state)
+    assert train("--resume", "--steps", 14, "--out", "parts") == 0
+    with pytest.raises(AssertionError):
+        equal_runs(tmp_path / "whole", tmp_path / "parts", 14)

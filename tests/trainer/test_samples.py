@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import make_texts
 from trainer.errors import SourceUnreachable, UserError
 from trainer.records import Cursor, Document, Origin, Sample
-from trainer.samples import SampleStream, is_held_out, usable_texts
+from trainer.samples import SampleStream, hash_text, is_held_out, usable_texts
 from trainer.tokenizer import Tokenizer
 
 
@@ -123,6 +123,20 @@ def test_more_than_a_thousand_skips_in_a_row_end_the_run(tokenizer: Tokenizer) -
         seen.extend(samples)
     with pytest.raises(UserError, match="1,001 documents in a row"):
         list(usable_texts(documents(rest)))
+
+
+def test_documents_of_which_none_can_be_used_are_told_by_reason() -> None:
+    with pytest.raises(UserError, match="2 text is no string, 1 shorter than 10 characters"):
+        list(usable_texts(documents([None, 3, "short"])))
+    with pytest.raises(UserError, match="the data are empty"):
+        list(usable_texts(documents([])))
+
+
+def test_a_round_without_a_sample_is_the_last(tokenizer: Tokenizer) -> None:
+    held_out = next(text for text in make_texts(2000) if is_held_out(hash_text(text)))
+    rounds = (Document(held_out, "here", Origin("f", 0), Cursor(epoch, 0, 1)) for epoch in range(10**9))
+    with pytest.raises(UserError, match="held none to train on"):
+        list(stream(rounds, tokenizer, hold_out=True))
 
 
 def test_an_error_of_the_source_comes_behind_the_samples_before_it(tokenizer: Tokenizer) -> None:

@@ -23,6 +23,8 @@ def run(*signals: int) -> subprocess.CompletedProcess[str]:
 def test_the_first_is_a_flag() -> None:
     assert run(signal.SIGINT).stdout == "True 130\n"
     assert run(signal.SIGTERM).stdout == "True 143\n"
+    assert run(signal.SIGHUP).stdout == "True 129\n"
+    assert "Stopping after this step" in run(signal.SIGINT).stderr
     assert run().stdout == "False 128\n"
 
 

@@ -42,6 +42,8 @@ def columns_of(count: int, sources: int = 3, ugly: bool = False) -> Columns:
         "loss": 3 + 6 * np.exp(-steps / 300) + random.normal(0, 0.6, count),
         "accuracy": np.clip(0.4 - 0.35 * np.exp(-steps / 300) + random.normal(0, 0.07, count), 0, 1),
         "throughput": np.abs(random.normal(5200, 600, count)),
+        "tokens": np.full(count, 255),
+        "seconds": np.full(count, 255 / 5200.0),
         "learning_rate": 1e-3 * np.minimum(1, np.maximum(steps, 1) / 1000),
         "gradient_norm": random.lognormal(0, 0.5, count),
         "source": names[random.integers(0, sources, count)],
@@ -249,6 +251,7 @@ def test_a_chart_shows_the_run_as_of_its_step(filled: Path, tmp_path_factory: An
         columns, (sample, _) = store.columns(below_step=10), store.text_samples()
     for step in range(10):
         given = {name: columns[name][step] for name in columns if name not in ("steps", "source", "tokens", "bytes")}
+        given["tokens"] = int(columns["tokens"][step])
         given |= {"step": step, "source": columns["source"][step], "token_ids": [1, 2]}
         writer.add_rows(rows_of(given, *((sample["input"], sample["output"]) if step == 0 else ("", ""))))
     writer.close()
