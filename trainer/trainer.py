@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.checkpoint import CheckpointManager
 from trainer.config import TrainingConfig
+from trainer.display import Display, Generation
 from trainer.errors import MachineError, RunError
 from trainer.evaluator import Evaluator
 from trainer.model import LanguageModel
@@ -19,21 +20,6 @@ from trainer.state_file import STATE_HEADER
 from trainer.step import TrainingStep
 from trainer.tally import Tally, format_time
 from trainer.tokenizer import Tokenizer
-
-PROMPT_TOKENS = 10
-GENERATION_LENGTH = 40
-SHOWN_TOKENS = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """What the model wrote, or why it could not."""
-
-    prompt: str
-    input: str
-    output: str
-    reference: str | None = None
-    error: str | None = None
 
 
 class Trainer:
@@ -68,6 +54,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.progress = progress
         self.evaluator = evaluator
+        self.display = Display(model, tokenizer, config.prompt, config.seed)
         self.tally = Tally()
         self.global_step = 0
         self.start_time = time.monotonic()
@@ -115,7 +102,8 @@ class Trainer:
         if self.global_step >= self.config.num_steps:
             return "done"
         for sample in self.samples:
-            generations = self.generate(sample) if self.due(self.global_step, self.config.display_samples) else []
+            shown = self.due(self.global_step, self.config.display_samples)
+            generations = self.display.show(sample, self.global_step) if shown else []
             result = self.step(sample.ids, self.get_learning_rate(self.global_step))
             self._record(sample, result, generations)
             self.global_step += 1
@@ -183,30 +171,6 @@ class Trainer:
     def should_terminate(self) -> bool:
         return self.global_step >= self.config.num_steps or self._should_stop()
 
-    def generate(self, sample: Sample) -> list[Generation]:
-        """Let the model write: first from the document's own beginning, then from each prompt of the user."""
-        input_ids = sample.input_ids
-        length = min(PROMPT_TOKENS, len(input_ids))
-        reference = self.tokenizer.DecodeIds(sample.ids[length:GENERATION_LENGTH])
-        own = self._continue(input_ids[:length], GENERATION_LENGTH)
-        shown = dataclasses.replace(own, input=self.tokenizer.DecodeIds(input_ids[:SHOWN_TOKENS]), reference=reference)
-        asked = []
-        for text in self.config.prompt:
-            ids = self.tokenizer.EncodeAsIds(text)
-            written = self._continue(ids, len(ids) + GENERATION_LENGTH - PROMPT_TOKENS)
-            asked.append(dataclasses.replace(written, prompt=text, input=text))
-        return [shown, *asked]
-
-    def _continue(self, prompt_ids: list[int], max_length: int) -> Generation:
-        prompt = self.tokenizer.DecodeIds(prompt_ids)
-        try:
-            # A seed for each step: what is written depends on the weights alone, and no other generator is touched.
-            ids = self.model.generate(prompt_ids, max_length, seed=self.config.seed + self.global_step)
-            output = self.tokenizer.DecodeIds(ids[len(prompt_ids) :])
-        except (RuntimeError, ValueError, FloatingPointError) as error:
-            return Generation(prompt, prompt, "", error=str(error))
-        return Generation(prompt, prompt, output)
-
     def _record(self, sample: Sample, result: StepResult, generations: list[Generation]) -> None:
         """One row for the document, in the store and on the bar."""
         self._note_epoch(sample.document.cursor.epoch)
@@ -235,10 +199,12 @@ class Trainer:
             "token_losses": result.token_losses,
             "token_ranks": result.token_ranks,
         }
-        texts = [self._sample_metrics(generation) for generation in generations]
-        self.viz.update({**metrics, **texts[0][0]}, *texts[0][1:]) if texts else self.viz.update(metrics)
-        for extra, given, written in texts[1:]:
-            self.viz.update({"step": self.global_step, **extra}, given, written)
+        if generations:
+            self.viz.update({**metrics, **generations[0].metrics()}, generations[0].input, generations[0].output)
+        else:
+            self.viz.update(metrics)
+        for generation in generations[1:]:
+            self.viz.update({"step": self.global_step, **generation.metrics()}, generation.input, generation.output)
         if not result.updated:
             self._note_skipped_update(sample)
         self.tally.add(sample.ids, sample.predicted_bytes, result.loss, result.accuracy, seconds, waited)
@@ -259,11 +225,6 @@ class Trainer:
         self.viz.record_event(self.global_step, "skipped update", detail)
         if set(str(self._skipped_updates)[1:]) <= {"0"} and str(self._skipped_updates)[0] == "1":
             self.progress.say(detail if self._skipped_updates == 1 else f"{detail}, {self._skipped_updates:,} so far")
-
-    @staticmethod
-    def _sample_metrics(generation: Generation) -> tuple[dict[str, Any], str, str]:
-        extra = {"prompt": generation.prompt, "reference": generation.reference, "error": generation.error}
-        return {key: value for key, value in extra.items() if value is not None}, generation.input, generation.output
 
     def note(self, kind: str, detail: str) -> None:
         """Say something above the bar and keep it as an event."""

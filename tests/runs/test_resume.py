@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -67,58 +68,52 @@ def test_going_back_to_an_older_checkpoint_rewinds_the_record(train: Train, tmp_
     equal_runs(tmp_path / "whole", tmp_path / "back", 20)
 
 
-def test_ctrl_c_saves_says_where_and_resume_goes_on(train: Train, corpus: Path, tmp_path: Path) -> None:
-    steps = 400
-    words = [*SMALL, "--dataset", str(corpus), "--steps", str(steps), "--repeat", "--out", "cut"]
+def start_and_signal(number: signal.Signals, words: list[str], folder: Path, rows: int) -> tuple[int, str]:
+    """Start the command, send it a signal once its store has `rows` rows; its exit code and what it said."""
     process = subprocess.Popen(
-        [sys.executable, PROJECT / "train_slimpajama.py", *words],
-        cwd=tmp_path,
+        [sys.executable, PROJECT / "train_slimpajama.py", *words, "--out", str(folder)],
         env=command_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # a group of its own, so that the signal reaches it as a terminal would send it
+        start_new_session=True,  # a group of its own, so that the signal reaches all of it as a terminal would send it
     )
-    store = tmp_path / "cut" / "training_viz" / "run.db"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (store.exists() and _rows(store) >= 20):
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None and _rows(folder / "training_viz") < rows:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    done = len(table(store.parent, STEPS))
-    assert 20 <= done < steps
-    assert f"checkpoint_step_{done}.bin" in output and "Stopped" in output and "--resume" in output
-    assert (store.parent / f"training_step_{done:06d}.png").exists()
-    assert train("--resume", "--out", "cut") == 0
-    assert train("--steps", steps, "--repeat", "--out", "whole") == 0
-    equal_runs(tmp_path / "whole", tmp_path / "cut", steps)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
 
 
-def _rows(store: Path) -> int:
+def _rows(folder: Path) -> int:
     try:
-        return len(table(store.parent, "SELECT step FROM steps"))
-    except Exception:  # noqa: BLE001  # not made yet, or just being made
+        return len(table(folder, "SELECT step FROM steps"))
+    except sqlite3.Error:  # not made yet, or just being made
         return 0
 
 
-def test_sigterm_is_143(corpus: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_says_where_and_resume_goes_on(train: Train, corpus: Path, tmp_path: Path) -> None:
+    steps = 400
+    words = [*SMALL, "--dataset", str(corpus), "--steps", str(steps), "--repeat"]
+    code, output = start_and_signal(signal.SIGINT, words, tmp_path / "cut", rows=20)
+    assert code == 130, output
+    viz = tmp_path / "cut" / "training_viz"
+    done = _rows(viz)
+    assert 20 <= done < steps
+    assert "Stopping after this step" in output and f"checkpoint_step_{done}.bin" in output and "--resume" in output
+    assert (viz / f"training_step_{done:06d}.png").exists()
+    assert len(json.loads((viz / "metrics_history.json").read_text())["steps"]) == done
+    assert train("--resume", "--out", tmp_path / "cut") == 0
+    assert train("--steps", steps, "--repeat", "--out", tmp_path / "whole") == 0
+    equal_runs(tmp_path / "whole", tmp_path / "cut", steps)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_other_signals_save_too(corpus: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     words = [*SMALL, "--dataset", str(corpus), "--steps", "100000", "--repeat"]
-    process = subprocess.Popen(
-        [sys.executable, PROJECT / "train_slimpajama.py", *words],
-        cwd=tmp_path,
-        env=command_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    store = tmp_path / "training_viz" / "run.db"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (store.exists() and _rows(store) >= 3):
-        time.sleep(0.02)
-    process.terminate()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output
+    returned, output = start_and_signal(number, words, tmp_path, rows=3)
+    assert returned == code, output
     assert list((tmp_path / "checkpoints").glob("checkpoint_step_*.bin"))
 
 

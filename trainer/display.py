@@ -1,0 +1,69 @@
+"""What the model writes at a display step, beside what the document really said."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from trainer.model import LanguageModel
+from trainer.records import Sample
+from trainer.tokenizer import Tokenizer
+
+PROMPT_TOKENS = 10
+GENERATION_LENGTH = 40
+"""Of prompt and continuation."""
+SHOWN_TOKENS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What the model wrote, or why it could not. What the document says never stands in for it."""
+
+    prompt: str
+    """What the model was given."""
+    input: str
+    """The beginning of the document, or the user's own prompt."""
+    output: str
+    reference: str | None = None
+    """How the document goes on after the prompt."""
+    error: str | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """The keys that `viz/store.py` knows, beside the two texts that `update` takes apart."""
+        known = {"prompt": self.prompt, "reference": self.reference, "error": self.error}
+        return {key: value for key, value in known.items() if value is not None}
+
+
+class Display:
+    """Lets the model go on from the document it is about to learn from, and from the user's prompts."""
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], seed: int) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._seed = seed
+
+    def show(self, sample: Sample, step: int) -> list[Generation]:
+        """The document's own generation first, then one for each prompt, as many new tokens long."""
+        decode = self._tokenizer.DecodeIds
+        length = min(PROMPT_TOKENS, len(sample.input_ids))
+        own = dataclasses.replace(
+            self._continue(sample.input_ids[:length], GENERATION_LENGTH, step),
+            input=decode(sample.input_ids[:SHOWN_TOKENS]),
+            reference=decode(sample.ids[length:GENERATION_LENGTH]),
+        )
+        asked = []
+        for text in self._prompts:
+            ids = self._tokenizer.EncodeAsIds(text)
+            written = self._continue(ids, len(ids) + GENERATION_LENGTH - PROMPT_TOKENS, step)
+            asked.append(dataclasses.replace(written, prompt=text, input=text))
+        return [own, *asked]
+
+    def _continue(self, prompt_ids: list[int], max_length: int, step: int) -> Generation:
+        prompt = self._tokenizer.DecodeIds(prompt_ids)
+        try:
+            # A seed for each step: what is written depends on the weights alone, and no other generator is touched.
+            ids = self._model.generate(prompt_ids, max_length, seed=self._seed + step)
+            output = self._tokenizer.DecodeIds(ids[len(prompt_ids) :])
+        except (RuntimeError, ValueError, FloatingPointError) as error:
+            return Generation(prompt, prompt, "", error=str(error))
+        return Generation(prompt, prompt, output)
