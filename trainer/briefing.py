@@ -81,7 +81,9 @@ def closing_lines(
     first, last, window = tally.first_and_last()
     bits, number = tally.bits_per_byte()
     speed, waited = tally.speed()
-    generate = f"python -m trainer.generate {shlex.quote(str(checkpoint))} --prompt TEXT"
+    project = Path(__file__).resolve().parents[1]
+    path = "" if Path.cwd() == project else f"PYTHONPATH={shlex.quote(str(project))} "
+    generate = f"{path}python -m trainer.generate {shlex.quote(str(checkpoint))} --prompt TEXT"
     return [
         f"{ending}: {tally.documents:,} documents trained ({tally.tokens:,} tokens), "
         f"{counts['held_out']:,} held out for evaluation, skipped: {skipped or 'none'}",
