@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 COMMAND = f"python {shlex.quote(sys.argv[0] if sys.argv[0].endswith('train_slimpajama.py') else 'train_slimpajama.py')}"
 
+RUN_STATE = {"config", "kernels", "optimizer", "run_id", "samples", "source", "step", "tally", "tokenizer"}
+"""What a checkpoint must hold, beside the weights, to go on from."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; the README lists them."""
@@ -77,8 +80,13 @@ def resume(arguments: Arguments) -> int:
     run, path = resume_run(folders, chosen, say=print)
     try:
         state = read_state(path)
-        if "config" not in state:
-            raise UserError(f"{path} holds weights alone, no run to go on with: use --pretrained-checkpoint {path}")
+        missing = sorted(RUN_STATE - state.keys())
+        if missing:
+            raise UserError(
+                f"{path} holds no whole run (there is no {missing[0]!r} in it): "
+                f"--pretrained-checkpoint {path} starts from its weights"
+            )
+        run.run_id = state["run_id"]
         if chosen is not None and "viz_dir" in arguments.typed and run.viz != _root(arguments).viz:
             raise UserError(f"{path} is of the run in {run.viz}, which --out or --viz-dir would split: leave them out")
         _check_record(run, path, state)

@@ -249,3 +249,14 @@ def test_the_comparison_can_fail(train: Train, tmp_path: Path, forgotten: str) -
     assert train("--resume", "--steps", 14, "--out", "parts") == 0
     with pytest.raises(AssertionError):
         equal_runs(tmp_path / "whole", tmp_path / "parts", 14)
+
+
+def test_weights_alone_are_no_run(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--steps", 3) == 0
+    path = tmp_path / "checkpoints" / "checkpoint_step_3.bin"
+    state = read_state(path)
+    for missing in ("config", "kernels"):
+        write_state(path, {key: value for key, value in state.items() if key != missing})
+        assert train("--resume", "--steps", 5) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and missing in error and "--pretrained-checkpoint" in error
