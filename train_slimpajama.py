@@ -73,7 +73,7 @@ def start(arguments: Arguments) -> int:
 
 def resume(arguments: Arguments) -> int:
     """Go on with an earlier run, from its newest whole checkpoint or from the one named."""
-    from trainer.run_folder import locate_run, resume_run
+    from trainer.run_folder import locate_run, mark_of, resume_run
     from trainer.state_file import read_state
 
     folders, chosen = locate_run(_root(arguments), arguments.resume or "", test=arguments.test)
@@ -89,13 +89,18 @@ def resume(arguments: Arguments) -> int:
         run.run_id = state["run_id"]
         if chosen is not None and "viz_dir" in arguments.typed and run.viz != _root(arguments).viz:
             raise UserError(f"{path} is of the run in {run.viz}, which --out or --viz-dir would split: leave them out")
+        if chosen is not None and mark_of(run.checkpoints).get("run_id") != state["run_id"]:
+            raise UserError(
+                f"{path} was set aside or copied out of run {state['run_id']}, whose record may have gone another way: "
+                f"--pretrained-checkpoint {path} starts a new run from its weights"
+            )
         _check_record(run, path, state)
         config = arguments.merge({**state["config"], "dataset_names": [state["source"]["name"]]})
         config = dataclasses.replace(config, viz_dir=str(run.viz), checkpoint_dir=str(run.checkpoints))
         if state["step"] >= config.num_steps:
             print(
                 f"Already finished: {state['step']:,} documents are trained, of {config.num_steps:,} asked for. "
-                f"To go on: {_resume_command(arguments, run, path)} --steps {2 * state['step']}"
+                f"To go on: {_resume_command(arguments, run)} --steps {2 * state['step']}"
             )
             return 0
         print(f"Resuming run {run.run_id} after {state['step']:,} documents, from {path}")
@@ -198,7 +203,12 @@ def _join(
         evaluator=parts.evaluator,
         identity={
             "run_id": run.run_id,
-            "source": {"name": source.name, "revision": source.revision, "note": source.note},
+            "source": {
+                "name": source.name,
+                "revision": source.revision,
+                "note": source.note,
+                "folder": str(Path.cwd()),  # what a relative name is relative to
+            },
             "kernels": kernels(parts.step.device),
         },
         should_stop=should_stop,
@@ -266,16 +276,18 @@ def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome
         "documents ended": f"The documents ended before step {trainer.config.num_steps:,}",
     }
     more = {"done": f" --steps {2 * trainer.config.num_steps}", "interrupted": "", "documents ended": " --repeat"}
-    checkpoint = trainer.checkpoints.path(trainer.global_step)
-    go_on = _resume_command(arguments, run, checkpoint) if checkpoint.exists() else None
+    saved = trainer.checkpoints.all()
+    go_on = _resume_command(arguments, run) + more[outcome] if saved else None
+    if saved and saved[-1][0] < trainer.global_step:
+        go_on = f"{go_on} (from step {saved[-1][0]:,}: what came after it was not saved, and is trained again)"
     return closing_lines(
         endings[outcome],
         tally=trainer.tally,
         counts=trainer.samples.state_dict(),
         texts=trainer.recent_texts(),
         viz=run.viz,
-        checkpoint=checkpoint if checkpoint.exists() else None,
-        go_on=f"{go_on}{more[outcome]}" if go_on else None,
+        checkpoint=saved[-1][1] if saved else None,
+        go_on=go_on,
     )
 
 
@@ -293,21 +305,26 @@ def _folder_flags(arguments: Arguments) -> str:
     out = root.viz.parent
     if root.checkpoints == out / "checkpoints" and root.viz == out / "training_viz":
         return "" if out == Path() else f" --out {shlex.quote(str(out))}"
-    return f" --viz-dir {shlex.quote(str(root.viz))} --checkpoint-dir {shlex.quote(str(root.checkpoints))}"
+    named = {"viz_dir": root.viz, "checkpoint_dir": root.checkpoints}
+    return "".join(
+        f" {FIELDS[key].metadata['flag']} {shlex.quote(str(folder))}"
+        for key, folder in named.items()
+        if str(folder) != FIELDS[key].default
+    )
 
 
-def _resume_command(arguments: Arguments, run: "RunFolder", checkpoint: Path) -> str:
-    """What to type to go on from `checkpoint`, the newest of its run: in the usual folder, or found by the run's id."""
+def _resume_command(arguments: Arguments, run: "RunFolder") -> str:
+    """What to type to go on from the newest checkpoint of the run: in the usual folder, by its id, or by its folder."""
     from trainer.run_folder import Folders
 
     root = _root(arguments)
     usual = (root, root.below("test")) if arguments.test else (root,)
-    if Folders(run.viz, run.checkpoints) in usual:
-        which = ""
-    else:
-        which = run.run_id if run.run_id == arguments.resume else str(checkpoint)
     test = " --test" if arguments.test else ""
-    return f"{COMMAND}{test}{_folder_flags(arguments)} --resume {shlex.quote(which) if which else ''}".rstrip()
+    if Folders(run.viz, run.checkpoints) in usual:
+        return f"{COMMAND}{test}{_folder_flags(arguments)} --resume"
+    if run.run_id == arguments.resume:
+        return f"{COMMAND}{test}{_folder_flags(arguments)} --resume {run.run_id}"
+    return f"{COMMAND} --checkpoint-dir {shlex.quote(str(run.checkpoints))} --resume"
 
 
 if __name__ == "__main__":

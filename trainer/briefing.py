@@ -86,7 +86,7 @@ def closing_lines(
     generate = f"{path}python -m trainer.generate {shlex.quote(str(checkpoint))} --prompt TEXT"
     return [
         f"{ending}: {tally.documents:,} documents trained ({tally.tokens:,} tokens), "
-        f"{counts['held_out']:,} held out for evaluation, skipped: {skipped or 'none'}",
+        f"{counts['held_out']:,} held out from training, skipped: {skipped or 'none'}",
         f"Loss {first:.4f} → {last:.4f} nats per token (means of the first and the last {window} documents); "
         f"{bits:.3f} bits per byte on the last {number}, where zstd -19 makes {zstd_bits_per_byte(texts):.3f}",
         f"{speed:,.1f} tokens/s in {format_time(tally.seconds)}, {waited:.1%} of it waiting for documents",

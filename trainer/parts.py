@@ -19,7 +19,7 @@ from trainer.evaluator import Evaluator
 from trainer.model import LanguageModel
 from trainer.records import Cursor
 from trainer.samples import held_out_samples, usable_texts
-from trainer.sources import DataSource, embedded_source, resolve_source
+from trainer.sources import DataSource, embedded_source, is_local, resolve_source
 from trainer.state_file import read_state
 from trainer.step import TrainingStep
 from trainer.tokenizer import Tokenizer, collect_training_texts
@@ -98,8 +98,11 @@ def _open_documents(config: TrainingConfig, state: State | None, say: Callable[[
         return embedded_source(library.shards, library.revision)
 
     old = state["source"] if state is not None else None
+    name = old["name"] if old else config.dataset
+    if old and is_local(name) and old["folder"] != str(Path.cwd()):
+        name = str(Path(old["folder"], name))  # resumed from another folder than it was started in
     documents = open_documents(
-        old["name"] if old else config.dataset,
+        name,
         embedded=embedded,
         say=say,
         config=config.dataset_config,

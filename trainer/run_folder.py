@@ -1,5 +1,6 @@
 """Where a run lives: its two folders, the lock on them, and the archive of the runs before it."""
 
+import itertools
 import json
 import secrets
 import shutil
@@ -40,8 +41,9 @@ class Folders:
         return Folders(self.viz.joinpath(*names), self.checkpoints.joinpath(*names))
 
     def is_test(self) -> bool:
-        """Whether a test run lives here."""
-        return (mark_of(self.checkpoints) or mark_of(self.viz)).get("test") is True
+        """Whether a test run lives here, and in neither folder half of a real one."""
+        marks = [mark for folder in (self.viz, self.checkpoints) if (mark := mark_of(folder))]
+        return bool(marks) and all(mark.get("test") is True for mark in marks)
 
     def has_files(self) -> bool:
         return bool(_files(self.viz, _RECORD_FILES) or _files(self.checkpoints, _CHECKPOINT_FILES))
@@ -125,7 +127,7 @@ def _archive(root: Folders, command: str, say: Callable[[str], None]) -> None:
         for name in names:
             for path in _files(*halves[name]):
                 shutil.move(path, place[name] / path.name)
-        where = " and ".join(str(place[name]) for name in names)
+        where = " and ".join(dict.fromkeys(str(place[name]) for name in names))
         if CheckpointManager(earlier.checkpoints).all():
             say(f"The run that was here moved to {where}. To go on with it: {command} --resume {run_id}")
         else:
@@ -168,15 +170,17 @@ def resume_run(folders: Folders, chosen: Path | None, *, say: Callable[[str], No
     Raises:
         UserError: nothing to resume, or another process is writing there.
     """
-    if not folders.checkpoints.is_dir() or not CheckpointManager(folders.checkpoints).all():
-        raise UserError(f"nothing to resume: no checkpoint in {folders.checkpoints}. Without --resume a new run starts")
+    manager = CheckpointManager(folders.checkpoints)
+    nothing = f"nothing to resume: no checkpoint in {folders.checkpoints}"
+    if not folders.checkpoints.is_dir():
+        raise UserError(f"{nothing}. Without --resume a new run starts")
     mark = mark_of(folders.checkpoints)
     run = RunFolder(folders, str(mark.get("run_id", "unnamed")), test=mark.get("test") is True)
     remove_unfinished(folders.checkpoints)
-    manager = CheckpointManager(folders.checkpoints)
     path = chosen or manager.newest_valid(lambda bad, why: say(f"{bad} is passed by: {why}"))
     if path is None:
-        raise UserError(f"nothing to resume: no checkpoint in {folders.checkpoints} is whole")
+        run.release()
+        raise UserError(f"{nothing} is whole" if manager.all() else f"{nothing}. Without --resume a new run starts")
     return run, path
 
 
@@ -185,8 +189,12 @@ def set_aside_newer(folders: RunFolder, step: int, say: Callable[[str], None]) -
     newer = [path for number, path in CheckpointManager(folders.checkpoints).all() if number > step]
     if not newer:
         return
-    aside = folders.checkpoints / "earlier" / f"{folders.run_id}-before-going-back-to-{step}"
-    aside.mkdir(parents=True, exist_ok=True)
+    place = folders.checkpoints / "earlier" / f"{folders.run_id}-before-going-back-to-{step}"
+    times = itertools.count(2)
+    aside = place
+    while aside.exists():  # gone back to the same step before
+        aside = place.with_name(f"{place.name}-{next(times)}")
+    aside.mkdir(parents=True)
     for path in newer:
         shutil.move(path, aside / path.name)
         digest = path.with_name(f"{path.name}.sha256")

@@ -180,10 +180,13 @@ def test_a_checkpoint_of_another_run_does_not_touch_this_record(
     shutil.copytree(tmp_path / "a" / "checkpoints", tmp_path / "stray", ignore=shutil.ignore_patterns(".run*"))
     before = table(tmp_path / "b" / "training_viz", STEPS)
     assert train("--resume", "stray/checkpoint_step_5.bin", "--viz-dir", "b/training_viz", "--steps", 9) == 2
+    assert "copied out of run" in capsys.readouterr().err
+    shutil.copy(tmp_path / "a" / "checkpoints" / ".run", tmp_path / "stray")
+    shutil.copytree(tmp_path / "b" / "training_viz", tmp_path / "lost")
+    shutil.rmtree(tmp_path / "a" / "training_viz")
+    assert train("--resume", "--checkpoint-dir", "stray", "--viz-dir", "lost", "--steps", 9) == 2
     assert "is the record of run" in capsys.readouterr().err
-    assert train("--resume", "a/checkpoints/checkpoint_step_5.bin", "--out", "c", "--steps", 9) == 2
     assert table(tmp_path / "b" / "training_viz", STEPS) == before
-    assert len(table(tmp_path / "a" / "training_viz", STEPS)) == 5
 
 
 def test_a_record_that_ends_before_the_checkpoint_gets_no_hole(
@@ -194,6 +197,9 @@ def test_a_record_that_ends_before_the_checkpoint_gets_no_hole(
     assert "--resume --steps 10" in capsys.readouterr().out  # not back to the older one once more
     newest = next((tmp_path / "checkpoints" / "earlier").rglob("checkpoint_step_9.bin"))
     assert train("--resume", newest, "--steps", 12) == 2
+    assert "set aside" in capsys.readouterr().err
+    shutil.copy(newest, tmp_path / "checkpoints")
+    assert train("--resume", "--steps", 12) == 2
     assert "ends before that" in capsys.readouterr().err
     assert [row[0] for row in table(tmp_path / "training_viz", STEPS)] == [0, 1, 2, 3, 4]
 
@@ -260,3 +266,38 @@ def test_weights_alone_are_no_run(train: Train, tmp_path: Path, capsys: pytest.C
         assert train("--resume", "--steps", 5) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and missing in error and "--pretrained-checkpoint" in error
+
+
+def test_a_typed_folder_that_would_split_a_run_is_refused(train: Train, tmp_path: Path) -> None:
+    assert train("--steps", 5, "--out", "a") == 0
+    assert train("--resume", "a/checkpoints/checkpoint_step_5.bin", "--out", "c", "--steps", 9) == 2
+    assert len(table(tmp_path / "a" / "training_viz", STEPS)) == 5
+
+
+def test_going_back_twice_keeps_both_pasts(train: Train, tmp_path: Path) -> None:
+    assert train("--steps", 6, "--checkpoint-interval", 3) == 0
+    for rate in (0.01, 0.02):
+        assert train("--resume", "checkpoints/checkpoint_step_3.bin", "--learning-rate", rate) == 0
+    aside = sorted((tmp_path / "checkpoints" / "earlier").rglob("checkpoint_step_6.bin"))
+    assert len({path.read_bytes() for path in [*aside, tmp_path / "checkpoints" / "checkpoint_step_6.bin"]}) == 3
+
+
+def test_a_relative_dataset_is_found_from_another_folder(
+    train: Train, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(corpus, tmp_path / "here.jsonl")
+    assert train("--dataset", "here.jsonl", "--steps", 4) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train("--resume", "--out", "..", "--steps", 8) == 0
+    rows = table(tmp_path / "training_viz", "SELECT row FROM documents ORDER BY step")
+    assert [row for (row,) in rows] == list(range(8))
+
+
+def test_a_resume_without_checkpoints_says_from_where_it_would_go_on(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--steps", 4) == 0
+    capsys.readouterr()
+    assert train("--resume", "--no-checkpoint", "--steps", 8) == 0
+    assert "--resume --steps 16 (from step 4: what came after it was not saved" in capsys.readouterr().out

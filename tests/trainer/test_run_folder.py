@@ -162,3 +162,18 @@ def test_a_test_run_is_not_resumed_as_the_real_one(root: Folders) -> None:
     live_once(root)
     with pytest.raises(UserError, match="no test run"):
         locate_run(root, "", test=True)
+
+
+def test_a_test_run_beside_half_of_a_real_one_moves_nothing(tmp_path: Path) -> None:
+    real = live_once(Folders(tmp_path / "v", tmp_path / "c1"))
+    live_once(Folders(tmp_path / "vt", tmp_path / "ct"), test=True)
+    live_once(Folders(tmp_path / "v", tmp_path / "ct"), test=True)
+    assert (tmp_path / "v" / "run.db").read_text() == real
+
+
+def test_a_live_run_without_checkpoints_is_said_to_be_in_use(root: Folders) -> None:
+    run = new_run(root, test=False)
+    run.begin("c", lambda line: None)
+    with pytest.raises(UserError, match=f"in use by run {run.run_id}"):
+        resume_run(root, None, say=print)
+    run.release()
