@@ -6,23 +6,21 @@ inside the functions, so that a mistake on the command line is answered before s
 
 import dataclasses
 import io
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.arguments import Arguments, parse_arguments
-from trainer.config import FIELDS, TrainingConfig, check_combinations, refuse_ranks
+from trainer.config import TrainingConfig, check_combinations, refuse_ranks
 from trainer.errors import MachineError, RunError, UserError
 
 if TYPE_CHECKING:
     from trainer.parts import Parts
-    from trainer.run_folder import Folders, RunFolder
+    from trainer.run_folder import RunFolder
     from trainer.trainer import Trainer
     from viz.visualizer import TrainingVisualizer
 
-COMMAND = f"python {shlex.quote(sys.argv[0] if sys.argv[0].endswith('train_slimpajama.py') else 'train_slimpajama.py')}"
 
 RUN_STATE = {"config", "kernels", "optimizer", "run_id", "samples", "source", "step", "tally", "tokenizer"}
 """What a checkpoint must hold, beside the weights, to go on from."""
@@ -62,9 +60,10 @@ def start(arguments: Arguments) -> int:
     """A new run."""
     config = arguments.merge()
     check_combinations(config)
+    from trainer.commands import folders_of
     from trainer.run_folder import new_run
 
-    run = new_run(_root(arguments), test=arguments.test)
+    run = new_run(folders_of(arguments), test=arguments.test)
     try:
         return _train(arguments, config, run, None)
     finally:
@@ -73,10 +72,11 @@ def start(arguments: Arguments) -> int:
 
 def resume(arguments: Arguments) -> int:
     """Go on with an earlier run, from its newest whole checkpoint or from the one named."""
+    from trainer.commands import folders_of, resume_command
     from trainer.run_folder import locate_run, mark_of, resume_run
     from trainer.state_file import read_state
 
-    folders, chosen = locate_run(_root(arguments), arguments.resume or "", test=arguments.test)
+    folders, chosen = locate_run(folders_of(arguments), arguments.resume or "", test=arguments.test)
     run, path = resume_run(folders, chosen, say=print)
     try:
         state = read_state(path)
@@ -87,7 +87,7 @@ def resume(arguments: Arguments) -> int:
                 f"--pretrained-checkpoint {path} starts from its weights"
             )
         run.run_id = state["run_id"]
-        if chosen is not None and "viz_dir" in arguments.typed and run.viz != _root(arguments).viz:
+        if chosen is not None and "viz_dir" in arguments.typed and run.viz != folders_of(arguments).viz:
             raise UserError(f"{path} is of the run in {run.viz}, which --out or --viz-dir would split: leave them out")
         if chosen is not None and mark_of(run.checkpoints).get("run_id") != state["run_id"]:
             raise UserError(
@@ -100,7 +100,7 @@ def resume(arguments: Arguments) -> int:
         if state["step"] >= config.num_steps:
             print(
                 f"Already finished: {state['step']:,} documents are trained, of {config.num_steps:,} asked for. "
-                f"To go on: {_resume_command(arguments, run)} --steps {2 * state['step']}"
+                f"To go on: {resume_command(arguments, run)} --steps {2 * state['step']}"
             )
             return 0
         print(f"Resuming run {run.run_id} after {state['step']:,} documents, from {path}")
@@ -134,6 +134,7 @@ def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> Non
 
 def _train(arguments: Arguments, config: TrainingConfig, run: "RunFolder", state: Mapping[str, Any] | None) -> int:
     """Make the parts, say what will happen, train, say what happened."""
+    from trainer.commands import start_command
     from trainer.parts import make_parts
     from trainer.progress import say
     from trainer.run_folder import check_disk, set_aside_newer
@@ -145,7 +146,7 @@ def _train(arguments: Arguments, config: TrainingConfig, run: "RunFolder", state
     parts = make_parts(config, state, say)
     opening = _opening(parts, run, first, sum(needed.values()))
     if state is None:
-        run.begin(COMMAND + _folder_flags(arguments), say)
+        run.begin(start_command(arguments), say)
     else:
         set_aside_newer(run, first, say)
     say("\n".join(opening))
@@ -269,6 +270,7 @@ def _opening(parts: "Parts", run: "RunFolder", first: int, needed: int) -> list[
 def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome: str) -> list[str]:
     """The closing lines."""
     from trainer.briefing import closing_lines
+    from trainer.commands import resume_command
 
     endings = {
         "done": "Done",
@@ -277,7 +279,7 @@ def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome
     }
     more = {"done": f" --steps {2 * trainer.config.num_steps}", "interrupted": "", "documents ended": " --repeat"}
     saved = trainer.checkpoints.all()
-    go_on = _resume_command(arguments, run) + more[outcome] if saved else None
+    go_on = resume_command(arguments, run) + more[outcome] if saved else None
     if saved and saved[-1][0] < trainer.global_step:
         go_on = f"{go_on} (from step {saved[-1][0]:,}: what came after it was not saved, and is trained again)"
     return closing_lines(
@@ -289,42 +291,6 @@ def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome
         checkpoint=saved[-1][1] if saved else None,
         go_on=go_on,
     )
-
-
-def _root(arguments: Arguments) -> "Folders":
-    """The folders that this command line speaks of, before `earlier/` and `test/`."""
-    from trainer.run_folder import Folders
-
-    asked = {**arguments.from_file, **arguments.typed}
-    return Folders(*(Path(asked.get(key, FIELDS[key].default)) for key in ("viz_dir", "checkpoint_dir")))
-
-
-def _folder_flags(arguments: Arguments) -> str:
-    """What to type so that a later command finds the same folders."""
-    root = _root(arguments)
-    out = root.viz.parent
-    if root.checkpoints == out / "checkpoints" and root.viz == out / "training_viz":
-        return "" if out == Path() else f" --out {shlex.quote(str(out))}"
-    named = {"viz_dir": root.viz, "checkpoint_dir": root.checkpoints}
-    return "".join(
-        f" {FIELDS[key].metadata['flag']} {shlex.quote(str(folder))}"
-        for key, folder in named.items()
-        if str(folder) != FIELDS[key].default
-    )
-
-
-def _resume_command(arguments: Arguments, run: "RunFolder") -> str:
-    """What to type to go on from the newest checkpoint of the run: in the usual folder, by its id, or by its folder."""
-    from trainer.run_folder import Folders
-
-    root = _root(arguments)
-    usual = (root, root.below("test")) if arguments.test else (root,)
-    test = " --test" if arguments.test else ""
-    if Folders(run.viz, run.checkpoints) in usual:
-        return f"{COMMAND}{test}{_folder_flags(arguments)} --resume"
-    if run.run_id == arguments.resume:
-        return f"{COMMAND}{test}{_folder_flags(arguments)} --resume {run.run_id}"
-    return f"{COMMAND} --checkpoint-dir {shlex.quote(str(run.checkpoints))} --resume"
 
 
 if __name__ == "__main__":
