@@ -25,7 +25,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` wants it
+            # `nohup` has SIGHUP ignored, and means it. That a background job has SIGINT ignored means nothing.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

@@ -77,6 +77,7 @@ def start_and_signal(number: signal.Signals, words: list[str], folder: Path, row
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # a group of its own, so that the signal reaches all of it as a terminal would send it
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whatever started these tests (`nohup`)
     )
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None and _rows(folder / "training_viz") < rows:

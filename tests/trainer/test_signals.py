@@ -7,17 +7,20 @@ from trainer.signals import StopSignals
 
 SCRIPT = """
 import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)  # as in a background job of a script
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv else signal.SIG_DFL)
 from trainer.signals import StopSignals
 with StopSignals() as stop:
-    for number in map(int, sys.argv[1:]):
+    for number in map(int, filter(str.isdigit, sys.argv[1:])):
         os.kill(os.getpid(), number)
     print(stop.is_set(), stop.exit_code, flush=True)
 """
 
 
-def run(*signals: int) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", SCRIPT, *(str(int(number)) for number in signals)]
-    return subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=False)
+def run(*signals: int, words: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SCRIPT, *(str(int(number)) for number in signals), *words]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
 
 
 def test_the_first_is_a_flag() -> None:
@@ -26,6 +29,10 @@ def test_the_first_is_a_flag() -> None:
     assert run(signal.SIGHUP).stdout == "True 129\n"
     assert "Stopping after this step" in run(signal.SIGINT).stderr
     assert run().stdout == "False 128\n"
+
+
+def test_nohup_is_respected() -> None:
+    assert run(signal.SIGHUP, words=("nohup",)).stdout == "False 128\n"
 
 
 def test_the_second_ends_the_process_at_once() -> None:
