@@ -19,6 +19,12 @@ class SourceUnreachable(RunError):
     exit_code = 3
 
 
+class Diverged(RunError):
+    """The model's numbers are past saving, and going back to a checkpoint did not help or was not possible."""
+
+    exit_code = 4
+
+
 class MachineError(RunError):
     """The machine: no disk, no memory, a folder that can't be written."""
 

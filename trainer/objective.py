@@ -21,6 +21,8 @@ class Judgement(NamedTuple):
     token_ranks: Tensor
     """(T,) int32: how many tokens have a greater logit than the true one. 0 exactly where argmax is the true token:
     where several share the greatest logit, the others get 1. -1 where the target is padding."""
+    logits_are_finite: Tensor
+    """() bool: every logit is a finite number, also those of padding."""
 
 
 class NextToken:
@@ -56,4 +58,6 @@ class NextToken:
             # Equal logits are common in bf16, also at the top: without a choice among them two tokens would be right.
             token_ranks = torch.where(logits.argmax(1) == targets, 0, more_likely.clamp(min=1))
             token_ranks = torch.where(real, token_ranks, -1)
-        return Judgement(loss, token_losses.detach(), token_ranks)
+            # What is not finite goes through a sum: one pass, without a mask of the size of the logits.
+            logits_are_finite = torch.isfinite(logits.sum())
+        return Judgement(loss, token_losses.detach(), token_ranks, logits_are_finite)

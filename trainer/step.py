@@ -1,6 +1,5 @@
 """One sample → one optimizer step: forward, backward, judge, update. The hot path, the only place clever for speed."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,12 +7,14 @@ from typing import Any
 import torch
 
 from trainer.device import prepare_compiler
+from trainer.errors import UserError
 from trainer.model import LanguageModel
 from trainer.objective import Judgement, NextToken
 from trainer.optimizer import build_optimizer
 from trainer.records import StepResult
+from trainer.stability import InstabilityDetector, Verdict, words_of
 
-MAX_GRADIENT_NORM = 1.0
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def padded_lengths(max_seq_length: int) -> tuple[int, ...]:
@@ -30,7 +31,7 @@ def padded_lengths(max_seq_length: int) -> tuple[int, ...]:
 
 
 class TrainingStep:
-    """The model's weights, their fp32 masters, the optimizer, and the step that moves them."""
+    """The model's weights, their fp32 masters, the optimizer, the judge, and the step that moves the weights."""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class TrainingStep:
         max_seq_length: int,
         compile: bool = False,
         objective: NextToken | None = None,
+        detector: InstabilityDetector | None = None,
     ) -> None:
         """
         Args:
@@ -51,6 +53,7 @@ class TrainingStep:
         self.model = model
         self.lengths = padded_lengths(max_seq_length)
         self._objective = objective or NextToken()
+        self._detector = detector or InstabilityDetector()
         self.device = model.device
         self._names = [name for name, _ in model.named_parameters()]
         self._weights: list[torch.Tensor] = list(model.parameters())
@@ -74,19 +77,27 @@ class TrainingStep:
             ids: (T,) token ids, 2 <= T <= max_seq_length.
             learning_rate: of this step, for every parameter group.
         """
-        judged = self._backward(ids)
-        norm = self._update(learning_rate)
         count = len(ids) - 1
+        length = next(length for length in self.lengths if length >= count)
+        judged = self._backward(ids, length)
+        loss_before, norm_before = judged.loss.detach(), self._gradient_norm()
+        verdict = self._detector.judge(length, judged.logits_are_finite, loss_before, norm_before)
+        self._update(learning_rate, verdict)
         # One transfer for all numbers: on a GPU each would be a wait of its own.
-        numbers = torch.cat([judged.loss.detach().view(1), norm.view(1), judged.token_losses[:count]]).cpu().numpy()
+        scalars = torch.stack([loss_before, norm_before, verdict.found_inf])
+        found = torch.cat([scalars, verdict.medians, verdict.faults, judged.token_losses[:count]]).cpu().numpy()
         ranks = judged.token_ranks[:count].cpu().numpy()
+        loss, norm, skipped, *medians = map(float, found[:5])
+        faults = found[5:10] != 0
         return StepResult(
-            loss=float(numbers[0]),
-            accuracy=float((ranks == 0).mean()),
-            gradient_norm=float(numbers[1]),
-            token_losses=numbers[2:],
-            token_ranks=ranks,
-            updated=math.isfinite(numbers[1]),
+            loss=loss,
+            accuracy=float("nan") if faults[0] else float((ranks == 0).mean()),
+            gradient_norm=norm,
+            token_losses=found[10:],
+            token_ranks=None if faults[0] else ranks,
+            finite=not faults[:3].any(),
+            updated=not skipped,
+            fault=words_of(faults, loss, norm, medians),
         )
 
     def trial_seconds(self, length: int) -> float:
@@ -100,55 +111,95 @@ class TrainingStep:
             self(ids, 0.0)
             seconds = time.monotonic() - since
         self.optimizer.state.clear()
+        self._detector.forget()
         return seconds
 
+    def is_finite(self) -> bool:
+        """Whether all weights and moments are finite numbers. Waits for the device."""
+        moments = [state[name] for state in self.optimizer.state.values() for name in _MOMENTS]
+        greatest = torch._foreach_norm([*self._masters, *moments], float("inf"))
+        return bool(torch.isfinite(torch.stack(greatest)).all())
+
     def state_dict(self) -> dict[str, Any]:
-        """`model`: name → fp32 weight; `optimizer`: its moments and step counts."""
-        return {
-            "model": dict(zip(self._names, (master.detach() for master in self._masters), strict=True)),
-            "optimizer": self.optimizer.state_dict(),
+        """`model`: name → fp32 weight; `optimizer`: name → its moments and step count; `stability`: the judge's memory.
+
+        The tensors are the living ones: whoever keeps them clones them.
+        """
+        weights = {name: master.detach() for name, master in zip(self._names, self._masters, strict=True)}
+        moments = {
+            name: dict(self.optimizer.state.get(master, {}))
+            for name, master in zip(self._names, self._masters, strict=True)
         }
+        return {"model": weights, "optimizer": moments, "stability": self._detector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state` was saved.
+
+        Raises:
+            UserError: weights, moments or the judge's memory are not those of this model. Nothing has changed then.
+        """
+        fault = self._misfit(state)
+        if fault:
+            raise UserError(f"the checkpoint is not one of this model: {fault}")
+        self._detector.load_state_dict(state["stability"], self.device)
         with torch.no_grad():
             for name, master in zip(self._names, self._masters, strict=True):
                 master.copy_(state["model"][name])
             self._write_weights()
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Only the numbers are taken: betas and the like are this program's, whatever a file says.
+        self.optimizer.state.clear()
+        for name, master in zip(self._names, self._masters, strict=True):
+            kept = state["optimizer"][name]
+            moments = {key: kept[key].to(master.device, torch.float32, copy=True) for key in _MOMENTS}
+            self.optimizer.state[master] = {"step": kept["step"].to(master.device, copy=True), **moments}
+
+    def _misfit(self, state: Mapping[str, Any]) -> str:
+        """The first thing in a state that does not fit, or nothing."""
+        for name, master in zip(self._names, self._masters, strict=True):
+            moments = state["optimizer"].get(name, {})
+            for what, value, shape in (
+                ("weight", state["model"].get(name), master.shape),
+                ("step count", moments.get("step"), torch.Size()),
+                *((key, moments.get(key), master.shape) for key in _MOMENTS),
+            ):
+                if not isinstance(value, torch.Tensor) or value.shape != shape or not value.dtype.is_floating_point:
+                    return f"{what} of {name}"
+        return ""
 
     def _judge(self, inputs: torch.Tensor, targets: torch.Tensor) -> Judgement:
         return self._objective.judge(self.model(inputs.unsqueeze(0))[0], targets)
 
-    def _backward(self, ids: Sequence[int]) -> Judgement:
-        """Gradients of the mean loss into the weights."""
-        length = next(length for length in self.lengths if length >= len(ids) - 1)
+    def _backward(self, ids: Sequence[int], length: int) -> Judgement:
+        """Gradients of the mean loss, over a sample padded to `length` predictions, into the weights."""
         inputs, targets = self._objective.inputs_and_targets(ids, length)
         judged = self._forward(inputs.to(self.device), targets.to(self.device))
         judged.loss.backward()  # type: ignore[no-untyped-call]
         return judged
 
     @torch.no_grad()
-    def _update(self, learning_rate: float) -> torch.Tensor:
-        """Move the masters and write the weights. Returns the gradient's norm before clipping, () fp32.
-
-        Clipping, and passing by a gradient that is not finite, ride on the fused kernel: it divides each
-        gradient by `grad_scale` as it reads it, and does nothing where `found_inf` is set. No further pass over the
-        weights, no wait for the device.
-        """
+    def _gradient_norm(self) -> torch.Tensor:
+        """Hand the gradients to the masters. Returns their L2 norm before clipping, () fp32."""
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         if self._masters is not self._weights:
             torch._foreach_copy_(self._master_gradients, gradients)
             gradients = self._master_gradients
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.optimizer.grad_scale = (norm / MAX_GRADIENT_NORM).clamp(min=1.0)  # type: ignore[attr-defined]
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    @torch.no_grad()
+    def _update(self, learning_rate: float, verdict: Verdict) -> None:
+        """Move the masters and write the weights, as far as the verdict lets them.
+
+        Clipping, and passing by a gradient, ride on the fused kernel: it divides each gradient by `grad_scale` as it
+        reads it, and does nothing where `found_inf` is set. No further pass over the weights, no wait for the device.
+        """
+        self.optimizer.grad_scale = verdict.grad_scale  # type: ignore[attr-defined]
+        self.optimizer.found_inf = verdict.found_inf  # type: ignore[attr-defined]
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         self._write_weights()
         for weight in self._weights:
             weight.grad = None
-        return norm
 
     def _write_weights(self) -> None:
         if self._masters is not self._weights:

@@ -106,6 +106,18 @@ def test_a_trial_pass_teaches_nothing() -> None:
     assert [with_trial(IDS, 1e-3).loss for _ in range(3)] == [without(IDS, 1e-3).loss for _ in range(3)]
 
 
+@pytest.mark.parametrize("place", ["weight", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_seen_in_weights_and_moments(place: str, value: float) -> None:
+    step = make_step(torch.bfloat16)
+    step(IDS, 1e-3)
+    assert step.is_finite()
+    state = step.state_dict()
+    name = "model.norm.weight"
+    (state["model"][name] if place == "weight" else state["optimizer"][name][place])[2] = value
+    assert not step.is_finite()
+
+
 def test_padding_does_not_change_what_is_learned() -> None:
     """The same document in a step whose shortest padded length is longer."""
     short, long = make_step(), make_step()
