@@ -38,6 +38,14 @@ def replace_file(
     sync_folder(path.parent)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Delete what `replace_file` left in a folder of ours when it was killed. Only for who holds the folder's lock."""
+    for pattern in (".checkpoint_step_*.tmp", "..run*.tmp"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable; a rename is only a promise until its folder is on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -57,7 +65,7 @@ class FileLock:
     """An exclusive lock on a file that ends with the process, however it ends."""
 
     def __init__(self, path: Path) -> None:
-        """Take the lock. Raises BlockingIOError when another process holds it."""
+        """Take the lock. Raises BlockingIOError when another process holds it; `holder` tells which."""
         self.path = path
         self._file = path.open("a+b")
         try:
@@ -65,6 +73,16 @@ class FileLock:
         except BlockingIOError:
             self._file.close()
             raise
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()).encode())
+        self._file.flush()
+
+    @staticmethod
+    def holder(path: Path) -> str:
+        """The number of the process that took the lock last; nothing where the file does not say."""
+        with contextlib.suppress(OSError, ValueError):
+            return str(int(path.read_bytes()[:20]))
+        return ""
 
     def release(self) -> None:
         self._file.close()

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trainer.checkpoint import CheckpointManager
 from trainer.device import choose_device, choose_dtype
@@ -28,8 +28,9 @@ def generate(arguments: argparse.Namespace) -> None:
         raise UserError("--prompt is empty: the model needs a text to go on from")
     path = arguments.checkpoint or arguments.checkpoint_dir
     if path.is_dir() or not arguments.checkpoint:
-        path = _newest_checkpoint(path)
-    state = read_state(path)
+        path, state = _newest_checkpoint(path)
+    else:
+        state = read_state(path)
     if not isinstance(state.get("tokenizer"), bytes):
         raise UserError(f"{path} holds weights but no tokenizer: name a checkpoint that a training run wrote")
     tokenizer = Tokenizer.from_bytes(state["tokenizer"])
@@ -54,10 +55,8 @@ def generate(arguments: argparse.Namespace) -> None:
     _write("\n")
 
 
-def _newest_checkpoint(folder: Path) -> Path:
-    newest = CheckpointManager(folder).newest_valid(
-        lambda path, fault: print(f"{path} is passed by: {fault}", file=sys.stderr)
-    )
+def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    newest = CheckpointManager(folder).load_newest(lambda why: print(f"Passed by: {why}", file=sys.stderr))
     if newest is None:
         raise UserError(f"no checkpoint in {folder}: train one first (python train_slimpajama.py), or name a file")
     return newest

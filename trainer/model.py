@@ -1,6 +1,7 @@
 """`LanguageModel`: ids to logits, a prompt to text, weights to and from disk."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import ModelShape
-from trainer.errors import UserError
+from trainer.errors import Diverged, UserError
 from trainer.generation import sample_tokens
 from trainer.state_file import STATE_HEADER, read_state, write_state
 from trainer.transformer import Decoder, LayerCache, RotaryTables, rotary_tables
@@ -141,14 +142,30 @@ class LanguageModel(nn.Module):
         """
         state, name = (source, "checkpoint") if isinstance(source, Mapping) else (read_state(source), str(source))
         try:
-            model = cls(ModelShape(**state["shape"]), state["vocab_size"])
-        except (KeyError, TypeError) as error:
+            shape, vocab_size = ModelShape(**state["shape"]), state["vocab_size"]
+            sizes = [
+                value for key, value in dataclasses.asdict(shape).items() if key not in ("rope_theta", "norm_epsilon")
+            ]
+            if not all(type(size) is int and size > 0 for size in (*sizes, vocab_size)):
+                raise TypeError("a size is no whole number above 0")
+            # Before any memory is taken: what the shape needs must be what the file holds, more or less.
+            if shape.parameters(vocab_size) > 2 * sum(weight.numel() for weight in state["model"].values()):
+                raise TypeError("its sizes do not fit its weights")
+            if not all(0 < float(value) < math.inf for value in (shape.rope_theta, shape.norm_epsilon)):
+                raise TypeError("rope_theta or norm_epsilon is no number above 0")
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{name} does not say what shape its model has ({error})") from None
+        model = cls(shape, vocab_size)
         model.take_weights(state, name)
         return model
 
     def take_weights(self, state: Mapping[str, Any], name: str) -> None:
-        """Take over the weights of a state that was read. Raises `UserError` naming both shapes if they do not fit."""
+        """Take over the weights of a state that was read.
+
+        Raises:
+            UserError: they do not fit; both shapes are named.
+            Diverged: they are not all finite.
+        """
         theirs = {"vocab_size": state.get("vocab_size"), **(state.get("shape") or {})}
         ours = {"vocab_size": self.vocab_size, **dataclasses.asdict(self.shape)}
         differences = [
@@ -156,13 +173,16 @@ class LanguageModel(nn.Module):
         ]
         if differences:
             raise UserError(f"{name} holds another model: {'; '.join(differences)}")
-        weights = {_plain_name(key): weight for key, weight in state["model"].items()}
+        weights = state["model"]
         parameters = dict(self.named_parameters())
         wrong = sorted(weights.keys() ^ parameters.keys()) or [
             key for key, parameter in parameters.items() if weights[key].shape != parameter.shape
         ]
         if wrong:
             raise UserError(f"{name} holds another model: {len(wrong)} weights do not fit, the first is {wrong[0]}")
+        for key in parameters:
+            if not torch.isfinite(weights[key]).all():
+                raise Diverged(f"{name} has diverged: {key} is not finite. Name an earlier checkpoint")
         with torch.no_grad():
             for key, parameter in parameters.items():
                 parameter.copy_(weights[key])
@@ -187,10 +207,3 @@ class _Reader:
         new = torch.tensor([ids], device=self.tables.device)
         hidden = self.model.model(new, self.tables[:, start : self.length], start, self.caches)
         return self.model.logits(hidden[0, -1])
-
-
-def _plain_name(name: str) -> str:
-    """The parameter's own name, without what DistributedDataParallel and torch.compile put before it."""
-    while name.startswith(("module.", "_orig_mod.")):
-        name = name.split(".", 1)[1]
-    return name

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 import pytest
 
-from trainer.durable import FileLock, replace_file, sha256_of_file
+from trainer.durable import FileLock, remove_unfinished, replace_file, sha256_of_file
 
 
 def test_replaces_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -64,3 +64,12 @@ def test_a_lock_holds_another_process_off_until_released(tmp_path: Path) -> None
 def test_digest(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert sha256_of_file(tmp_path / "f").startswith("ba7816bf8f01cfea")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    for name in (".checkpoint_step_5.bin.123.tmp", "..run.123.tmp", ".checkpoint_step_5.bin.sha256.9.tmp"):
+        (tmp_path / name).touch()
+    (tmp_path / "mine.tmp").touch()
+    (tmp_path / ".mine.tmp").touch()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "mine.tmp"]

@@ -14,6 +14,7 @@ from trainer.config import MODEL_SIZES
 from trainer.device import choose_dtype
 from trainer.generate import main
 from trainer.model import LanguageModel
+from trainer.state_file import write_state
 from trainer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for weight in model.parameters():
                 weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(step)), alpha=0.15)
         state = {**model.checkpoint_state(), "tokenizer": tokenizer.model_bytes, "global_step": step}
-        CheckpointManager(folder / "checkpoints").save(step, state)
+        write_state(CheckpointManager(folder / "checkpoints").path(step), state)
     return folder
 
 
@@ -92,7 +93,7 @@ def test_a_damaged_newest_checkpoint_is_passed_by_and_said(generate: Generate, f
     newest.write_bytes(newest.read_bytes()[:-9])
     done = generate("--prompt", PROMPT, "--max-new-tokens", 5, "--checkpoint-dir", tmp_path, "--device", "cpu")
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert "checkpoint_step_100.bin is passed by" in done.stderr
+    assert "checkpoint_step_100.bin is damaged" in done.stderr
     assert done.stdout == expected(tmp_path / "checkpoint_step_20.bin", 5)
 
 
