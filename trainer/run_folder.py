@@ -1,6 +1,6 @@
 """Where a run lives: its two folders, the lock on them, and the archive of the runs before it."""
 
-import itertools
+import errno
 import json
 import secrets
 import shutil
@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from trainer.checkpoint import CheckpointManager, remove_unfinished
-from trainer.durable import FileLock, replace_file
+from trainer.checkpoint import CheckpointManager
+from trainer.durable import FileLock, remove_unfinished, replace_file
 from trainer.errors import MachineError, UserError
+from trainer.state_file import read_state
 from trainer.tally import format_bytes
 
 # What a run writes, and so what moves with it; anything else in the folders is not ours to touch.
@@ -19,6 +21,7 @@ _RECORD_FILES = ("run.db", "run.db-*", "run.json", "metrics_history.json", "text
 _CHECKPOINT_FILES = ("checkpoint_step_*.bin", "checkpoint_step_*.bin.sha256")
 _MARK = ".run"
 """The file in each folder that names its run and carries the lock."""
+_MACHINE_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def mark_of(folder: Path) -> dict[str, object]:
@@ -53,7 +56,10 @@ class Folders:
         mark = mark_of(self.checkpoints)
         if mark and mark_of(self.viz).get("run_id") != mark["run_id"]:
             elsewhere = Path(str(mark.get("viz")))
-            if mark_of(elsewhere).get("run_id") == mark["run_id"]:
+            theirs = mark_of(elsewhere)
+            # Of a copy of the checkpoints, that record belongs to the ones that were copied.
+            is_theirs = str(theirs.get("checkpoints")) == str(self.checkpoints.resolve())
+            if theirs.get("run_id") == mark["run_id"] and is_theirs:
                 return Folders(elsewhere, self.checkpoints)
         return self
 
@@ -75,6 +81,8 @@ class RunFolder:
         for folder in (folders.viz, folders.checkpoints):
             _make(folder)
         self._locks = _lock(folders)
+        for folder in (folders.viz, folders.checkpoints):
+            remove_unfinished(folder)
 
     def begin(self, command: str, say: Callable[[str], None]) -> None:
         """Make room for this run: an earlier one moves to `earlier/<run id>/`; `say` tells how to go on with it.
@@ -99,9 +107,7 @@ def new_run(root: Folders, *, test: bool) -> RunFolder:
     if test and not root.is_test() and root.has_files():
         root = root.below("test")
     run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-    run = RunFolder(root, run_id, test=test)
-    remove_unfinished(root.checkpoints)
-    return run
+    return RunFolder(root, run_id, test=test)
 
 
 def _archive(root: Folders, command: str, say: Callable[[str], None]) -> None:
@@ -164,11 +170,17 @@ def locate_run(root: Folders, wanted: str, *, test: bool) -> tuple[Folders, Path
     raise UserError(f"--resume {wanted}: no run of that id and no such checkpoint file ({here})")
 
 
-def resume_run(folders: Folders, chosen: Path | None, *, say: Callable[[str], None]) -> tuple[RunFolder, Path]:
-    """Lock the run's folders and choose the checkpoint to go on from; one that is not whole is named and passed by.
+def resume_run(
+    folders: Folders, chosen: Path | None, *, refused: Callable[[str], None]
+) -> tuple[RunFolder, Path, dict[str, Any]]:
+    """Lock the run's folders, choose the checkpoint to go on from and read it.
+
+    Args:
+        chosen: the one that a person named, else the newest that is whole.
+        refused: told why of each newer one that is not.
 
     Raises:
-        UserError: nothing to resume, or another process is writing there.
+        UserError: nothing to resume, the one that was named is damaged, or another process is writing there.
     """
     manager = CheckpointManager(folders.checkpoints)
     nothing = f"nothing to resume: no checkpoint in {folders.checkpoints}"
@@ -176,31 +188,14 @@ def resume_run(folders: Folders, chosen: Path | None, *, say: Callable[[str], No
         raise UserError(f"{nothing}. Without --resume a new run starts")
     mark = mark_of(folders.checkpoints)
     run = RunFolder(folders, str(mark.get("run_id", "unnamed")), test=mark.get("test") is True)
-    remove_unfinished(folders.checkpoints)
-    path = chosen or manager.newest_valid(lambda bad, why: say(f"{bad} is passed by: {why}"))
-    if path is None:
+    try:
+        found = (chosen, read_state(chosen)) if chosen else manager.load_newest(refused)
+        if found is None:
+            raise UserError(f"{nothing} is whole" if manager.all() else f"{nothing}. Without --resume a new run starts")
+    except BaseException:
         run.release()
-        raise UserError(f"{nothing} is whole" if manager.all() else f"{nothing}. Without --resume a new run starts")
-    return run, path
-
-
-def set_aside_newer(folders: RunFolder, step: int, say: Callable[[str], None]) -> None:
-    """Going on from an older checkpoint makes the newer ones another history: they move to `earlier/`."""
-    newer = [path for number, path in CheckpointManager(folders.checkpoints).all() if number > step]
-    if not newer:
-        return
-    place = folders.checkpoints / "earlier" / f"{folders.run_id}-before-going-back-to-{step}"
-    times = itertools.count(2)
-    aside = place
-    while aside.exists():  # gone back to the same step before
-        aside = place.with_name(f"{place.name}-{next(times)}")
-    aside.mkdir(parents=True)
-    for path in newer:
-        shutil.move(path, aside / path.name)
-        digest = path.with_name(f"{path.name}.sha256")
-        if digest.exists():
-            shutil.move(digest, aside / digest.name)
-    say(f"What was newer moved to {aside}: {', '.join(path.name for path in newer)}")
+        raise
+    return run, *found
 
 
 def checkpoint_bytes(parameters: int, count: int) -> int:
@@ -225,7 +220,7 @@ def check_disk(needed: Mapping[Path, int]) -> None:
         if free < total:
             raise MachineError(
                 f"{' and '.join(map(str, folders))}: this run will write up to {format_bytes(total)} and "
-                f"{format_bytes(free)} are free: make room, or choose another --out or a larger --checkpoint-interval"
+                f"{format_bytes(free)} are free: make room, or choose another --out or fewer --keep-checkpoints"
             )
 
 
@@ -236,11 +231,12 @@ def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{secrets.token_hex(4)}.tmp"
+        probe = folder / f".{_MARK}.{secrets.token_hex(4)}.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{folder} can't be written ({error.strerror}): choose another with --out") from error
+        problem = f"{folder} can't be written ({error.strerror}): choose another with --out"
+        raise (MachineError if error.errno in _MACHINE_FAILS else UserError)(problem) from error
 
 
 def _lock(folders: Folders) -> list[FileLock]:
@@ -252,8 +248,10 @@ def _lock(folders: Folders) -> list[FileLock]:
             for lock in locks:
                 lock.release()
             holder = mark_of(folder).get("run_id", "that is just starting")
+            number = FileLock.holder(folder / f"{_MARK}.lock")
             raise UserError(
-                f"{folder} is in use by run {holder}: wait for it, stop it, or choose another --out"
+                f"{folder} is in use by run {holder} (process {number or 'unknown'}): wait for it, stop it, or choose "
+                "another --out"
             ) from error
     return locks
 

@@ -14,8 +14,8 @@ from trainer.run_folder import (
     new_run,
     record_bytes,
     resume_run,
-    set_aside_newer,
 )
+from trainer.state_file import STATE_HEADER, write_state
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def live_once(
     (run.viz / "run.db").write_text(run.run_id)
     (run.viz / "training_step_000005.png").touch()
     for step in steps:
-        CheckpointManager(run.checkpoints).save(step, {"format": "train_slimpajama.checkpoint"})
+        write_state(CheckpointManager(run.checkpoints).path(step), {**STATE_HEADER, "model": {}})
     run.release()
     return run.run_id
 
@@ -88,7 +88,7 @@ def test_two_runs_in_one_folder(root: Folders) -> None:
 
 def test_nothing_to_resume_is_said(root: Folders) -> None:
     with pytest.raises(UserError, match="nothing to resume"):
-        resume_run(root, None, say=print)
+        resume_run(root, None, refused=print)
     with pytest.raises(UserError, match="no run of that id"):
         locate_run(root, "20990101-000000-abcd", test=False)
 
@@ -96,7 +96,7 @@ def test_nothing_to_resume_is_said(root: Folders) -> None:
 def test_resume_passes_by_what_is_damaged(root: Folders) -> None:
     run_id, said = live_once(root, steps=(5, 10)), []
     (root.checkpoints / "checkpoint_step_10.bin").write_bytes(b"torn")
-    run, path = resume_run(root, None, say=said.append)
+    run, path, _ = resume_run(root, None, refused=said.append)
     assert (run.run_id, path.name) == (run_id, "checkpoint_step_5.bin")
     assert "checkpoint_step_10.bin" in said[0]
     run.release()
@@ -105,9 +105,9 @@ def test_resume_passes_by_what_is_damaged(root: Folders) -> None:
 def test_going_back_sets_the_newer_ones_aside(root: Folders) -> None:
     live_once(root, steps=(5, 10, 15))
     chosen = root.checkpoints / "checkpoint_step_5.bin"
-    run, path = resume_run(*locate_run(root, str(chosen), test=False), say=print)
+    run, path, _ = resume_run(*locate_run(root, str(chosen), test=False), refused=print)
     assert path == chosen
-    set_aside_newer(run, 5, print)
+    CheckpointManager(root.checkpoints).set_aside_newer(5, run.run_id)
     assert [step for step, _ in CheckpointManager(root.checkpoints).all()] == [5]
     aside = root.checkpoints / "earlier" / f"{run.run_id}-before-going-back-to-5"
     assert [step for step, _ in CheckpointManager(aside).all()] == [10, 15]
@@ -175,5 +175,5 @@ def test_a_live_run_without_checkpoints_is_said_to_be_in_use(root: Folders) -> N
     run = new_run(root, test=False)
     run.begin("c", lambda line: None)
     with pytest.raises(UserError, match=f"in use by run {run.run_id}"):
-        resume_run(root, None, say=print)
+        resume_run(root, None, refused=print)
     run.release()
