@@ -4,14 +4,16 @@ A client finds it through `HF_ENDPOINT`, which `huggingface_hub` reads at import
 of its own, with `client_environment()`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import socket
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -30,10 +32,23 @@ class Fault:
     """Only of requests for a range of bytes that begins in here."""
     status: int | None = None
     """Answer this status and no body."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Of the answer with this status: `{"Retry-After": "3"}`."""
     cut_after: int | None = None
     """Promise the whole body, send so many bytes, close the connection."""
     hang_seconds: float = 0.0
     """Say nothing for so long first."""
+    stall_after: int | None = None
+    """Send so many bytes of the body, say nothing for `stall_seconds`, send the rest."""
+    stall_seconds: float = 0.0
+    drop: bool = False
+    """Close the connection without an answer."""
+    away_seconds: float = 0.0
+    """Close it, and every other one, and refuse new ones for so long."""
+    spoil: bool = False
+    """Send other bytes than the file's, of the same length."""
+    action: Callable[[], object] = lambda: None
+    """Called when it is met, before anything else."""
 
 
 class LoopbackHub:
@@ -41,10 +56,67 @@ class LoopbackHub:
 
     def __init__(self, repositories: Mapping[str, Path]) -> None:
         self.repositories = dict(repositories)
+        """What `main` stands for."""
+        self.older: dict[str, dict[str, Path]] = {}
+        """Repository → commit → folder of the commits before it that are still there."""
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, int]] = []
         """(method, path, bytes of body sent)"""
         self.lock = threading.Lock()
+        self.connections: set[socket.socket] = set()
+        self._port = 0
+        self._is_open = True
+        self._listen()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> "LoopbackHub":
+        self._serve()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self.lock:
+            self._is_open = False
+        self._server.shutdown()
+        self._server.server_close()
+
+    def push(self, repository: str, folder: Path) -> None:
+        """A new commit on `main`; the one before it stays."""
+        self.older.setdefault(repository, {})[self.commit(repository)] = self.repositories[repository]
+        self.repositories[repository] = folder
+
+    def forget_commits(self) -> None:
+        """Keep only what `main` stands for, as when a history is squashed."""
+        self.older.clear()
+
+    def folder_at(self, repository: str, revision: str | None) -> tuple[Path, str] | None:
+        """The folder and the commit that a revision means; None for one that is not there."""
+        commit = self.commit(repository)
+        if revision in (None, "main", commit):
+            return self.repositories[repository], commit
+        older = self.older.get(repository, {})
+        return (older[revision], revision) if revision in older else None
+
+    def go_away(self, seconds: float) -> None:
+        """Close every connection and refuse new ones for so long. Returns at once."""
+        server = self._server
+
+        def away() -> None:
+            server.shutdown()
+            server.server_close()
+            with self.lock:
+                for connection in self.connections:
+                    _close(connection)
+            time.sleep(seconds)
+            with self.lock:
+                if self._is_open:
+                    self._listen()
+                    self._serve()
+
+        threading.Thread(target=away, daemon=True).start()
+
+    def _listen(self) -> None:
         hub = self
 
         class Handler(_Handler):
@@ -52,22 +124,14 @@ class LoopbackHub:
                 self.hub = hub
                 super().__init__(*args)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = _Server(("127.0.0.1", self._port), Handler)
+        self._port = self._server.server_port
 
-    def __enter__(self) -> "LoopbackHub":
+    def _serve(self) -> None:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def commit(self, repository: str) -> str:
-        """The revision: 40 hex digits that follow from the names and sizes of the files."""
+        """The revision of `main`: 40 hex digits that follow from the names and sizes of the files."""
         folder = self.repositories[repository]
         names = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in sorted(folder.rglob("*"))]
         return hashlib.sha1("\n".join(names).encode()).hexdigest()
@@ -86,9 +150,32 @@ class LoopbackHub:
         return sum(sent for _, path, sent in self.requests if part in path)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Silent: clients that hang up on an answer are what the tests are about."""
+
+
+def _close(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # closed by the client already
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: LoopbackHub
+
+    def setup(self) -> None:
+        super().setup()
+        with self.hub.lock:
+            self.hub.connections.add(self.connection)
+
+    def finish(self) -> None:
+        with self.hub.lock:
+            self.hub.connections.discard(self.connection)
+        super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
         """Silent: the tests look at `requests`."""
@@ -108,17 +195,25 @@ class _Handler(BaseHTTPRequestHandler):
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         fault = self.hub.fault_for(self.command, path, int(span[1]) if span else 0)
         if fault is not None:
+            fault.action()
             time.sleep(fault.hang_seconds)
+            if fault.away_seconds:
+                self.hub.go_away(fault.away_seconds)
+            if fault.drop or fault.away_seconds:
+                self.close_connection = True
+                return _close(self.connection)
             if fault.status is not None:
-                return self._send(fault.status, b"", {"X-Error-Code": "EntryNotFound"} if fault.status == 404 else {})
-        for repository, folder in self.hub.repositories.items():
-            commit = self.hub.commit(repository)
+                missing = {"X-Error-Code": "EntryNotFound"} if fault.status == 404 else {}
+                return self._send(fault.status, b"", {**missing, **fault.headers})
+        for repository in self.hub.repositories:
             if match := re.fullmatch(
                 rf"/api/datasets/{repository}(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", path
             ):
                 what, revision, below = match.groups()
-                if revision not in (None, "main", commit):
+                found = self.hub.folder_at(repository, revision)
+                if found is None:
                     return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+                folder, commit = found
                 if what == "tree":
                     return self._send_json(_tree(folder, below or ""))
                 if what == "paths-info":
@@ -126,35 +221,46 @@ class _Handler(BaseHTTPRequestHandler):
                     return self._send_json([_entry(folder, path) for path in paths if path.exists()])
                 return self._send_json({"id": repository, "sha": commit, "private": False, "siblings": []})
             if match := re.fullmatch(rf"/datasets/{repository}/resolve/([^/]+)/(.*)", path):
-                file = folder / match[2]
+                found = self.hub.folder_at(repository, match[1])
+                if found is None:
+                    return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+                file = found[0] / match[2]
                 if not file.is_file():
                     return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-                return self._send_file(file, commit, span, fault)
+                return self._send_file(file, found[1], span, fault)
         return self._send(401, b"", {"X-Error-Code": "RepoNotFound"})  # what the Hub says of one that is not there
 
     def _send_file(self, file: Path, commit: str, span: re.Match[str] | None, fault: Fault | None) -> None:
         data = file.read_bytes()
         headers = {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         status = 200
+        if fault is not None and fault.spoil:
+            data = bytes(byte ^ 0x5A for byte in data)
         if span:
             first, last = int(span[1]), min(int(span[2] or len(data)), len(data) - 1)
+            if first >= len(data):
+                return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             data, status = data[first : last + 1], 206
-        self._send(status, data, headers, cut_after=fault.cut_after if fault else None)
+        return self._send(status, data, headers, fault)
 
     def _send_json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _send(self, status: int, data: bytes, headers: Mapping[str, str], cut_after: int | None = None) -> None:
+    def _send(self, status: int, data: bytes, headers: Mapping[str, str], fault: Fault | None = None) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
-        sent = b"" if self.command == "HEAD" else data[:cut_after]
+        sent = b"" if self.command == "HEAD" else data[: fault.cut_after if fault else None]
         with self.hub.lock:
             self.hub.requests.append((self.command, self.path, len(sent)))
+        if fault is not None and fault.stall_after is not None:
+            self.wfile.write(sent[: fault.stall_after])
+            time.sleep(fault.stall_seconds)
+            sent = sent[fault.stall_after :]
         self.wfile.write(sent)
-        if cut_after is not None:
+        if fault is not None and fault.cut_after is not None:
             self.close_connection = True
 
 

@@ -2,7 +2,6 @@
 
 import json
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,29 +10,28 @@ from functools import partial
 from typing import TypeVar
 
 from trainer.errors import SourceUnreachable, UserError
+from trainer.hub_file import POLL_SECONDS, EventFailed, Patience, Stopped, reason_of
 from trainer.records import Cursor, Document, Origin
-from trainer.rows import Row, faults_of_reading, read_rows
-from trainer.sources import PYTHON_LIBRARY, DataSource, is_local, reason_of, resolve_source, silence_libraries
+from trainer.rows import Damaged, Row, read_rows
+from trainer.sources import PYTHON_LIBRARY, DataSource, is_local, resolve_source, silence_libraries
 
 SLIMPAJAMA = ("cerebras/SlimPajama-627B", "DKYoon/SlimPajama-6B")
 FIRST_DOCUMENT_SECONDS = 60.0
 NETWORK_SECONDS = 10.0
-LONGEST_PAUSE_SECONDS = 60.0
-POLL_SECONDS = 0.1
+TRIES_FOR_DAMAGE = 3
+"""So often a shard on the Hub is read to the same damaged place before it counts as damaged there."""
 
 Result = TypeVar("Result")
-
-
-class Stopped(Exception):
-    """`should_stop` said so while a source was waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentStream:
     """The documents of a source behind a cursor. Each `iter()` of it begins at the cursor again.
 
-    Iterating raises UserError for a first row without the text column and for a local file that can't be read, and
-    SourceUnreachable when `max_stall` seconds pass without a document. It ends early once `should_stop` says so.
+    A row that can't be read is a document with a `fault`, and so is the rest of a shard that is damaged; its cursor
+    stands at the next shard. The same bytes always give the same documents. Iterating raises UserError for a first row
+    without the text column, and SourceUnreachable for a local file that can't be read and when a source on the Hub
+    gives nothing for `max_stall` seconds. It ends early once `should_stop` says so.
     """
 
     source: DataSource
@@ -44,8 +42,12 @@ class DocumentStream:
     on_event: Callable[[str, str], None] = lambda kind, detail: None
     """Called with ("retry", what failed and what now) in the thread that iterates."""
     max_stall: float = 1800.0
-    """Seconds without a document before a remote source counts as lost."""
+    """Seconds without a document, or a quarter of a megabyte on the way to one, before the Hub counts as lost."""
     should_stop: Callable[[], bool] = lambda: False
+
+    def at(self, cursor: Cursor) -> "DocumentStream":
+        """The same documents from another cursor on."""
+        return replace(self, cursor=cursor)
 
     def __iter__(self) -> Iterator[Document]:
         position = self.cursor
@@ -62,6 +64,8 @@ class DocumentStream:
                     yield document
             except Stopped:
                 return
+            except EventFailed as error:
+                raise error.__cause__ or error from None
             if not self.repeat or not found:  # a source without a single document would go round for ever
                 return
             position = Cursor(epoch=position.epoch + 1)
@@ -71,41 +75,35 @@ class DocumentStream:
             yield from self._shard(replace(position, shard=index, row=position.row if index == position.shard else 0))
 
     def _shard(self, position: Cursor) -> Iterator[tuple[Document, Row]]:
-        """One file's documents from `position` on, reopened behind the last delivered one when reading it fails."""
+        """One file's documents from `position` on, and, where the rest of it is damaged, one that stands for the rest.
+
+        A shard on the Hub is read again from there some times before that is believed: it may be the way that is bad.
+        """
         shard = self.source.shards[position.shard]
-        faults = faults_of_reading()
-        failures, last_success = 0, time.monotonic()
+        patience = Patience(
+            self.source.name,
+            self.max_stall,
+            where=lambda: f"{shard.name} row {position.row}",
+            on_event=self.on_event,
+            should_stop=self.should_stop,
+        )
+        damaged_row, tries = -1, 0
         while True:
             try:
-                for number, row in read_rows(shard.address, shard.kind, self.text_column, position.row):
+                for number, row in read_rows(shard.address, shard.kind, self.text_column, position.row, patience):
                     position = replace(position, row=number + 1)
                     yield self._document(row, Origin(shard.name, number), position), row
-                    failures, last_success = 0, time.monotonic()
+                    patience.progress()
                 return
-            except faults as error:
-                if not shard.is_remote:
-                    raise UserError(f"can't read {shard.address} at row {position.row}: {reason_of(error)}") from error
-                stalled = time.monotonic() - last_success
-                if stalled >= self.max_stall:
-                    raise SourceUnreachable(
-                        f"{self.source.name} gave no document for {stalled:.0f} s: {reason_of(error)}. "
-                        "Go on later with --resume"
-                    ) from error
-                self._pause(failures, self.max_stall - stalled, f"{shard.name} row {position.row}: {reason_of(error)}")
-                failures += 1
-
-    def _pause(self, failures: int, at_most: float, what: str) -> None:
-        """Wait 1, 2, 4 … 60 seconds, more or less, so that many runs do not come back at the same instant."""
-        # A generator of its own: drawing from the global one would change what is learned.
-        jitter = random.SystemRandom().uniform(0.8, 1.2)
-        seconds = min(LONGEST_PAUSE_SECONDS, 2.0 ** min(failures, 10)) * jitter
-        seconds = min(seconds, at_most)
-        self.on_event("retry", f"{what}; trying again in {seconds:.0f} s")
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if self.should_stop():
-                raise Stopped
-            time.sleep(min(POLL_SECONDS, left))
+            except Damaged as error:
+                damaged_row, tries = position.row, tries + 1 if damaged_row == position.row else 1
+                if shard.is_remote and tries < TRIES_FOR_DAMAGE:
+                    patience.wait(error)
+                    continue
+                fault = f"the rest of the shard is damaged ({error})"
+                behind = Cursor(position.epoch, position.shard + 1)
+                yield Document(None, self.source.name, Origin(shard.name, position.row), behind, fault), fault
+                return
 
     def _document(self, row: Row, origin: Origin, behind: Cursor) -> Document:
         if isinstance(row, str):

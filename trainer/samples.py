@@ -1,65 +1,23 @@
 """Documents → samples: reads ahead and tokenizes in a thread; skips, holds out, and carries the state behind each."""
 
-import hashlib
 import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from trainer.documents import DocumentStream
 from trainer.errors import UserError
 from trainer.records import Cursor, Document, Sample
 from trainer.tokenizer import Tokenizer
+from trainer.usable import SkipsInARow, hash_text, is_held_out, why_unusable
 
-MIN_CHARACTERS = 10
-MAX_SKIPS_IN_A_ROW = 1000
-HOLD_OUT_ONE_IN = 100
-
-
-def why_unusable(document: Document) -> str:
-    """The reason to skip a document whatever the tokenizer, or nothing."""
-    if document.fault is not None:
-        return document.fault
-    if not isinstance(document.text, str):
-        return "text is no string"
-    if len(document.text) < MIN_CHARACTERS:
-        return f"shorter than {MIN_CHARACTERS} characters"
-    try:
-        document.text.encode()
-    except UnicodeEncodeError:
-        return "half a surrogate pair"
-    return ""
-
-
-def usable_texts(documents: Iterable[Document]) -> Iterator[str]:
-    """The texts of the documents that can be used, for the tokenizer to learn from.
-
-    Raises:
-        UserError: none of the documents can be used, or more than 1,000 in a row can't.
-    """
-    skips = _SkipsInARow()
-    found = False
-    for document in documents:
-        reason = why_unusable(document)
-        skips.count(reason, document)
-        if not reason:
-            found = True
-            yield str(document.text)
-    if not found:
-        raise UserError(f"there is no document to train on ({skips.words() or 'the data are empty'})")
-
-
-def hash_text(text: str) -> bytes:
-    """SHA-256 of the text in UTF-8."""
-    return hashlib.sha256(text.encode()).digest()
-
-
-def is_held_out(text_hash: bytes) -> bool:
-    """One document in 100, chosen by the hash of its text, so that it is the same one in every run and every epoch."""
-    return int.from_bytes(text_hash[:8], "big") % HOLD_OUT_ONE_IN == 0
+PASSED_BY = "passed by after a roll-back"
+LONGEST_TEXT_KEPT = 100_000
+"""Characters. The text of a prepared sample is cut there: many are ready at once, and its ids are made by then."""
 
 
 def held_out_samples(
@@ -98,14 +56,17 @@ class SampleStream:
         should_stop: Callable[[], bool],
         state: Mapping[str, Any] | None = None,
         ahead: int = 64,
+        on_fault: Callable[[str], None] = lambda detail: None,
     ) -> None:
         """
         Args:
             documents: a stream that stands at the cursor of `state`.
             hold_out: leave one document in 100 out of training.
             should_stop: asked while waiting; once true the iteration ends.
-            state: of an earlier `state_dict()`.
+            state: of an earlier `state_dict()`, whose `passed_by` may have grown since.
             ahead: samples prepared in advance.
+            on_fault: told of each row that could not be read (`shard row 17: not JSON`), in the thread that iterates,
+                just before the sample behind it; the last ones at the end.
         """
         self.waited_seconds = 0.0
         """Seconds that the last sample was waited for."""
@@ -114,8 +75,10 @@ class SampleStream:
         self._max_seq_length = max_seq_length
         self._hold_out = hold_out
         self._should_stop = should_stop
-        self._state: dict[str, Any] = dict(state) if state else _Counts().state_dict(Cursor())
-        self._queue: queue.Queue[Sample | _End] = queue.Queue(maxsize=ahead)
+        self._ahead = ahead
+        self._on_fault = on_fault
+        self._state: dict[str, Any] = _Counts.from_state(state).state_dict(Cursor(**state["cursor"] if state else {}))
+        self._queue: queue.Queue[_Ready | _End] = queue.Queue(maxsize=ahead)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read_ahead, name="samples", daemon=True)
 
@@ -127,23 +90,49 @@ class SampleStream:
             self.waited_seconds = time.monotonic() - since
             if item is None:
                 return
+            for fault in item.faults:
+                self._on_fault(fault)
             if isinstance(item, _End):
                 self._state = item.state
                 if item.error is not None:
                     raise item.error
                 return
-            self._state = item.stream_state
-            yield item
+            self._state = item.sample.stream_state
+            yield item.sample
 
     def state_dict(self) -> dict[str, Any]:
-        """`cursor` (the next document to read), `trained`, `held_out` and `skipped` (reason → count) so far."""
+        """`cursor` (the next document to read), `trained`, `held_out` and `skipped` (reason → count) so far.
+
+        `passed_by`: [epoch, shard, row] of the cursors just behind documents that are not to be trained on, because
+        the run had to go back from them. What stands there is counted as skipped.
+        """
         return dict(self._state)
+
+    def again(self, state: Mapping[str, Any]) -> "SampleStream":
+        """Close this stream; a new one over the same documents that stands at `state`.
+
+        Raises TypeError where the documents can't be read again from a cursor.
+        """
+        go_to = getattr(self._documents, "at", None)
+        if go_to is None:
+            raise TypeError(f"{type(self._documents).__name__} has no `at(cursor)`, so there is no going back in it")
+        self.close()
+        return SampleStream(
+            go_to(Cursor(**state["cursor"])),
+            self._tokenizer,
+            self._max_seq_length,
+            hold_out=self._hold_out,
+            should_stop=self._should_stop,
+            state=state,
+            ahead=self._ahead,
+            on_fault=self._on_fault,
+        )
 
     def close(self) -> None:
         """Let the thread end; it may be waiting for the network, so it is not waited for."""
         self._closed.set()
 
-    def _next(self) -> "Sample | _End | None":
+    def _next(self) -> "_Ready | _End | None":
         while not self._should_stop():
             try:
                 return self._queue.get(timeout=0.2)
@@ -155,28 +144,41 @@ class SampleStream:
         counts = _Counts.from_state(self._state)
         cursor = Cursor(**self._state["cursor"])
         last_epoch = cursor.epoch
-        skips = _SkipsInARow()
+        skips = SkipsInARow()
+        faults: list[str] = []
         error: BaseException | None = None
         try:
-            for document in self._documents:
+            for document in self._until_closed():
                 cursor = document.cursor
+                if document.fault is not None:
+                    faults.append(f"{document.origin.shard} row {document.origin.row}: {document.fault}")
                 sample, reason = self._prepare(document, counts)
                 skips.count(reason, document)
                 if sample is not None:
                     last_epoch = document.cursor.epoch
-                    if not self._put(sample):
+                    if not self._put(_Ready(sample, faults)):
                         return
+                    faults = []
                 if document.cursor.epoch > last_epoch + 1:
                     raise UserError("a whole round of the documents held none to train on")
                 if self._closed.is_set():
                     return
         except BaseException as caught:  # noqa: BLE001  # handed over, and raised where the sample would have been
             error = caught
-        self._put(_End(counts.state_dict(cursor), error))
+        self._put(_End(counts.state_dict(cursor), error, faults))
+
+    def _until_closed(self) -> Iterable[Document]:
+        """The documents; a stream of them also stops waiting for the network, and saying so, once this is closed."""
+        documents = self._documents
+        if not isinstance(documents, DocumentStream):
+            return documents
+        should_stop = documents.should_stop
+        return replace(documents, should_stop=lambda: self._closed.is_set() or should_stop())
 
     def _prepare(self, document: Document, counts: "_Counts") -> tuple[Sample | None, str]:
         """The sample of a document, or None and the reason (empty when it is held out)."""
-        reason = why_unusable(document)
+        passed_by = document.cursor in counts.passed_by
+        reason = PASSED_BY if passed_by else why_unusable(document)
         if reason:
             counts.skipped[reason] += 1
             return None, reason
@@ -191,7 +193,7 @@ class SampleStream:
             return None, "fewer than 2 tokens"
         counts.trained += 1
         return Sample(
-            document=document,
+            document=document if len(text) <= LONGEST_TEXT_KEPT else replace(document, text=text[:LONGEST_TEXT_KEPT]),
             ids=ids,
             text_hash=text_hash,
             document_bytes=len(text.encode()),
@@ -199,7 +201,7 @@ class SampleStream:
             stream_state=counts.state_dict(document.cursor),
         ), ""
 
-    def _put(self, item: "Sample | _End") -> bool:
+    def _put(self, item: "_Ready | _End") -> bool:
         """Queue an item; False when the stream was closed instead."""
         while not self._closed.is_set():
             try:
@@ -211,22 +213,35 @@ class SampleStream:
 
 
 @dataclass(frozen=True)
+class _Ready:
+    sample: Sample
+    faults: list[str]
+    """Of the rows between the sample before and this one."""
+
+
+@dataclass(frozen=True)
 class _End:
     state: dict[str, Any]
     error: BaseException | None
+    faults: list[str]
 
 
 class _Counts:
     """What became of the documents so far."""
 
-    def __init__(self, trained: int = 0, held_out: int = 0, skipped: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, trained: int, held_out: int, skipped: Mapping[str, int], passed_by: Iterable[Sequence[int]]
+    ) -> None:
         self.trained = trained
         self.held_out = held_out
-        self.skipped: Counter[str] = Counter(skipped or {})
+        self.skipped: Counter[str] = Counter(skipped)
+        self.passed_by = {Cursor(*place) for place in passed_by}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "_Counts":
-        return cls(state["trained"], state["held_out"], state["skipped"])
+    def from_state(cls, state: Mapping[str, Any] | None) -> "_Counts":
+        if state is None:
+            return cls(0, 0, {}, ())
+        return cls(state["trained"], state["held_out"], state["skipped"], state.get("passed_by", ()))
 
     def state_dict(self, cursor: Cursor) -> dict[str, Any]:
         return {
@@ -234,25 +249,5 @@ class _Counts:
             "trained": self.trained,
             "held_out": self.held_out,
             "skipped": dict(self.skipped),
+            "passed_by": sorted([place.epoch, place.shard, place.row] for place in self.passed_by),
         }
-
-
-class _SkipsInARow:
-    """Ends a run whose data is not what it was thought to be, instead of reading on for ever."""
-
-    def __init__(self) -> None:
-        self._reasons: Counter[str] = Counter()
-
-    def words(self) -> str:
-        return ", ".join(f"{count:,} {reason}" for reason, count in self._reasons.most_common())
-
-    def count(self, reason: str, document: Document) -> None:
-        if not reason:
-            self._reasons.clear()
-            return
-        self._reasons[reason] += 1
-        if self._reasons.total() > MAX_SKIPS_IN_A_ROW:
-            raise UserError(
-                f"{self._reasons.total():,} documents in a row can't be used ({self.words()}), the last at "
-                f"{document.origin.shard} row {document.origin.row}: is --text-column right?"
-            )

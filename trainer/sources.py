@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.errors import SourceUnreachable, UserError
+from trainer.hub_file import HUB, one_line, reason_of
 
 PYTHON_LIBRARY = "python-library"
 READABLE = ".jsonl, .json, .txt (each also with .gz or .zst), .parquet"
@@ -34,7 +35,7 @@ class Shard:
 
     @property
     def is_remote(self) -> bool:
-        return self.address.startswith("hf://")
+        return self.address.startswith(HUB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ def resolve_source(
     if revision is not None and revision != source.revision:
         raise UserError(
             f"--dataset {dataset} has changed: its files' revision is {source.revision[:12]}, expected {revision[:12]}"
+            "; put the old files back, or start a new run"
         )
     return source
 
@@ -160,7 +162,7 @@ def _resolve_hub(dataset: str, config: str | None, split: str, revision: str | N
         raise SourceUnreachable(reason_of(error)) from error
     except (ValueError, RuntimeError) as error:
         # A configuration that is not there or must be chosen, data made by a script: the message says which there are.
-        raise UserError(f"--dataset {dataset}: {_one_line(error)}") from error
+        raise UserError(f"--dataset {dataset}: {one_line(error)}") from error
     files = {str(name): [str(file) for file in files] for name, files in (builder.config.data_files or {}).items()}
     if not files:  # `datasets` falls back on what it has in its cache when the Hub stops answering half-way
         raise SourceUnreachable("the Hub does not list its files")
@@ -183,30 +185,6 @@ def silence_libraries() -> None:
     for library in (datasets.logging, huggingface_hub.logging):
         library.set_verbosity(library.CRITICAL)
     warnings.filterwarnings("ignore", module=r"(datasets|huggingface_hub)\b")
-
-
-def reason_of(error: BaseException) -> str:
-    """A failure of the network or the Hub in a few words."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    if isinstance(error, OfflineModeIsEnabled) or isinstance(error.__cause__, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
-    if isinstance(error, GatedRepoError):
-        return "gated: accept its terms on its page and log in with `hf auth login`"
-    if isinstance(error, RepositoryNotFoundError):
-        return "not found on the Hub, or not public"
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return f"the Hub answers {error.response.status_code}"
-    if "timeout" in type(error).__name__.lower():
-        return "the Hub does not answer in time"
-    if type(error).__name__ in {"ConnectError", "ProxyError"}:
-        return f"no connection to the Hub: {_one_line(error)}"
-    return _one_line(error) or type(error).__name__
-
-
-def _one_line(error: BaseException) -> str:
-    text = re.sub(r"\[Errno -?\d+\] ", "", str(error).split("Example of usage")[0])
-    return " ".join(text.split())[:200].rstrip(" .")
 
 
 def _suffixes(names: Iterable[str]) -> str:

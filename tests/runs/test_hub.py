@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import zstandard
 
 from tests.conftest import Run, make_texts
@@ -54,6 +55,7 @@ def test_the_default_source_streams_survives_a_cut_and_resumes_in_the_same_data(
     assert [step for step, _ in evaluations] == [99, 199] and evaluations[0][1] == 20 * 47
 
 
+@pytest.mark.full  # `test_network.py` has more of it
 def test_a_shard_that_breaks_while_it_is_trained_on(tmp_path: Path, run_command: Run) -> None:
     texts = make_texts(300, seed=5)
     with LoopbackHub({"someone/texts": make_repository(tmp_path / "repository", texts)}) as hub:
@@ -62,12 +64,12 @@ def test_a_shard_that_breaks_while_it_is_trained_on(tmp_path: Path, run_command:
         command = [*SMALL, "--steps", 300, "--dataset", "someone/texts"]
         run_command(*command, "--out", "whole", cwd=tmp_path, environment=environment)
         tokenizer.write_bytes(table(tmp_path / "whole" / "training_viz", "SELECT tokenizer FROM run")[0][0])
-        # With a tokenizer at hand the second shard is first read when it is trained on. A 404 is retried by us alone, a
-        # cut by the Hub's client first.
+        # With a tokenizer at hand the second shard is first read when it is trained on.
         hub.faults += [Fault("example_train_1", status=404), Fault("example_train_1", cut_after=3000)]
         cut = run_command(*command, "--out", "cut", "--tokenizer", tokenizer, cwd=tmp_path, environment=environment)
         assert not any(fault.times for fault in hub.faults), "the faults were not met"
     steps = "SELECT step, loss FROM steps"
     assert table(tmp_path / "cut" / "training_viz", steps) == table(tmp_path / "whole" / "training_viz", steps)
     assert "trying again" in cut.stdout
-    assert table(tmp_path / "cut" / "training_viz", "SELECT kind FROM events WHERE kind = 'retry'") == [("retry",)]
+    events = table(tmp_path / "cut" / "training_viz", "SELECT detail FROM events WHERE kind = 'retry' ORDER BY rowid")
+    assert ["the Hub answers 404" in detail for (detail,) in events] == [True, False]

@@ -4,9 +4,12 @@ import gzip
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,8 +21,8 @@ import zstandard
 
 from tests.loopback_hub import Fault, LoopbackHub, client_environment, closed_port
 from trainer.documents import DocumentStream, Stopped, open_documents
-from trainer.errors import UserError
-from trainer.records import Document
+from trainer.errors import SourceUnreachable, UserError
+from trainer.records import Cursor, Document, Origin
 from trainer.sources import DataSource, embedded_source, resolve_source
 
 
@@ -35,7 +38,7 @@ def stream_of(path: Path | str, **options: object) -> DocumentStream:
     return DocumentStream(source=resolve_source(str(path)), **options)  # type: ignore[arg-type]
 
 
-def texts(documents: Iterator[Document] | DocumentStream) -> list[object]:
+def texts(documents: Iterable[Document]) -> list[object]:
     return [document.text for document in documents]
 
 
@@ -143,13 +146,43 @@ def test_a_wrong_text_column_names_those_there_are(tmp_path: Path, name: str) ->
     assert texts(stream_of(tmp_path, text_column="content"))[-1] == "x"
 
 
-def test_a_local_file_that_is_cut_off_is_said_after_its_documents(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl.zst", [{"text": str(index**5)} for index in range(50_000)])
+def test_what_a_damaged_shard_still_gives_and_then_the_next_one(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    path = write_lines(folder / "a.jsonl.zst", [{"text": str(index**5)} for index in range(50_000)])
     path.write_bytes(path.read_bytes()[:-100])
-    documents = iter(stream_of(path))
-    assert len(list(islice(documents, 100))) == 100
-    with pytest.raises(UserError, match=r"can't read .*a\.jsonl\.zst at row \d+: cut off"):
-        list(documents)
+    write_lines(folder / "b.jsonl.gz", [{"text": "b0"}])
+    (folder / "c.parquet").write_bytes(b"PAR1 and nothing more PAR1")
+    write_lines(folder / "d.jsonl", [{"text": "d0"}])
+    stream = stream_of(folder, repeat=True)
+    documents = list(islice(stream, 110_000))
+    faults = [(place, document) for place, document in enumerate(documents) if document.fault]
+    first, second = faults[0][1], faults[1][1]
+    read = faults[0][0]
+    assert 40_000 < read < 50_000 and texts(documents[:read]) == [str(index**5) for index in range(read)]
+    assert first.origin == Origin(str(path), read) and first.cursor == Cursor(0, 1)
+    assert first.fault == "the rest of the shard is damaged (cut off in the middle of its compressed data)"
+    assert second.origin.row == 0 and second.cursor == Cursor(0, 3) and str(second.fault).startswith("the rest of")
+    assert texts(documents[read + 1 : read + 4]) == ["b0", None, "d0"]
+    assert [place for place, _ in faults[2:4]] == [read + 4 + read, read + 4 + read + 2]  # in every epoch
+    for done in (read, read + 1, read + 2, read + 3, read + 4):
+        resumed = list(islice(stream.at(documents[done - 1].cursor), 10))
+        assert resumed == documents[done : done + 10]
+
+
+def test_data_of_which_nothing_can_be_read_end(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(b"no zstd")
+    (document,) = stream_of(tmp_path)
+    assert document.fault == "the rest of the shard is damaged (not zstd data)"
+
+
+def test_a_local_file_that_goes_away_is_out_of_reach(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [{"text": "a0"}])
+    write_lines(tmp_path / "b.jsonl", [{"text": "b0"}])
+    documents = iter(stream_of(tmp_path))
+    assert next(documents).text == "a0"
+    (tmp_path / "b.jsonl").unlink()
+    with pytest.raises(SourceUnreachable, match=r"can't read .*b\.jsonl: No such file.*--resume"):
+        next(documents)
 
 
 def test_the_embedded_data_repeat_by_themselves(tmp_path: Path) -> None:
@@ -177,6 +210,7 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 import trainer.documents as documents
+import trainer.hub_file as hub_file
 from trainer.documents import Stopped
 from trainer.errors import RunError
 from trainer.records import Cursor
@@ -296,40 +330,60 @@ show["resumed"] = list(replace(stream, cursor=found[249].cursor)) == found[250:]
     assert shown["resumed"]
 
 
+SHORT_PAUSES = "hub_file.FIRST_PAUSE_SECONDS = 0.02; hub_file.STALL_SECONDS = 1.0\n"
+
+
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "reason"),
     [
-        # The Hub's own client gives up after six tries; its pauses are taken out here.
-        Fault("example_train_1", cut_after=2500, times=7),
-        Fault("example_train_1", status=503, times=7),
-        Fault("example_train_1", status=404, times=1),  # nobody below retries this one
+        (Fault("example_train_1", cut_after=1000, times=3), "peer closed connection"),
+        (Fault("example_train_1", cut_after=0, times=3), "peer closed connection"),
+        (Fault("example_train_1", drop=True, times=3), "disconnected"),
+        (Fault("example_train_1", status=503, times=3), "the Hub answers 503"),
+        (Fault("example_train_1", status=404, times=3), "the Hub answers 404"),
+        (Fault("example_train_1", status=429, times=2, headers={"Retry-After": "1"}), "the Hub answers 429"),
+        (Fault("example_train_1", stall_after=2500, stall_seconds=20, times=2), "the Hub does not answer in time"),
+        (Fault("example_train_1", hang_seconds=20, times=2), "the Hub does not answer in time"),
+        (Fault("example_train_1", away_seconds=1.0), "disconnected"),
+        (Fault("example_train_1", spoil=True, times=2), "not zstd data"),
     ],
-    ids=["cut", "503", "404"],
+    ids="cut headers-only drop 503 404 429 stall hang away spoilt".split(),
 )
-def test_a_broken_connection_loses_nothing(hub: LoopbackHub, folder: Path, fault: Fault) -> None:
+def test_a_fault_of_the_network_loses_nothing(hub: LoopbackHub, folder: Path, fault: Fault, reason: str) -> None:
+    times = fault.times
     hub.faults.append(fault)
     shown = run_client(
         hub.endpoint,
         folder,
-        """
-time.sleep = lambda seconds: None
+        SHORT_PAUSES
+        + """
+since = time.monotonic()
 show["texts"] = [document.text for document in open_documents("auto")]
+show["seconds"] = time.monotonic() - since
 """,
     )
     assert fault.times == 0
     assert shown["texts"] == ALL_OF_627B
     events = shown["events"]
     assert isinstance(events, list)
-    assert [kind for kind, _ in events] == ["retry"]
-    assert "example_train_1.jsonl.zst row 0: " in events[0][1]
-    assert events[0][1].endswith("trying again in 1 s")
-    assert "\n" not in events[0][1]
+    assert {kind for kind, _ in events} == {"retry"}
+    # Each try is told, and none is made behind our back. While the Hub is away there are several.
+    assert len(events) == times or (fault.away_seconds and len(events) > times)
+    for _, detail in events:
+        assert "example_train_1.jsonl.zst row 0: " in detail and ": trying again in" not in detail
+        assert re.search(r"; trying again in \d s$", detail) and "\n" not in detail
+    assert reason in events[0][1]
+    if fault.headers:
+        assert float(str(shown["seconds"])) > 2  # told to stay away for a second, twice
+    if fault.cut_after:  # what came before the cut is not asked for again
+        size = (folder / "627B/train/chunk1/example_train_1.jsonl.zst").stat().st_size
+        assert hub.bytes_sent("example_train_1") == size
 
 
 @pytest.mark.parametrize("kind", ["jsonl.zst", "parquet"])
 def test_a_shard_that_breaks_in_its_middle_goes_on_behind_the_last_document(tmp_path: Path, kind: str) -> None:
     rng = random.Random(7)
-    # Twelve megabytes once compressed: the client reads five at a time.
+    # Twelve megabytes once compressed: four are read at a time.
     expected = [f"{row} {rng.randbytes(2000).hex()}" for row in range(6000)]
     path = tmp_path / f"big/train.{kind}"
     if kind == "parquet":
@@ -338,28 +392,200 @@ def test_a_shard_that_breaks_in_its_middle_goes_on_behind_the_last_document(tmp_
     else:
         write_lines(path, [{"text": text} for text in expected])
     with LoopbackHub({"someone/big": tmp_path / "big"}) as hub:
-        hub.faults.append(Fault(path.name, begins=range(4_000_000, 9_000_000), cut_after=50_000, times=13))
+        hub.faults.append(Fault(path.name, begins=range(4_000_000, 9_000_000), cut_after=300_000, times=5))
         shown = run_client(
             hub.endpoint,
             tmp_path,
-            """
-sleep, time.sleep = time.sleep, lambda seconds: None
-documents.LONGEST_PAUSE_SECONDS = 0.1
+            SHORT_PAUSES
+            + """
 found = []
 for document in open_documents("someone/big", max_stall=1.5):
     found.append(document)
     if len(found) == 3:
-        sleep(2)  # a slow reader is no stalled source
+        time.sleep(2)  # a slow reader is no stalled source
 show["texts"] = [hash_of(document.text) for document in found]
 show["rows"] = [document.origin.row for document in found]
 """,
         )
         assert hub.faults[0].times == 0
+        assert hub.bytes_sent(path.name) < 1.5 * path.stat().st_size + (4 << 20)  # and what `open_documents` tries
     assert shown["texts"] == [hash_of(text) for text in expected]
     assert shown["rows"] == list(range(6000))
     events = shown["events"]
     assert isinstance(events, list)
-    assert events and all(kind == "retry" and " row 0: " not in detail for kind, detail in events)
+    assert len(events) == 5 and all(kind == "retry" and " row 0: " not in detail for kind, detail in events)
+
+
+def test_answers_that_always_break_off_still_get_through(hub: LoopbackHub, folder: Path) -> None:
+    """Three hundred bytes an answer, more tries than any limit on tries: there is only one on time without progress."""
+    hub.faults.append(Fault("example_train_1", cut_after=300, times=10**6))
+    shown = run_client(
+        hub.endpoint,
+        folder,
+        SHORT_PAUSES
+        + """
+hub_file.LONGEST_PAUSE_SECONDS = 0.02
+show["texts"] = [document.text for document in open_documents("auto")]
+""",
+    )
+    assert shown["texts"] == ALL_OF_627B
+    events = shown["events"]
+    assert isinstance(events, list) and len(events) > 15
+
+
+def test_a_shard_that_is_damaged_on_the_hub_is_read_three_times_and_then_passed_by(tmp_path: Path) -> None:
+    rows: list[object] = [{"text": f"{row} {random.Random(row).randbytes(100).hex()}"} for row in range(8000)]
+    damaged = write_lines(tmp_path / "data/train-0.jsonl.zst", rows)
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
+    damaged.write_bytes(data)
+    write_lines(tmp_path / "data/train-1.jsonl.zst", [{"text": "good"}])
+    write_lines(tmp_path / "data/train-2.jsonl", [])
+    with LoopbackHub({"someone/data": tmp_path / "data"}) as hub:
+        shown = run_client(
+            hub.endpoint,
+            tmp_path,
+            SHORT_PAUSES
+            + """
+stream = open_documents("someone/data")
+found = list(stream)
+show["read"] = [document.text for document in found if document.fault is None]
+show["faults"] = [[document.origin.row, document.fault] for document in found if document.fault]
+retries = list(events)
+show["again"] = list(stream) == found
+show["from the middle"] = all(list(stream.at(found[n - 1].cursor)) == found[n:] for n in (5, len(found) - 2))
+""",
+        )
+    read, faults, events = shown["read"], shown["faults"], shown["events"]
+    assert isinstance(read, list) and isinstance(faults, list) and isinstance(events, list)
+    assert 3000 < len(read) < 5000 and read[-1] == "good"
+    assert [text.split()[0] for text in read[:-1]] == [str(row) for row in range(len(read) - 1)]
+    ((row, fault),) = faults
+    assert row == len(read) - 1 and fault.startswith("the rest of the shard is damaged (zstd")
+    assert len(events) == 2 * 4 and all(f"train-0.jsonl.zst row {row}: zstd" in detail for _, detail in events)
+    assert shown["again"] and shown["from the middle"]
+
+
+def test_a_hub_that_asks_for_more_time_than_there_is_gets_what_there_is(hub: LoopbackHub, folder: Path) -> None:
+    hub.faults.append(Fault("example_train_1", status=429, headers={"Retry-After": "3600"}, times=10**6))
+    shown = run_client(hub.endpoint, folder, f'show["error"] = failure("{SLIMPAJAMA}", max_stall=2)')
+    error, events = shown["error"], shown["events"]
+    assert isinstance(error, list) and isinstance(events, list)
+    assert error[0] == "SourceUnreachable" and "the Hub answers 429" in error[1] and 2 <= error[2] < 15
+    assert [detail[-20:] for _, detail in events] == ["; trying again in 2 s"[-20:]]
+
+
+def test_the_names_are_not_resolved_for_a_while(hub: LoopbackHub, folder: Path) -> None:
+    hub.faults.append(Fault("example_train_1", drop=True))
+    shown = run_client(
+        hub.endpoint,
+        folder,
+        SHORT_PAUSES
+        + """
+import socket
+resolve, failures = socket.getaddrinfo, []
+def fails(*arguments, **options):
+    if events and len(failures) < 3:
+        failures.append(arguments)
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+    return resolve(*arguments, **options)
+socket.getaddrinfo = fails
+show["texts"] = [document.text for document in open_documents("auto")]
+show["failures"] = len(failures)
+""",
+    )
+    assert shown["texts"] == ALL_OF_627B and shown["failures"] == 3
+    events = shown["events"]
+    assert isinstance(events, list) and len(events) == 4
+    assert all("Temporary failure in name resolution" in detail for _, detail in events[1:])
+
+
+def test_a_run_stays_on_its_commit_until_that_is_gone(hub: LoopbackHub, folder: Path) -> None:
+    other = folder / "other"
+    write_lines(other / "train/chunk1/example_train_0.jsonl.zst", [{"text": "another commit"}])
+    program = """
+stream = open_documents("auto")
+documents_of_it = iter(stream)
+first = next(documents_of_it)
+(Path(sys.argv[1]) / "ready").touch()
+while not (Path(sys.argv[1]) / "moved").exists():
+    time.sleep(0.02)
+show["texts"] = []
+try:
+    show["texts"] = [first.text] + [document.text for document in documents_of_it]
+except RunError as error:
+    show["error"] = [type(error).__name__, str(error)]
+"""
+
+    def move(is_forgotten: bool) -> None:
+        while not (folder / "ready").exists():
+            time.sleep(0.02)
+        hub.push(SLIMPAJAMA, other)
+        if is_forgotten:
+            hub.forget_commits()
+        (folder / "moved").touch()
+
+    commit, whole = hub.commit(SLIMPAJAMA), hub.repositories[SLIMPAJAMA]
+    for is_forgotten in (False, True):
+        hub.repositories[SLIMPAJAMA] = whole
+        for name in ("ready", "moved"):
+            (folder / name).unlink(missing_ok=True)
+        mover = threading.Thread(target=move, args=(is_forgotten,))
+        mover.start()
+        shown = run_client(hub.endpoint, folder, SHORT_PAUSES + program)
+        mover.join()
+        if not is_forgotten:
+            assert shown["texts"] == ALL_OF_627B and shown["events"] == []
+    kind, line = shown["error"]  # type: ignore[misc]
+    assert kind == "SourceUnreachable"
+    assert line.startswith(f"the Hub no longer has commit {commit[:12]} of {SLIMPAJAMA}") and "\n" not in line
+
+
+def test_names_that_need_quoting(tmp_path: Path) -> None:
+    write_lines(tmp_path / "data/train/a + b #1 100%.jsonl", [{"text": "read"}])
+    with LoopbackHub({"someone/data": tmp_path / "data"}) as hub:
+        shown = run_client(hub.endpoint, tmp_path, "show['texts'] = [d.text for d in open_documents('someone/data')]")
+    assert shown["texts"] == ["read"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl.zst", "parquet"])
+def test_samples_stop_within_a_second_while_a_request_hangs(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"data/train.{kind}"
+    expected = [f"{row} {random.Random(row).randbytes(2000).hex()}" for row in range(3000)]
+    if kind == "parquet":
+        path.parent.mkdir()
+        pq.write_table(pa.table({"text": expected}), path, row_group_size=100, use_dictionary=False)
+    else:
+        write_lines(path, [{"text": text} for text in expected])
+    with LoopbackHub({"someone/data": tmp_path / "data"}) as hub:
+        hub.faults.append(
+            Fault(path.name, begins=range(3_000_000, 9_000_000), stall_after=1000, stall_seconds=30, times=10)
+        )
+        shown = run_client(
+            hub.endpoint,
+            tmp_path,
+            """
+from trainer.samples import SampleStream
+from trainer.tokenizer import Tokenizer
+stop_at = [1e18]
+should_stop = lambda: time.monotonic() > stop_at[0]
+samples = SampleStream(
+    replace(open_documents("someone/data"), should_stop=should_stop),
+    Tokenizer.train(["some text"] * 100, 300), 32, hold_out=False, should_stop=should_stop,
+)
+count = 0
+for sample in samples:
+    count += 1
+    if samples._queue.empty():  # all that there is has been handed out
+        time.sleep(0.3)
+        if samples._queue.empty():
+            stop_at[0] = time.monotonic() + 0.5
+show["count"], show["late"] = count, time.monotonic() - stop_at[0]
+samples.close()
+""",
+        )
+    assert 100 < int(str(shown["count"])) < 3000
+    assert 0 <= float(str(shown["late"])) < 1
 
 
 def test_failures_on_the_hub_are_one_line_each(hub: LoopbackHub, folder: Path) -> None:

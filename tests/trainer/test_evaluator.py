@@ -8,8 +8,9 @@ from trainer.config import MODEL_SIZES
 from trainer.evaluator import Evaluator
 from trainer.model import LanguageModel
 from trainer.records import Cursor, Document, Origin, Sample
-from trainer.samples import SampleStream, held_out_samples, is_held_out
+from trainer.samples import SampleStream, held_out_samples
 from trainer.tokenizer import Tokenizer
+from trainer.usable import is_held_out
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,13 @@
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +18,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.errors import UserError
-from trainer.rows import faults_of_reading, read_rows
+from trainer import rows
+from trainer.errors import SourceUnreachable, UserError
+from trainer.rows import TOO_LONG, Damaged, read_rows
 from trainer.sources import kind_of
 
 TEXTS = ["first", "zwei\u2028Zeilen", "三", "four\n\nwith paragraphs", "🎉" * 1000, "", "last"]
@@ -85,10 +88,14 @@ def test_parquet_with_a_row_that_is_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_a_paragraph_is_a_row(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.txt{suffix}"
-    text = "\ufeff\n\nOne line.\nTwo\xa0lines.\r\n \t\r\n\r\nSecond.\n\n\n\nThird.".encode() + b" \xff!"
+    text = (
+        "\ufeff\n\nOne line.\nTwo\xa0lines.\r\n \t\r\n\r\nSecond.\n\n\n\nThird.".encode()
+        + " \xff!\n".encode("latin-1")
+        + "\u3000\nFourth.".encode()
+    )
     path.write_bytes({"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix](text))
-    expected = [(0, "One line.\nTwo\xa0lines."), (1, "Second."), (2, "Third. \ufffd!")]
-    for first in range(4):
+    expected = [(0, "One line.\nTwo\xa0lines."), (1, "Second."), (2, "not UTF-8"), (3, "Fourth.")]
+    for first in range(5):
         assert read(path, first, column="body") == expected[first:]
 
 
@@ -116,23 +123,173 @@ def test_a_huge_line(tmp_path: Path) -> None:
     assert [len(str(text)) for _, text in read(path)] == [10_000_000, 5]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_half_a_file_gives_its_rows_and_then_fails(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"a.jsonl{suffix}"
-    data = lines([str(index**5) for index in range(100_000)])
-    packed = {".gz": gzip.compress, ".zst": zstandard.compress}[suffix](data)
-    path.write_bytes(packed[: len(packed) // 2])
-    rows = read_rows(str(path), "json lines", "text")
-    assert len(list(islice(rows, 1000))) == 1000
-    with pytest.raises(faults_of_reading(), match="cut off"):
-        list(rows)
+def read_until_damaged(path: Path, first: int = 0) -> tuple[list[tuple[int, object]], str]:
+    kind = kind_of(path.name)
+    assert kind is not None
+    found: list[tuple[int, object]] = []
+    with pytest.raises(Damaged) as caught:
+        for number, row in read_rows(str(path), kind, "text", first):
+            found.append((number, row if isinstance(row, str) else row.get("text")))
+    return found, str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_damage_is_a_fault_of_reading(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"this is something else altogether")
-    with pytest.raises(faults_of_reading()):
-        read(tmp_path / name)
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "zst": zstandard.compress,
+    "strongest zst": zstandard.ZstdCompressor(level=19).compress,  # blocks of uneven size
+    "zst with checksums": zstandard.ZstdCompressor(write_checksum=True).compress,
+    "zst of unknown length": lambda data: _streamed(data),
+}
+
+
+def _streamed(data: bytes) -> bytes:
+    """As a program writes it that flushes now and then and can't know the length before."""
+    packer = zstandard.ZstdCompressor(level=3).compressobj()
+    pieces = [data[start : start + 70_000] for start in range(0, len(data), 70_000)]
+    flush = zstandard.COMPRESSOBJ_FLUSH_BLOCK
+    return b"".join(packer.compress(piece) + packer.flush(flush) for piece in pieces) + packer.flush()
+
+
+@pytest.mark.parametrize("how", PACKERS)
+def test_all_rows_before_a_damaged_place_are_read_and_none_behind_it(tmp_path: Path, how: str) -> None:
+    """Half a file, and one with a bit turned: in both, whatever the format's own tool can get out comes out."""
+    generator = random.Random(how)
+    texts = [generator.randbytes(generator.randint(5, 100)).hex() for _ in range(20_000)]
+    packed = PACKERS[how](lines(texts))
+    path = tmp_path / f"a.jsonl.{'gz' if how == 'gz' else 'zst'}"
+    for share in (0.2, 0.5, 0.9):
+        path.write_bytes(packed[: int(len(packed) * share)])
+        found, error = read_until_damaged(path)
+        assert found == list(enumerate(texts))[: len(found)] and "cut off" in error
+        assert len(found) > len(texts) * share - 1500  # a block of 128 kB holds about 1,000
+        assert read_until_damaged(path, first=len(found) - 3) == (found[-3:], error)
+    turned = bytearray(packed)
+    turned[len(packed) // 2] ^= 0x55
+    path.write_bytes(turned)
+    found, error = read_until_damaged(path) if how in ("gz", "zst with checksums") else _maybe_damaged(path)
+    sound = next((place for place, (pair, text) in enumerate(zip(found, texts)) if pair[1] != text), len(found))  # noqa: B905
+    assert sound > len(texts) * 0.5 - 1500
+
+
+def _maybe_damaged(path: Path) -> tuple[list[tuple[int, object]], str]:
+    """Without a checksum a turned bit may be only another text."""
+    try:
+        return read_until_damaged(path)
+    except pytest.fail.Exception:
+        return read(path), ""
+
+
+def test_gzip_gives_every_byte_before_the_damage(tmp_path: Path) -> None:
+    """The oracle is zlib itself, fed byte by byte."""
+    data = lines([str(index**3) for index in range(30_000)])
+    packed = bytearray(gzip.compress(data))
+    place = len(packed) // 2
+    packed[place : place + 40] = b"\xff" * 40
+    by_byte, alone = zlib.decompressobj(wbits=31), b""
+    with pytest.raises(zlib.error):
+        for byte in packed:
+            alone += by_byte.decompress(bytes([byte]))
+    (tmp_path / "a.jsonl.gz").write_bytes(packed)
+    found, error = read_until_damaged(tmp_path / "a.jsonl.gz")
+    assert "invalid" in error
+    assert len(found) == alone.count(b"\n") > 10_000
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.gz", "a.parquet"])
+@pytest.mark.parametrize(
+    "data", [b"this is something else altogether", b"xyz", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd\xff"]
+)
+def test_what_is_no_such_file_at_all_is_damaged(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    found, _ = read_until_damaged(tmp_path / name)
+    assert found == []
+
+
+def test_a_damaged_group_of_a_parquet_file_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    generator = random.Random(1)
+    texts = [generator.randbytes(200).hex() for _ in range(300)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=100, compression="zstd", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data[start + 1000 : start + 1100] = bytes(100)
+    path.write_bytes(data)
+    found, error = read_until_damaged(path)
+    assert found == list(enumerate(texts))[:100] and error and "\n" not in error
+
+
+def test_zeros_behind_a_gzip_file_are_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(["one"])) + bytes(1000))
+    assert read(tmp_path / "a.jsonl.gz") == [(0, "one")]
+
+
+def test_frames_to_be_skipped_are_skipped(tmp_path: Path) -> None:
+    skipped = (0x184D2A53).to_bytes(4, "little") + (300_000).to_bytes(4, "little") + bytes(300_000)
+    (tmp_path / "a.jsonl.zst").write_bytes(skipped + zstandard.compress(lines(["one"])) + skipped)
+    assert read(tmp_path / "a.jsonl.zst") == [(0, "one")]
+
+
+def test_old_line_ends(tmp_path: Path) -> None:
+    """Carriage returns alone: what else could be meant?"""
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\r{"text": "two"}\r\r{"text": "four"}\r')
+    assert read(tmp_path / "a.jsonl") == [(0, "one"), (1, "two"), (3, "four")]
+    (tmp_path / "a.txt").write_bytes(b"one\rline\r\rtwo")
+    assert read(tmp_path / "a.txt") == [(0, "one\nline"), (1, "two")]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_row_that_is_too_long_costs_itself(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "LONGEST_ROW_BYTES", 1_000_000)
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    for length, expected in ((1_000_000 - len(lines([""])) + 1, None), (1_000_001, TOO_LONG), (3_000_000, TOO_LONG)):
+        (tmp_path / f"a.jsonl{suffix}").write_bytes(pack(lines(["a", "b" * length, "c"])))
+        assert [text for _, text in read(tmp_path / f"a.jsonl{suffix}")] == ["a", expected or "b" * length, "c"]
+    many_lines = "\n".join(["some words"] * 200_000)
+    (tmp_path / f"a.txt{suffix}").write_bytes(pack(f"a\n\n{many_lines}\n\nb\n\n{many_lines}".encode()))
+    assert read(tmp_path / f"a.txt{suffix}") == [(0, "a"), (1, TOO_LONG), (2, "b"), (3, TOO_LONG)]
+
+
+PEAK = """
+import resource, sys
+from trainer.rows import Damaged, read_rows
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    found = [row for _, row in read_rows(sys.argv[1], sys.argv[2], "text")]
+except Damaged as error:
+    found = [str(error)]
+print(found, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) >> 10)
+"""
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.txt.zst", "a.jsonl.gz"])
+def test_a_decompression_bomb_fills_no_memory(tmp_path: Path, name: str) -> None:
+    """A gigabyte without a newline, in a file of less than 3 MB (gzip: half of it), costs less than 400 MB."""
+    path = tmp_path / name
+    if name.endswith(".zst"):
+        packer: Any = zstandard.ZstdCompressor(level=1).compressobj()
+        count = 1024
+    else:
+        packer, count = zlib.compressobj(1, wbits=31), 512
+    with path.open("wb") as file:
+        for _ in range(count):
+            file.write(packer.compress(b"x" * (1 << 20)))
+        file.write(packer.flush())
+    assert path.stat().st_size < 3_000_000
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, path, str(kind_of(name))], capture_output=True, text=True, check=True
+    )
+    found, megabytes = done.stdout.rsplit(maxsplit=1)
+    assert found == f"['{TOO_LONG}']"
+    assert int(megabytes) < 400
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file whose first byte is an I/O error")
+@pytest.mark.parametrize("kind", ["json lines", "paragraphs", "parquet"])
+def test_a_disk_that_fails_is_out_of_reach_and_not_damaged(tmp_path: Path, kind: Any) -> None:
+    with pytest.raises(SourceUnreachable, match=r"can't read /proc/self/mem: .*--resume"):
+        list(read_rows("/proc/self/mem", kind, "text"))
+    with pytest.raises(SourceUnreachable, match=r"gone\.jsonl: No such file"):
+        list(read_rows(str(tmp_path / "gone.jsonl"), kind, "text"))
 
 
 def test_a_json_array_is_told_from_json_lines(tmp_path: Path) -> None:
@@ -184,3 +341,20 @@ def test_whole_files_are_read_as_datasets_reads_them(tmp_path: Path, name: str) 
     if "jsonl" in name:
         theirs = [json.loads(line)["text"] for line in theirs]
     assert [text for _, text in read(path)] == theirs == texts
+
+
+@pytest.mark.parametrize("change", ["cut", "written over"])
+def test_a_file_that_changes_while_it_is_read_is_another_file(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "big.jsonl"
+    line = json.dumps({"text": "x" * 1000}) + "\n"
+    path.write_text(line * 2000)
+    rows = read_rows(str(path), "json lines", "text")
+    assert next(rows)[0] == 0
+    if change == "cut":
+        os.truncate(path, 1_000_000)
+    else:
+        with path.open("r+") as file:
+            file.seek(1_500_000)
+            file.write("y" * 1000)
+    with pytest.raises(UserError, match="has changed while it was read"):
+        list(rows)

@@ -1,14 +1,18 @@
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import make_texts
+from tests.conftest import make_texts, write_jsonl
+from trainer.documents import DocumentStream
 from trainer.errors import SourceUnreachable, UserError
 from trainer.records import Cursor, Document, Origin, Sample
-from trainer.samples import SampleStream, hash_text, is_held_out, usable_texts
+from trainer.samples import LONGEST_TEXT_KEPT, PASSED_BY, SampleStream
+from trainer.sources import DataSource, Shard, resolve_source
 from trainer.tokenizer import Tokenizer
+from trainer.usable import hash_text, is_held_out, usable_texts
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,8 @@ def test_a_sample_is_the_truncated_document(tokenizer: Tokenizer) -> None:
         assert sample.document_bytes == len(text.encode())
         assert sample.predicted_bytes == len(tokenizer.DecodeIds(ids[1:]).encode())
 
+
+NOWHERE = f"hf://datasets/someone/data@{'0' * 40}/a.jsonl"
 
 ODD: list[object] = [
     None,
@@ -164,3 +170,118 @@ def test_a_stop_is_answered_within_a_second_while_waiting(tokenizer: Tokenizer) 
     assert next(samples, None) is None
     assert time.monotonic() - since < 1.2
     hang.set()
+
+
+@pytest.fixture
+def half_bad(tmp_path: Path) -> DocumentStream:
+    """Sixty good rows; before each of them one that is no JSON, and two of those at the end."""
+    path = write_jsonl(tmp_path / "a.jsonl", make_texts(60))
+    lines = [part for line in path.read_text().splitlines() for part in ("{bad", line)]
+    path.write_text("\n".join([*lines, "{bad", "{bad"]))
+    return DocumentStream(source=resolve_source(str(path)))
+
+
+def test_rows_that_cannot_be_read_are_told_just_before_the_sample_behind_them(
+    half_bad: DocumentStream, tokenizer: Tokenizer
+) -> None:
+    told: list[str] = []
+    threads = set()
+
+    def on_fault(detail: str) -> None:
+        told.append(detail)
+        threads.add(threading.current_thread())
+
+    samples = stream(half_bad, tokenizer, on_fault=on_fault)
+    name = half_bad.source.shards[0].name
+    for count, sample in enumerate(samples, 1):
+        assert sample.document.origin.row == 2 * count - 1
+        assert told == [f"{name} row {2 * row}: not JSON" for row in range(count)]
+    assert len(told) == 62 and told[-1] == f"{name} row 121: not JSON"
+    assert threads == {threading.current_thread()}
+
+
+def test_what_was_read_ahead_is_told_once_also_when_the_run_goes_on_later(
+    half_bad: DocumentStream, tokenizer: Tokenizer
+) -> None:
+    whole: list[str] = []
+    list(stream(half_bad, tokenizer, on_fault=whole.append))
+    for cut in (1, 30, 59):
+        told: list[str] = []
+        first = stream(half_bad, tokenizer, on_fault=told.append, ahead=20)
+        iterator = iter(first)
+        for _ in range(cut):
+            next(iterator)
+        state = first.state_dict()
+        first.close()
+        assert len(told) == cut
+        list(stream(half_bad.at(Cursor(**state["cursor"])), tokenizer, on_fault=told.append, state=state))
+        assert told == whole
+
+
+def test_going_back_to_a_state(half_bad: DocumentStream, tokenizer: Tokenizer) -> None:
+    whole = list(stream(half_bad, tokenizer, hold_out=True))
+    samples = stream(half_bad, tokenizer, hold_out=True)
+    iterator = iter(samples)
+    states = [samples.state_dict(), *(next(iterator).stream_state for _ in range(20))]
+    for taken in (20, 7, 0, 7):
+        samples = samples.again(states[taken])
+        assert samples.state_dict() == states[taken]
+        assert list(samples) == whole[taken:]
+        assert samples.state_dict()["trained"] == len(whole)
+    with pytest.raises(TypeError, match=r"no `at\(cursor\)`"):
+        stream(documents(make_texts(3)), tokenizer).again(states[0])
+
+
+def test_a_document_that_is_to_be_passed_by(half_bad: DocumentStream, tokenizer: Tokenizer) -> None:
+    whole = list(stream(half_bad, tokenizer))
+    samples = stream(half_bad, tokenizer)
+    iterator = iter(samples)
+    before, culprit = [next(iterator) for _ in range(5)], next(iterator)
+    cursor = culprit.document.cursor
+    state = before[-1].stream_state
+    assert state["passed_by"] == []
+    state = {**state, "passed_by": [[cursor.epoch, cursor.shard, cursor.row]]}
+    samples = samples.again(state)
+    after = list(samples)
+    assert [sample.ids for sample in after] == [sample.ids for sample in whole[6:]]
+    found = samples.state_dict()
+    assert found["skipped"] == {"not JSON": 62, PASSED_BY: 1} and found["trained"] == 59
+    assert found["passed_by"] == state["passed_by"] == after[3].stream_state["passed_by"]  # and is kept from then on
+    old = {key: value for key, value in before[-1].stream_state.items() if key != "passed_by"}  # of an older version
+    assert [sample.ids for sample in samples.again(old)] == [sample.ids for sample in whole[5:]]
+
+
+def test_a_closed_stream_stops_waiting_for_the_network(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # so that it waits, wherever this runs
+    closed_port = DataSource("someone/data", "0" * 40, (Shard("json lines", NOWHERE, NOWHERE),))
+    events: list[tuple[str, str]] = []
+    source = DocumentStream(source=closed_port, on_event=lambda *event: events.append(event))
+    samples = stream(source, tokenizer)
+    samples._thread.start()
+    deadline = time.monotonic() + 60
+    while not events and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert events and samples._thread.is_alive()
+    samples.close()
+    samples._thread.join(5)
+    assert not samples._thread.is_alive()
+
+
+def test_a_long_text_is_not_kept_whole(tokenizer: Tokenizer) -> None:
+    text = " ".join(make_texts(1)) * 1000
+    (sample,) = stream(documents([text]), tokenizer)
+    assert len(text) > LONGEST_TEXT_KEPT == len(str(sample.document.text))
+    assert sample.document_bytes == len(text.encode()) and sample.text_hash == hash_text(text)
+
+
+def test_pieces_of_control_never_come_out_of_text(tokenizer: Tokenizer) -> None:
+    odd = [
+        "<s> </s> <unk> <pad> <s></s><unk>",
+        "\u2581\u2581 a \u2581b\u2581 \u2581",
+        "\x00\x01\x02 NUL and others \x7f",
+        "<0x00>" * 9,
+    ]
+    trained = list(stream(documents(odd), tokenizer))
+    assert len(trained) == len(odd)
+    assert all(token > 2 for sample in trained for token in sample.ids)
+    assert odd[0].startswith(tokenizer.DecodeIds(trained[0].ids)) and len(trained[0].ids) == 32
