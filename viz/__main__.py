@@ -1,13 +1,14 @@
 """`python -m viz chart [DIR]` and `python -m viz export [DIR]`: pictures and JSON files, made again from the store."""
 
 import argparse
+import sqlite3
 import sys
 from pathlib import Path
 
 from viz.charts import Chart, draw_run
 from viz.exports import Exporter
 from viz.filesystem import replace_file
-from viz.store import StoreReader
+from viz.reader import StoreReader
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 replace_file(path, [Chart().draw(store.run(), columns, store.latest_text_sample(step), step)])
             print(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, sqlite3.OperationalError) as error:  # the last: a store that is held all the while
         print(f"python -m viz: {error}", file=sys.stderr)
         return 2
     return 0

@@ -19,6 +19,7 @@ from PIL import Image
 
 from viz.filesystem import replace_file
 from viz.panel_text import fill_text_panel, printable, shorten_to_width
+from viz.reader import Columns, StoreReader
 from viz.smoothing import (
     Floats,
     averages_by_source,
@@ -28,7 +29,6 @@ from viz.smoothing import (
     value_range,
     window_for,
 )
-from viz.store import Columns, StoreReader
 
 WIDTH, HEIGHT, DPI = 1600, 900, 100  # pixels
 BUCKETS = 430  # places along an axis that a curve is reduced to: a panel is that many pixels wide

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from viz.filesystem import replace_file
-from viz.store import COLUMNS, Columns, StoreReader
+from viz.reader import COLUMNS, Columns, StoreReader
 
 _COUNTS = ("steps", "tokens", "bytes")
 _SAMPLE = ("step", "input", "output", "accuracy", "prompt", "reference", "source")
@@ -30,13 +30,25 @@ class Exporter:
         self._samples = bytearray()
 
     def export(self, store: StoreReader, columns: Columns, folder: Path) -> None:
-        """Write all three files. `columns` holds all rows, of which only new ones are formatted. Raises OSError."""
+        """Write all three files. `columns` holds all rows, of which only new ones are formatted.
+
+        Raises OSError for the first that could not be written, when the others are.
+        """
         self._format_metrics(columns)
         self._format_samples(store)
         through = int(columns["steps"][-1]) if self._rows else None
-        replace_file(folder / "metrics_history.json", self._metrics())
-        replace_file(folder / "text_samples.json", (b"[", self._samples, b"\n]\n"))
-        replace_file(folder / "run.json", [_dump(describe_run(store.run(), through), indent=2), b"\n"])
+        failure = None
+        for name, pieces in (
+            ("metrics_history.json", self._metrics()),
+            ("text_samples.json", (b"[", self._samples, b"\n]\n")),
+            ("run.json", (_dump(describe_run(store.run(), through), indent=2), b"\n")),
+        ):
+            try:
+                replace_file(folder / name, pieces)
+            except OSError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _format_metrics(self, columns: Columns) -> None:
         for name, text in self._arrays.items():

@@ -1,8 +1,11 @@
-"""What is asked of the file system: a file replaced in one piece, and a word on whether it lives on this machine."""
+"""What is asked of the file system: a file replaced in one piece, who left half of one behind, whether it lives on this
+machine, who holds a lock on it.
+"""
 
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 _NETWORK = re.compile(
@@ -46,6 +49,57 @@ def is_on_network(path: Path) -> bool:
 def part_name(name: str, process: int | str) -> str:
     """Name under which `replace_file` writes: hidden, and matched by no pattern of the finished files."""
     return f".{name}.{process}.part"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of the files of a run in `folder`; the parts of a process that lives stay."""
+    names = r"training_(?:step_\d{6,}|latest)\.png|(?:metrics_history|text_samples|run)\.json"
+    for path in folder.iterdir():
+        found = re.fullmatch(rf"\.(?:{names})\.(\d+)\.part", path.name)
+        if found and not _lives(int(found[1])):
+            with suppress(OSError):  # it costs some disk, and the next start tries again
+                path.unlink()
+
+
+def _lives(process: int) -> bool:
+    if process == os.getpid():  # an earlier process had our number: this one is only about to start
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # of another user
+    return True
+
+
+def lock_holders(path: Path) -> list[str]:
+    """`process 4711, sqlite3` for each other process that holds a lock on an SQLite file; [] where Linux can't say.
+
+    Nothing is opened for that: to close the file again would drop the locks that this process has on it.
+    """
+    places = set()
+    for name in (path.name, f"{path.name}-shm"):
+        with suppress(OSError):
+            found = path.with_name(name).stat()
+            places.add(f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}")
+    holders = {}
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            fields = line.split()  # 1: POSIX ADVISORY READ 4711 fe:00:12345 0 EOF; `->` in the second where one waits
+            if len(fields) > 5 and fields[5] in places and fields[4] not in ("-1", "0", str(os.getpid())):
+                if _is_ours(fields[4]):
+                    continue
+                name = Path(f"/proc/{fields[4]}/comm").read_text(encoding="utf-8", errors="replace").strip()
+                holders[fields[4]] = f"process {fields[4]}, {name}"
+    return list(holders.values())
+
+
+def _is_ours(process: str) -> bool:
+    """Whether it is the process that draws for this one, which reads the store too."""
+    about = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    draws = b"viz.worker" in Path(f"/proc/{process}/cmdline").read_bytes()
+    return draws and about.rpartition(")")[2].split()[1] == str(os.getpid())
 
 
 def replace_file(path: Path, pieces: Iterable[bytes | bytearray]) -> None:

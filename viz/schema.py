@@ -5,9 +5,8 @@ What the keys mean is told in `viz/store.py`.
 
 import json
 import operator
-import sqlite3
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ APPLICATION_ID = 0x534C504A  # PRAGMA application_id: what tells a run store fro
 
 Array = np.ndarray[Any, Any]  # as a column's kind: kept as a blob of `viz/blobs.py`
 Row = dict[str, Any]
+Statement = tuple[str, tuple[Any, ...]]  # SQL and its values
 
 STEP = {
     "loss": float, "accuracy": float, "throughput": float, "learning_rate": float, "gradient_norm": float,
@@ -108,22 +108,29 @@ def rows_of(metrics: Mapping[str, Any], input_text: str = "", output_text: str =
     return rows
 
 
-def create_statements() -> str:
+def create_statements() -> list[Statement]:
     """The SQL that makes an empty store."""
-    tables = []
+    made = []
     for table, kinds in TABLES.items():
         columns = ", ".join(f"{name} {_SQL[kind]}" for name, kind in kinds.items())
-        tables.append(f"CREATE TABLE {table} ({columns}, {_CONSTRAINTS[table]};")
-    return f"{' '.join(tables)} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
+        made += f"CREATE TABLE {table} ({columns}, {_CONSTRAINTS[table]}".split("; ")
+    made += [f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}"]
+    return [(sql, ()) for sql in made]
 
 
-def insert(db: sqlite3.Connection, table: str, row: Row) -> None:
-    """Add a row of `make_row`; arrays become blobs here."""
+def insert_statement(table: str, row: Row) -> Statement:
+    """The SQL that adds a row of `make_row`, and its values; arrays become blobs here. Raises ValueError."""
     kinds = TABLES[table]
-    values = [encode_array(v) if kinds[k] is Array and v is not None else v for k, v in row.items()]
-    db.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", values)
+    values = tuple(encode_array(v) if kinds[k] is Array and v is not None else v for k, v in row.items())
+    return _insert_sql(table, tuple(row)), values
 
 
-def update_run(db: sqlite3.Connection, row: Row) -> None:
-    """Replace columns of the one row of `run`."""
-    db.execute(f"UPDATE run SET {', '.join(f'{name} = ?' for name in row)}", list(row.values()))
+@cache
+def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
+    # One text for all rows of a kind: hundreds of thousands of them may wait in memory.
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+
+
+def update_statement(row: Row) -> Statement:
+    """The SQL that replaces columns of the one row of `run`."""
+    return f"UPDATE run SET {', '.join(f'{name} = ?' for name in row)}", tuple(row.values())

@@ -2,7 +2,8 @@
 
 Everything else in the folder can be made again from it. Tables: `run` (one row), `steps` and `documents` (one row for
 each step and rank), `text_samples`, `evaluations`, `events`; `viz/schema.py` declares them. Times are UNIX seconds.
-Numbers that are not finite: NaN is kept as NULL and read back as NaN; infinities are kept as they are.
+Numbers that are not finite: NaN is kept as NULL and read back as NaN; infinities are kept as they are. A step whose
+logits were not finite has such a loss and such an accuracy, and no ranks: `token_ranks` is then None, and NULL.
 
 What `TrainingVisualizer.update(metrics, input_text, output_text)` takes in `metrics`. Every key but `step` may be
 missing or None and is then NULL; an unknown key is refused. Arrays are encoded later, by another thread: leave them
@@ -31,172 +32,251 @@ unchanged.
 """
 
 import errno
-import json
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from viz import schema
 from viz.blobs import decode_array, encode_array
-from viz.filesystem import is_on_network
-from viz.schema import Array, Row
+from viz.connection import StoreConnection
+from viz.filesystem import is_on_network, lock_holders
+from viz.reader import COLUMNS, Columns, StoreReader, is_blank
+from viz.schema import Row, Statement
 
 __all__ = ["COLUMNS", "Columns", "StoreReader", "StoreWriter", "decode_array", "encode_array"]
 
-Columns = dict[str, npt.NDArray[Any]]
-COLUMNS = ("steps", *schema.STEP, "source")
-"""The keys of `StoreReader.columns`, in the order of `metrics_history.json`."""
+Change = tuple[Statement, ...]  # what belongs into one transaction
+Call = Callable[[], object]
+Action = list[tuple[str, Row]] | Change | Call
 
 
 class StoreWriter:
     """The one writer of a store. Rows are queued; a thread commits them about every 0.3 seconds.
 
-    Storage that fails (a full disk, a lost mount) surfaces as OSError at the next call, whichever it is; a row that
-    breaks the schema, such as a second one for a (step, rank), as RuntimeError. After that nothing more is written.
+    Another program that holds the store (a reader's open transaction beside a rollback journal, a writer's beside any)
+    is no failure: the thread tries again until it is let through, however long. Meanwhile rows wait in memory, arrays
+    encoded, up to `WAITING_BYTES`; only then does a call wait.
+
+    Storage that fails (a full disk, a lost mount) surfaces as OSError at the next call, whichever it is. Nothing is
+    lost by that: what was not committed is kept, also what the call that raised was given, until `recover` writes it.
+    A row that breaks the schema, such as a second one for a (step, rank), surfaces as RuntimeError, for good.
     """
 
     COMMIT_SECONDS = 0.3
-    COMMIT_ROWS = 1000
-    QUEUE_ROWS = 10_000
+    COMMIT_CALLS = 1000  # a call is one step with its document and its generation, or one other row
+    QUEUE_CALLS = 10_000  # that the thread has not taken in yet
+    WAITING_BYTES = 2**30  # 2.8 kB a document of 256 tokens: 380,000 of them, 4.9 hours at 46 ms a step
+    PATIENCE = 5.0  # seconds that `flush` and `close` wait for another program before they say so
 
-    def __init__(self, path: Path, run: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, run: Mapping[str, Any], *, resume: bool = False, say: Callable[[str], None] = print
+    ) -> None:
         """Make the store (FileExistsError if it is there) or, with `resume`, open it (FileNotFoundError if it is not).
 
         `run`: columns of the table `run`; when resuming they replace what it holds, except `run_id` and `started`.
+        `say`: told in one line, by the thread that waits, which file another program holds.
         Raises ValueError for a file that is no store or is of a newer version, OSError for one that can't be written.
         """
         self.path = path
+        self._say = say
         self._wake = threading.Condition()
-        self._actions: list[Callable[[sqlite3.Connection], object]] = []
+        self._queue: list[Action] = []
         self._hurry = self._closing = False
         self._failure: Exception | None = None
+        self._told = False
+        # Only the writer's thread touches these: what it has taken in and not yet committed, and how large that is.
+        self._batch: deque[Change | Call] = deque()
+        self._batch_bytes = 0
+        self._thread: threading.Thread | None = None
         if resume:
             StoreReader(path).close()  # refuses what is missing, foreign or newer
             kept = {name: value for name, value in run.items() if name not in ("run_id", "started")}
-            row = schema.make_row("run", kept | {"ended": None, "outcome": None})
+            opening = [schema.update_statement(schema.make_row("run", kept | {"ended": None, "outcome": None}))]
         else:
             row = schema.make_row("run", {"started": time.time(), "note": ""} | dict(run))
-            if path.exists():
+            if path.exists() and not is_blank(path):
                 advice = "there is a run already: continue it (resume_from=N) or move it away"
                 raise FileExistsError(errno.EEXIST, advice, str(path))
+            opening = [*schema.create_statements(), schema.insert_statement("run", row)]
+        log = not is_on_network(path.parent)  # a log's memory is shared by processes of one machine only
         try:
-            self._db = self._open(row, resume)
+            self._db = StoreConnection(path, opening, log=log, meanwhile=self._while_held)
         except sqlite3.Error as error:
             raise self._surfaced(error) from error
         self._thread = threading.Thread(target=self._write, name="store-writer", daemon=True)
         self._thread.start()
 
-    def _open(self, run: Row, resume: bool) -> sqlite3.Connection:
-        # This thread opens it and later closes it; in between only the writer's thread touches it.
-        db = sqlite3.connect(self.path, timeout=60, check_same_thread=False)
-        db.execute("PRAGMA page_size = 8192")  # rows of `documents` are 1 to 2 kB: a third of 4 kB would stay empty
-        # WAL shares memory between processes; on a network file system that may seem to work, and then corrupt.
-        db.execute(f"PRAGMA journal_mode = {'DELETE' if is_on_network(self.path.parent) else 'WAL'}")
-        # FULL: each commit is synced. In WAL mode the sync of the log is enough, for the next opener replays it.
-        db.execute("PRAGMA synchronous = FULL")
-        if resume:
-            schema.update_run(db, run)
-        else:
-            db.executescript(f"BEGIN; {schema.create_statements()} COMMIT")
-            schema.insert(db, "run", run)
-        db.commit()
-        return db
-
     def add(self, table: str, values: Mapping[str, Any]) -> None:
-        """Queue one row. Returns at once unless 10,000 wait already."""
+        """Queue one row. Returns at once, as `add_rows` does."""
         self.add_rows([(table, schema.make_row(table, values))])
 
     def add_rows(self, rows: Iterable[tuple[str, Row]]) -> None:
-        """Queue rows of `rows_of`; they are committed together."""
-        self._put(*(partial(schema.insert, table=table, row=row) for table, row in rows))
+        """Queue rows of `rows_of`; they are committed together. Returns at once, unless hours of rows wait already."""
+        self._put(list(rows))
 
     def update_run(self, **fields: Any) -> None:
         """Queue a change to columns of the row of `run`."""
-        self._put(partial(schema.update_run, row=schema.make_row("run", fields)))
+        self._put((schema.update_statement(schema.make_row("run", fields)),))
 
-    def after_commit(self, function: Callable[[], object]) -> None:
+    def after_commit(self, function: Call) -> None:
         """Queue a call, made in the writer's thread once everything queued before it is on disk for good."""
-
-        def commit_and_call(db: sqlite3.Connection) -> None:
-            db.commit()
-            function()
-
-        self._put(commit_and_call)
+        self._put(function)
 
     def flush(self) -> None:
-        """Return when all rows so far are on disk for good."""
+        """Return when all rows so far are on disk for good, however long another program holds the store."""
+        done = self._hasten()
+
+        def is_committed() -> bool:
+            if not done.wait(0.05):
+                self._raise_failure()
+            return done.is_set()
+
+        self._wait_until(is_committed)
+
+    def _hasten(self) -> threading.Event:
+        """Set once all rows so far are on disk for good: soon."""
         done = threading.Event()
         self.after_commit(done.set)
         with self._wake:
             self._hurry = True
             self._wake.notify_all()
-        while not done.wait(0.05):
+        return done
+
+    def rewind(self, step: int, then: Call = lambda: None) -> None:
+        """Delete the rows from `step` on, never events, in one transaction; returns when that is on disk.
+
+        While another program holds the store it returns at once; the rows then go before any row that is added later
+        comes. `then` is called in the writer's thread once they are gone.
+        """
+        self._put(tuple((f"DELETE FROM {table} WHERE step >= ?", (step,)) for table in schema.REWOUND), then)
+        done = self._hasten()
+        while not done.wait(0.05) and self._db.held_since is None:
             self._raise_failure()
 
-    def rewind(self, step: int) -> None:
-        """Delete the rows from `step` on, never events, in one transaction; returns when that is on disk."""
+    def recover(self) -> None:
+        """Try once more to write all that waits after a failure; returns when it is on disk for good.
 
-        def delete(db: sqlite3.Connection) -> None:
-            db.commit()
-            for table in schema.REWOUND:
-                db.execute(f"DELETE FROM {table} WHERE step >= ?", (step,))
-
-        self._put(delete)
+        Then the store works as before. Raises OSError if it still can't be written: what waits is kept.
+        """
+        with self._wake:
+            failed = self._failure is not None and isinstance(self._surfaced(self._failure), OSError)
+            if failed and not self._closing:
+                self._failure = None  # the thread goes on with what it kept
         self.flush()
 
     def close(self) -> None:
-        """Write what is queued and leave one file, unless a reader still holds the store open. Twice is once."""
+        """Write what is queued and leave one file, unless a reader still holds the store open. Twice is once.
+
+        After a failure nothing is written any more; OSError is raised, and the file is closed all the same.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify_all()
-        self._thread.join()
-        try:
-            self._raise_failure()
-            self._db.execute("PRAGMA busy_timeout = 1000")
-            self._db.execute("PRAGMA journal_mode = DELETE")
-        except (sqlite3.OperationalError, sqlite3.ProgrammingError):
-            pass  # a reader holds it: the rows are safe in the log, which goes with the last reader; or closed before
-        finally:
-            self._db.close()
 
-    def _put(self, *actions: Callable[[sqlite3.Connection], object]) -> None:
+        thread = self._thread
+        assert thread is not None
+
+        def has_ended() -> bool:
+            thread.join(0.05)
+            return not thread.is_alive()
+
+        self._wait_until(has_ended)
+        self._db.close()
+        self._raise_failure()
+
+    def _put(self, *actions: Action) -> None:
+        if len(self._queue) >= self.QUEUE_CALLS and not self._failure:
+            self._wait_until(lambda: self._has_room(0.05))
         with self._wake:
+            if not self._closing:
+                self._queue += actions  # also after a failure: `recover` writes what the call was given
             self._raise_failure()
             if self._closing:
                 raise RuntimeError(f"{self.path}: the store is closed")
-            if len(self._actions) >= self.QUEUE_ROWS:
-                self._wake.wait_for(lambda: len(self._actions) < self.QUEUE_ROWS or self._failure)
-                self._raise_failure()
-            self._actions += actions
-            if len(self._actions) >= self.COMMIT_ROWS:
+            if len(self._queue) >= self.COMMIT_CALLS:
                 self._wake.notify_all()  # below that it wakes by itself: to wake it costs the trainer more than a row
 
+    def _has_room(self, seconds: float) -> bool:
+        with self._wake:
+            return self._wake.wait_for(lambda: len(self._queue) < self.QUEUE_CALLS or bool(self._failure), seconds)
+
+    def _wait_until(self, is_over: Callable[[], bool]) -> None:
+        """Ask `is_over`, which takes its time, until it is so; say it once if another program makes that long."""
+        began = time.monotonic()
+        while not is_over():
+            if self._db.held_since is not None and time.monotonic() - began > self.PATIENCE:
+                self._tell_holder()
+
+    def _tell_holder(self) -> None:
+        """Say that another program holds the store, once until it has let go."""
+        if self._told:
+            return
+        self._told = True
+        names = ", ".join(lock_holders(self.path)) or "which one is not known"
+        self._say(f"waiting for another program that holds {self.path} ({names}); rows are kept until it lets go")
+
     def _write(self) -> None:
-        try:
-            while True:
-                with self._wake:
-                    self._wake.wait_for(self._is_due, self.COMMIT_SECONDS)
-                    actions, self._actions, self._hurry, closing = self._actions, [], False, self._closing
-                    self._wake.notify_all()
-                for action in actions:
-                    action(self._db)
-                self._db.commit()
-                if closing:
-                    return
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised again in the trainer's thread
+        """The writer's thread: take in what is queued, commit it, call who asked to be."""
+        while True:
             with self._wake:
-                self._failure = error
-                self._wake.notify_all()
+                self._wake.wait_for(self._is_due, self.COMMIT_SECONDS)
+                closing, self._hurry = self._closing, False
+                failed = self._failure is not None
+            if not failed:
+                try:
+                    self._take_in()
+                    self._carry_out()
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is raised again in the trainer's thread
+                    with self._wake:
+                        self._failure = error
+                        self._wake.notify_all()
+            if closing:
+                return
 
     def _is_due(self) -> bool:
-        return self._hurry or self._closing or len(self._actions) >= self.COMMIT_ROWS
+        return self._closing or (not self._failure and (self._hurry or len(self._queue) >= self.COMMIT_CALLS))
+
+    def _take_in(self) -> None:
+        with self._wake:
+            actions, self._queue = self._queue, []
+            self._wake.notify_all()
+        for action in actions:
+            if isinstance(action, list):
+                action = tuple(schema.insert_statement(table, row) for table, row in action)
+            if isinstance(action, tuple):
+                self._batch_bytes += _size(action)
+            self._batch.append(action)
+
+    def _carry_out(self) -> None:
+        """Commit the batch. What is committed leaves it, and nothing else does: a failure finds the rest whole."""
+        while self._batch:
+            first = self._batch[0]
+            if not isinstance(first, tuple):
+                self._batch.popleft()
+                first()
+                continue
+            changes: list[Change] = []
+            for action in islice(self._batch, self.COMMIT_CALLS):
+                if not isinstance(action, tuple):
+                    break
+                changes.append(action)
+            self._db.transact([statement for change in changes for statement in change])
+            self._told = False
+            for change in changes:
+                self._batch.popleft()
+                self._batch_bytes -= _size(change)
+
+    def _while_held(self, seconds: float) -> None:
+        """Another program holds the store: what is queued meanwhile is taken in, where it takes less memory."""
+        if self._batch_bytes < self.WAITING_BYTES:
+            self._take_in()
+        if self._thread is None and seconds > self.PATIENCE:
+            self._tell_holder()  # it is still being opened: nobody waits in another thread
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -209,89 +289,6 @@ class StoreWriter:
         return OSError(errno.ENOSPC if full else errno.EIO, f"the store can't be written ({error})", str(self.path))
 
 
-class StoreReader:
-    """A store opened to be read, also while it is written. Holds no lock between calls. Close it, or use `with`."""
-
-    def __init__(self, path: Path | str) -> None:
-        """Raises FileNotFoundError, or ValueError for a file that is no run store or one of a newer version."""
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, "no run store there", str(path))
-        # as_uri quotes what a URI would read as its own (`?`, `#`, `%`).
-        self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60, check_same_thread=False)
-        self._db.row_factory = sqlite3.Row
-        try:
-            ours = self._value("PRAGMA application_id") == schema.APPLICATION_ID
-            version = self._value("PRAGMA user_version")
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise ValueError(f"{path} can't be read as a run store: {error}") from error
-        if not ours or version > schema.VERSION:
-            self._db.close()
-            newer = f"is of store version {version}, newer than the {schema.VERSION} known here: update this program"
-            raise ValueError(f"{path} {newer if ours else 'is not a run store'}")
-
-    def _value(self, sql: str) -> Any:
-        return self._db.execute(sql).fetchone()[0]
-
-    def __enter__(self) -> "StoreReader":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._db.close()
-
-    def run(self) -> Row:
-        """The row of `run`; `config` and `versions` as objects."""
-        row = dict(self._db.execute("SELECT * FROM run").fetchone())
-        return row | {name: json.loads(row[name] or "{}") for name in ("config", "versions")}
-
-    def columns(self, since_step: int = 0, below_step: int | None = None, rank: int = 0) -> Columns:
-        """`COLUMNS` of one rank's steps, since_step <= step < below_step, in order: (N,) each.
-
-        `steps` int64; `source` str objects ('' where unknown); the rest float64, NaN where a number is missing.
-        """
-        rows = self._db.execute(
-            f"SELECT s.step, {', '.join(f's.{name}' for name in schema.STEP)}, d.source"
-            " FROM steps s LEFT JOIN documents d USING (step, rank)"
-            " WHERE s.rank = ? AND s.step >= ? AND s.step < ? ORDER BY s.step",
-            (rank, since_step, 2**62 if below_step is None else below_step),
-        )
-        rows.row_factory = None
-        columns = list(zip(*rows.fetchall(), strict=True)) or [()] * len(COLUMNS)
-        same: dict[str, str] = {}  # one str object for each name, not one for each row
-        return {
-            "steps": np.array(columns[0], dtype=np.int64),
-            **{
-                name: np.array(values, dtype=np.float64)
-                for name, values in zip(schema.STEP, columns[1:-1], strict=True)
-            },
-            "source": np.array([same.setdefault(name or "", name or "") for name in columns[-1]], dtype=object),
-        }
-
-    def documents(self, step: int) -> list[Row]:
-        """The rows of `documents` of a step, by rank; arrays decoded."""
-        rows = self._db.execute("SELECT * FROM documents WHERE step = ? ORDER BY rank", (step,)).fetchall()
-        arrays = [name for name, kind in schema.DOCUMENT.items() if kind is Array]
-        return [dict(row) | {name: decode_array(row[name]) for name in arrays if row[name] is not None} for row in rows]
-
-    def text_samples(self, after_id: int = 0) -> list[Row]:
-        """The rows of `text_samples` with a greater id, in the order in which they were recorded."""
-        rows = self._db.execute("SELECT * FROM text_samples WHERE id > ? ORDER BY id", (after_id,))
-        return [dict(row) for row in rows]
-
-    def latest_text_sample(self, below_step: int) -> Row | None:
-        """The newest generation before `below_step`: one that has a reference, if any has."""
-        row = self._db.execute(
-            "SELECT * FROM text_samples WHERE step < ?"
-            " ORDER BY coalesce(reference, '') = '', step DESC, accuracy IS NULL, id DESC LIMIT 1",
-            (below_step,),
-        ).fetchone()
-        return None if row is None else dict(row)
-
-    def events(self, after_id: int = 0) -> list[Row]:
-        """The rows of `events` with a greater id, in the order in which they happened."""
-        rows = self._db.execute("SELECT * FROM events WHERE id > ? ORDER BY id", (after_id,))
-        return [dict(row) for row in rows]
+def _size(change: Change) -> int:
+    """Bytes of memory that a change takes, roughly: its texts and blobs, and Python's own share of each value."""
+    return sum(200 + sum(50 + (len(v) if isinstance(v, str | bytes) else 0) for v in values) for _, values in change)

@@ -23,7 +23,7 @@ import numpy as np
 
 from viz.charts import Chart, draw_run, forget_charts
 from viz.exports import Exporter
-from viz.store import Columns, StoreReader
+from viz.reader import Columns, StoreReader
 
 EXPORT_SHARE = 0.01  # of the time since the start, at most, goes into rewriting JSON
 SECONDS_PER_ROW = 1e-5  # what a first export is expected to cost, for each row
@@ -108,7 +108,7 @@ def main(folder: Path) -> None:
         try:
             answer = {"done": command} | worker.obey(command) | {"seconds": round(time.monotonic() - began, 4)}
         except Exception as error:  # noqa: BLE001 - told to the parent; the next chart may well succeed
-            problem = " ".join(f"{type(error).__name__}: {error}".split())
+            problem = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             answer = {"failed": command, "error": problem}
         try:
             print(json.dumps(answer), file=answers, flush=True)

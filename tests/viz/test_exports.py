@@ -146,3 +146,10 @@ def test_a_folder_that_can_not_be_written_raises_and_leaves_nothing(filled: Path
     with pytest.raises(OSError, match="text_samples"):
         export(filled)
     assert not [path for path in filled.iterdir() if path.name.endswith(".part")]
+
+
+def test_a_file_that_can_not_be_written_does_not_cost_the_others(filled: Path) -> None:
+    (filled / "metrics_history.json").mkdir()
+    with pytest.raises(OSError, match="metrics_history"):
+        export(filled)
+    assert parse(filled / "run.json")["json_through_step"] == 19 and parse(filled / "text_samples.json")

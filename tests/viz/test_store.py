@@ -267,12 +267,12 @@ def test_a_full_queue_makes_the_trainer_wait_and_loses_nothing(tmp_path: Path) -
     busy.wait()
     threading.Timer(0.5, gate.set).start()
     began = time.monotonic()
-    for step in range(StoreWriter.QUEUE_ROWS + 100):
+    for step in range(StoreWriter.QUEUE_CALLS + 100):
         writer.add_rows(rows_of({"step": step, "loss": 1.0}))
     assert time.monotonic() - began > 0.2
     writer.close()
     with StoreReader(tmp_path / "run.db") as store:
-        assert len(store.columns()["steps"]) == StoreWriter.QUEUE_ROWS + 100
+        assert len(store.columns()["steps"]) == StoreWriter.QUEUE_CALLS + 100
 
 
 @pytest.mark.parametrize("name", ["run 50%#1?.db", "läuft.db"])

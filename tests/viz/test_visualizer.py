@@ -19,7 +19,7 @@ Metrics = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:  # a machine that others use too
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"

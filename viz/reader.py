@@ -1,0 +1,135 @@
+"""The run store as it is read: by the drawing process, by a server, by whoever holds the file. `viz/store.py` tells
+what is in it.
+"""
+
+import errno
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from viz import schema
+from viz.blobs import decode_array
+from viz.schema import Array, Row
+
+Columns = dict[str, npt.NDArray[Any]]
+COLUMNS = ("steps", *schema.STEP, "source")
+"""The keys of `StoreReader.columns`, in the order of `metrics_history.json`."""
+PATIENCE = 20.0  # seconds a read waits for a lock: less than the drawing process may take for an answer
+
+
+def is_blank(path: Path) -> bool:
+    """Whether a file is what is left of a store whose making failed or was killed: it holds no table yet."""
+    try:
+        db = StoreReader._open(path)
+    except sqlite3.DatabaseError:
+        return False
+    tables: int = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    db.close()
+    return tables == 0
+
+
+class StoreReader:
+    """A store opened to be read, also while it is written. Holds no lock between calls. Close it, or use `with`."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Raises FileNotFoundError, or ValueError for a file that is no run store or one of a newer version."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "no run store there", str(path))
+        try:
+            self._db = self._open(path)
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{path} can't be read as a run store: {error}") from error
+        self._db.row_factory = sqlite3.Row
+        ours = self._value("PRAGMA application_id") == schema.APPLICATION_ID
+        version = self._value("PRAGMA user_version")
+        if not ours or version > schema.VERSION:
+            self._db.close()
+            newer = f"is of store version {version}, newer than the {schema.VERSION} known here: update this program"
+            raise ValueError(f"{path} {newer if ours else 'is not a run store'}")
+
+    @staticmethod
+    def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
+        # as_uri quotes what a URI would read as its own (`?`, `#`, `%`).
+        address = f"{path.absolute().as_uri()}?mode={mode}"
+        db = sqlite3.connect(address, uri=True, timeout=PATIENCE, check_same_thread=False)
+        try:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.DatabaseError as error:
+            db.close()
+            if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_READONLY_ROLLBACK or mode == "rw":
+                raise
+            # A writer was killed in the middle of a commit. Only one who may write can undo the half of it that is
+            # in the file; every reader has to wait for that, so this one does it.
+            StoreReader._open(path, "rw").close()
+            return StoreReader._open(path, "ro")
+        return db
+
+    def _value(self, sql: str) -> Any:
+        return self._db.execute(sql).fetchone()[0]
+
+    def __enter__(self) -> "StoreReader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def run(self) -> Row:
+        """The row of `run`; `config` and `versions` as objects."""
+        row = dict(self._db.execute("SELECT * FROM run").fetchone())
+        return row | {name: json.loads(row[name] or "{}") for name in ("config", "versions")}
+
+    def columns(self, since_step: int = 0, below_step: int | None = None, rank: int = 0) -> Columns:
+        """`COLUMNS` of one rank's steps, since_step <= step < below_step, in order: (N,) each.
+
+        `steps` int64; `source` str objects ('' where unknown); the rest float64, NaN where a number is missing.
+        """
+        rows = self._db.execute(
+            f"SELECT s.step, {', '.join(f's.{name}' for name in schema.STEP)}, d.source"
+            " FROM steps s LEFT JOIN documents d USING (step, rank)"
+            " WHERE s.rank = ? AND s.step >= ? AND s.step < ? ORDER BY s.step",
+            (rank, since_step, 2**62 if below_step is None else below_step),
+        )
+        rows.row_factory = None
+        columns = list(zip(*rows.fetchall(), strict=True)) or [()] * len(COLUMNS)
+        same: dict[str, str] = {}  # one str object for each name, not one for each row
+        return {
+            "steps": np.array(columns[0], dtype=np.int64),
+            **{
+                name: np.array(values, dtype=np.float64)
+                for name, values in zip(schema.STEP, columns[1:-1], strict=True)
+            },
+            "source": np.array([same.setdefault(name or "", name or "") for name in columns[-1]], dtype=object),
+        }
+
+    def documents(self, step: int) -> list[Row]:
+        """The rows of `documents` of a step, by rank; arrays decoded."""
+        rows = self._db.execute("SELECT * FROM documents WHERE step = ? ORDER BY rank", (step,)).fetchall()
+        arrays = [name for name, kind in schema.DOCUMENT.items() if kind is Array]
+        return [dict(row) | {name: decode_array(row[name]) for name in arrays if row[name] is not None} for row in rows]
+
+    def text_samples(self, after_id: int = 0) -> list[Row]:
+        """The rows of `text_samples` with a greater id, in the order in which they were recorded."""
+        rows = self._db.execute("SELECT * FROM text_samples WHERE id > ? ORDER BY id", (after_id,))
+        return [dict(row) for row in rows]
+
+    def latest_text_sample(self, below_step: int) -> Row | None:
+        """The newest generation before `below_step`: one that has a reference, if any has."""
+        row = self._db.execute(
+            "SELECT * FROM text_samples WHERE step < ?"
+            " ORDER BY coalesce(reference, '') = '', step DESC, accuracy IS NULL, id DESC LIMIT 1",
+            (below_step,),
+        ).fetchone()
+        return None if row is None else dict(row)
+
+    def events(self, after_id: int = 0) -> list[Row]:
+        """The rows of `events` with a greater id, in the order in which they happened."""
+        rows = self._db.execute("SELECT * FROM events WHERE id > ? ORDER BY id", (after_id,))
+        return [dict(row) for row in rows]
