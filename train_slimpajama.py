@@ -6,6 +6,8 @@ inside the functions, so that a mistake on the command line is answered before s
 
 import dataclasses
 import io
+import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.arguments import Arguments, parse_arguments
 from trainer.config import TrainingConfig, check_combinations, refuse_ranks
 from trainer.errors import MachineError, RunError, UserError
+from trainer.signals import StopSignals
 
 if TYPE_CHECKING:
     from trainer.parts import Parts
@@ -22,24 +25,20 @@ if TYPE_CHECKING:
     from viz.visualizer import TrainingVisualizer
 
 
-RUN_STATE = {"config", "kernels", "optimizer", "run_id", "samples", "source", "step", "tally", "tokenizer"}
-"""What a checkpoint must hold, beside the weights, to go on from."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; the README lists them."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without `→` is no reason to fail
+    stop = StopSignals()
     try:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         refuse_ranks()
-        if arguments.resume is not None:
-            return resume(arguments)
-        return start(arguments)
+        with stop:
+            return start(arguments, stop) if arguments.resume is None else resume(arguments, stop)
     except RunError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted before the first step; nothing was trained", 130)
+        return _fail("interrupted before the first step; nothing was trained", stop.exit_code)
     except OSError as error:
         return _fail(f"the machine failed: {error}", MachineError.exit_code)
     except (MemoryError, RuntimeError) as error:
@@ -47,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not is_out_of_memory(error):
             raise
-        advice = "a smaller --model-size or --max-seq-length takes less; --resume goes on from the last checkpoint"
+        advice = (
+            "a smaller --model-size or --max-seq-length takes less; what was saved is whole, --resume goes on there"
+        )
         return _fail(f"out of memory: {advice}", MachineError.exit_code)
 
 
@@ -56,7 +57,7 @@ def _fail(line: str, exit_code: int) -> int:
     return exit_code
 
 
-def start(arguments: Arguments) -> int:
+def start(arguments: Arguments, stop: StopSignals) -> int:
     """A new run."""
     config = arguments.merge()
     check_combinations(config)
@@ -65,25 +66,33 @@ def start(arguments: Arguments) -> int:
 
     run = new_run(folders_of(arguments), test=arguments.test)
     try:
-        return _train(arguments, config, run, None)
+        return _train(arguments, config, run, None, stop, [])
     finally:
         run.release()
 
 
-def resume(arguments: Arguments) -> int:
+def resume(arguments: Arguments, stop: StopSignals) -> int:
     """Go on with an earlier run, from its newest whole checkpoint or from the one named."""
     from trainer.commands import folders_of, resume_command
     from trainer.run_folder import locate_run, mark_of, resume_run
-    from trainer.state_file import read_state
+    from trainer.run_state import misfit
+    from trainer.state_file import digest_path
 
     folders, chosen = locate_run(folders_of(arguments), arguments.resume or "", test=arguments.test)
-    run, path = resume_run(folders, chosen, say=print)
+    events: list[tuple[str, str]] = []
+
+    def refused(why: str) -> None:
+        print(f"Passed by: {why}")
+        events.append(("checkpoint refused", why))
+
+    run, path, state = resume_run(folders, chosen, refused=refused)
+    if not digest_path(path).exists():
+        print(f"{path} has no SHA-256 beside it: a flipped bit would not be noticed")
+        events.append(("checkpoint unchecked", str(path)))
     try:
-        state = read_state(path)
-        missing = sorted(RUN_STATE - state.keys())
-        if missing:
+        if missing := misfit(state):
             raise UserError(
-                f"{path} holds no whole run (there is no {missing[0]!r} in it): "
+                f"{path} holds no whole run (there is no {missing!r} in it, or not as it should be): "
                 f"--pretrained-checkpoint {path} starts from its weights"
             )
         run.run_id = state["run_id"]
@@ -98,13 +107,14 @@ def resume(arguments: Arguments) -> int:
         config = arguments.merge({**state["config"], "dataset_names": [state["source"]["name"]]})
         config = dataclasses.replace(config, viz_dir=str(run.viz), checkpoint_dir=str(run.checkpoints))
         if state["step"] >= config.num_steps:
+            _finish_record(run, state["step"])
             print(
                 f"Already finished: {state['step']:,} documents are trained, of {config.num_steps:,} asked for. "
                 f"To go on: {resume_command(arguments, run)} --steps {2 * state['step']}"
             )
             return 0
         print(f"Resuming run {run.run_id} after {state['step']:,} documents, from {path}")
-        return _train(arguments, config, run, state)
+        return _train(arguments, config, run, state, stop, events)
     finally:
         run.release()
 
@@ -132,28 +142,59 @@ def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> Non
         )
 
 
-def _train(arguments: Arguments, config: TrainingConfig, run: "RunFolder", state: Mapping[str, Any] | None) -> int:
-    """Make the parts, say what will happen, train, say what happened."""
+def _finish_record(run: "RunFolder", step: int) -> None:
+    """Make what a run that was killed after its last step could not: its last picture and its JSON files."""
+    from viz.visualizer import TrainingVisualizer
+
+    try:
+        told = json.loads((run.viz / "run.json").read_bytes())  # the last of them to be written
+        is_complete = told["json_through_step"] == step - 1 and told["outcome"] is not None
+        is_complete = is_complete and not list(run.viz.glob("run.db-*"))  # a clean end leaves one file
+    except (OSError, ValueError, KeyError, TypeError):
+        is_complete = False
+    if not is_complete and (run.viz / "run.db").exists():
+        TrainingVisualizer(run.viz, resume_from=step).close("done")
+
+
+def _train(
+    arguments: Arguments,
+    config: TrainingConfig,
+    run: "RunFolder",
+    state: Mapping[str, Any] | None,
+    stop: StopSignals,
+    events: list[tuple[str, str]],
+) -> int:
+    """Make the parts, say what will happen, train, say what happened.
+
+    Args:
+        events: (kind, detail) of what has happened before there was a record to keep it in.
+    """
+    from trainer.checkpoint import CheckpointManager
     from trainer.commands import start_command
     from trainer.parts import make_parts
     from trainer.progress import say
-    from trainer.run_folder import check_disk, set_aside_newer
-    from trainer.signals import StopSignals
+    from trainer.run_folder import check_disk
+
+    def note(kind: str, detail: str) -> None:
+        say(detail)
+        events.append((kind, detail))
 
     first = state["step"] if state is not None else 0
     needed = _bytes_needed(config, run, first)
     check_disk(needed)
-    parts = make_parts(config, state, say)
+    parts = make_parts(config, state, say, note)
     opening = _opening(parts, run, first, sum(needed.values()))
+    stop.hold()  # from here on Ctrl-C is a stop that saves
     if state is None:
         run.begin(start_command(arguments), say)
-    else:
-        set_aside_newer(run, first, say)
+    elif moved := CheckpointManager(run.checkpoints).set_aside_newer(first, run.run_id):
+        note("checkpoints set aside", moved)
     say("\n".join(opening))
-    with StopSignals() as stop:  # from here on Ctrl-C is a stop that saves
-        trainer = _join(parts, run, state, stop.is_set)
-        outcome = trainer.train()
-        say("\n".join(_closing(arguments, run, trainer, outcome)))
+    trainer = _join(parts, run, state, stop.is_set)
+    for kind, detail in events:
+        trainer.viz.record_event(first, kind, detail)
+    outcome = trainer.train()
+    say("\n".join(_closing(arguments, run, trainer, outcome)))
     return stop.exit_code if outcome == "interrupted" else 0
 
 
@@ -163,7 +204,9 @@ def _bytes_needed(config: TrainingConfig, run: "RunFolder", first: int) -> dict[
 
     steps = max(config.num_steps - first, 0)
     record = record_bytes(steps, config.max_seq_length, charts=steps // config.viz_interval + 1)
-    count = steps // config.checkpoint_interval + 1 if config.checkpoint else 0
+    written = steps // config.checkpoint_interval + 1 if config.checkpoint else 0
+    for_good = steps // config.keep_every if config.keep_every else 0
+    count = min(written, config.keep_checkpoints + 1 + for_good)  # the oldest goes when the newest is there
     checkpoints = checkpoint_bytes(config.shape.parameters(config.vocab_size), count)
     if run.viz == run.checkpoints:
         return {run.viz: record + checkpoints}
@@ -195,11 +238,14 @@ def _join(
             parts.config.max_seq_length,
             hold_out=not source.has_validation,
             should_stop=should_stop,
+            on_fault=lambda detail: trainer.note_often("bad row", detail),
             state=None if state is None else state["samples"],
         ),
         step=parts.step,
         viz=_visualizer(parts, run, state, progress.say),
-        checkpoints=CheckpointManager(run.checkpoints),
+        checkpoints=CheckpointManager(
+            run.checkpoints, keep=parts.config.keep_checkpoints, keep_every=parts.config.keep_every
+        ),
         progress=progress,
         evaluator=parts.evaluator,
         identity={
@@ -221,6 +267,7 @@ def _join(
         detail = "; ".join(filter(None, (f"after {state['step']:,} documents", changed, exactness)))
         if not is_exact:
             progress.say(f"Resumed {detail}")
+            trainer.health.roll_backs = 0  # something was changed, so that going back may help again
         trainer.viz.record_event(state["step"], "resume", detail)
     return trainer
 
@@ -290,6 +337,7 @@ def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome
         viz=run.viz,
         checkpoint=saved[-1][1] if saved else None,
         go_on=go_on,
+        guessing=math.log(trainer.tokenizer.vocab_size),
     )
 
 

@@ -37,7 +37,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--config {path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected an object of settings, found {type(content).__name__}")

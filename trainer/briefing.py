@@ -66,6 +66,7 @@ def closing_lines(
     viz: Path,
     checkpoint: Path | None,
     go_on: str | None,
+    guessing: float,
 ) -> list[str]:
     """Five lines, or one where nothing was trained: documents; loss and bits per byte; speed; files; what comes next.
 
@@ -74,6 +75,7 @@ def closing_lines(
         counts: the state of the `SampleStream`: `held_out` and `skipped`.
         texts: what the documents of `tally.bits_per_byte()` say, as far as they were read.
         go_on: the command that continues the run, if one can.
+        guessing: loss of a model that holds every token equally likely. A sixth line where the run ended above it.
     """
     if not tally.documents:
         return [f"{ending}: no document was trained on"]
@@ -84,14 +86,17 @@ def closing_lines(
     project = Path(__file__).resolve().parents[1]
     path = "" if Path.cwd() == project else f"PYTHONPATH={shlex.quote(str(project))} "
     generate = f"{path}python -m trainer.generate {shlex.quote(str(checkpoint))} --prompt TEXT"
+    files = ("training_latest.png", "metrics_history.json", "text_samples.json", "run.json", "run.db")
+    made = ", ".join(name for name in files if (viz / name).is_file())
+    worse = f"That is worse than guessing ({guessing:.2f}): a lower --learning-rate or a longer --warmup-steps may help"
     return [
         f"{ending}: {tally.documents:,} documents trained ({tally.tokens:,} tokens), "
         f"{counts['held_out']:,} held out from training, skipped: {skipped or 'none'}",
         f"Loss {first:.4f} → {last:.4f} nats per token (means of the first and the last {window} documents); "
         f"{bits:.3f} bits per byte on the last {number}, where zstd -19 makes {zstd_bits_per_byte(texts):.3f}",
+        *([worse] if last > guessing + 0.5 else []),
         f"{speed:,.1f} tokens/s in {format_time(tally.seconds)}, {waited:.1%} of it waiting for documents",
-        f"Files: in {viz}/ training_latest.png, metrics_history.json, text_samples.json, run.json, run.db"
-        + (f"; {checkpoint}" if checkpoint else "; no checkpoint"),
+        f"Files: in {viz}/ {made}" + (f"; {checkpoint}" if checkpoint else "; no checkpoint"),
         f"To go on: {go_on}; to let it write: {generate}"
         if go_on
         else "To go on: not possible, no checkpoint was written",

@@ -138,7 +138,24 @@ class TrainingConfig:
         metavar="FILE|FOLDER",
         fixed=True,
     )
+    spike: str = _setting(
+        "clip",
+        "what becomes of a gradient, or a loss, far above the running median of documents of its length; "
+        "clip: held to three times the median; skip: no update; keep: as any other",
+        "--spike",
+        choices=("clip", "skip", "keep"),
+        typed=True,
+    )
+    deterministic: bool = _setting(
+        False, "slower kernels on a GPU that give the same last bit each time", "--deterministic", fixed=True
+    )
     checkpoint: bool = _setting(True, "write no checkpoints", "--no-checkpoint")
+    keep_checkpoints: int = _setting(
+        3, "the newest N checkpoints stay, older ones are deleted", "--keep-checkpoints", minimum=1
+    )
+    keep_every: int | None = _setting(
+        None, "of the older ones, keep those after each N documents (default: none)", "--keep-every", minimum=1
+    )
     checkpoint_dir: str = _setting("checkpoints", "folder of the checkpoints", "--checkpoint-dir", metavar="DIR")
     viz_dir: str = _setting("training_viz", "folder of the record: store, charts, JSON", "--viz-dir", metavar="DIR")
     prompt: tuple[str, ...] = _setting(
@@ -210,8 +227,10 @@ def check_value(setting: "dataclasses.Field[Any]", value: Any) -> None:
         )
     if setting.name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
         raise UserError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {value!r}")
-    if isinstance(value, str) and setting.name != "prompt" and not value.strip():
+    if isinstance(value, str) and not value.strip():
         raise UserError(f"{name} must not be empty")
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= character < "\udc80" for character in value)):
+        raise UserError(f"{name} holds a character that no file name can: {value!a}")
     if setting.name == "prompt":
         for text in value:
             if not text.strip():

@@ -1,5 +1,8 @@
 """Which device and dtype really work here: found out by trying, not by asking the build."""
 
+import contextlib
+import os
+import platform
 import re
 import shutil
 import sysconfig
@@ -64,6 +67,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
+def make_deterministic() -> None:
+    """Have torch, for the whole process, take only kernels that give the same bits each time. Before a GPU is used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, with the first product
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module property
+
+
+def describe_cpu() -> str:
+    """Its model, and the instructions that torch uses of it: both decide which kernels are chosen."""
+    model = platform.machine()
+    with contextlib.suppress(OSError):  # not on macOS
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+        model = found[1] if found else model
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def describe_device(device: torch.device) -> str:
     """What a person calls it: the card's name, or the number of threads used on the CPU."""
     if device.type == "cuda":
@@ -83,8 +102,7 @@ def prepare_compiler(device: torch.device, graphs: int) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * graphs)
     if device.type == "cpu":
         # The compiled backward of the embedding adds with atomics: two runs would differ in the last bits.
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module property
+        make_deterministic()
 
 
 def why_not_compile(device: torch.device) -> str:

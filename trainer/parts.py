@@ -12,17 +12,19 @@ import torch
 from trainer import python_library
 from trainer.checkpoint import CheckpointManager
 from trainer.config import FIELDS, TrainingConfig
-from trainer.device import choose_device, choose_dtype, has_native_bf16, why_not_compile
+from trainer.device import choose_device, choose_dtype, has_native_bf16, make_deterministic, why_not_compile
 from trainer.documents import DocumentStream, open_documents
 from trainer.errors import UserError
 from trainer.evaluator import Evaluator
 from trainer.model import LanguageModel
 from trainer.records import Cursor
-from trainer.samples import held_out_samples, usable_texts
+from trainer.samples import held_out_samples
 from trainer.sources import DataSource, embedded_source, is_local, resolve_source
+from trainer.stability import InstabilityDetector
 from trainer.state_file import read_state
 from trainer.step import TrainingStep
 from trainer.tokenizer import Tokenizer, collect_training_texts
+from trainer.usable import usable_texts
 
 State = Mapping[str, Any]
 """What a checkpoint holds."""
@@ -44,31 +46,45 @@ class Parts:
     """Of a document: of the first ones, or of those that the run has been trained on before."""
 
 
-def make_parts(config: TrainingConfig, state: State | None, say: Callable[[str], None]) -> Parts:
+def make_parts(
+    config: TrainingConfig, state: State | None, say: Callable[[str], None], note: Callable[[str, str], None]
+) -> Parts:
     """The parts of a new run, or those of the run that goes on from `state`.
+
+    Args:
+        note: told the kind and the detail of what happens on the way.
 
     Raises:
         UserError: settings and files that do not go together.
         SourceUnreachable: a named source, or that of the run that goes on, gives no document.
     """
+    if config.deterministic:
+        make_deterministic()
     device = choose_device(config.device)
     config, dtype = _decide(config, device, state, say)
     weights, origin = (state, "the checkpoint") if state is not None else _pretrained(config, say)
     at_hand = _tokenizer_at_hand(config, weights)
-    documents = _open_documents(config, state, say)
+    documents = _open_documents(config, state, say, note)
     tokenizer = at_hand or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
     if state is None:
         first = islice(usable_texts(documents), TYPICAL_DOCUMENTS)
         lengths = [len(tokenizer.encode_prefix(text, config.max_seq_length)) - 1 for text in first]
         typical = sum(lengths) / len(lengths)
     else:
-        typical = state["tally"]["totals"][1] / state["tally"]["totals"][0]
+        documents_done, tokens_done, *_ = state["tally"]["totals"]
+        typical = tokens_done / max(documents_done, 1)
     model = LanguageModel(config.shape, tokenizer.vocab_size, seed=config.seed)
     if weights is not None:
         model.take_weights(weights, origin)
     step = TrainingStep(
-        model.to(device), dtype=dtype, max_seq_length=config.max_seq_length, compile=bool(config.compile)
+        model.to(device),
+        dtype=dtype,
+        max_seq_length=config.max_seq_length,
+        compile=bool(config.compile),
+        detector=InstabilityDetector(spike=config.spike),
     )
+    if state is not None:
+        step.load_state_dict(state)  # here, so that what does not fit is refused before anything is touched
     evaluator = _evaluator(config, documents, tokenizer, model)
     return Parts(config, documents, tokenizer, step, evaluator, max(1, round(typical)))
 
@@ -90,7 +106,9 @@ def _decide(
     return dataclasses.replace(config, dtype=name, compile=compile), dtype
 
 
-def _open_documents(config: TrainingConfig, state: State | None, say: Callable[[str], None]) -> DocumentStream:
+def _open_documents(
+    config: TrainingConfig, state: State | None, say: Callable[[str], None], note: Callable[[str, str], None]
+) -> DocumentStream:
     """The stream: of a new run from its first document, of a resumed one from its cursor in the very same data."""
 
     def embedded() -> DataSource:
@@ -112,7 +130,7 @@ def _open_documents(config: TrainingConfig, state: State | None, say: Callable[[
         repeat=config.repeat,
         cursor=Cursor(**state["samples"]["cursor"]) if state is not None else Cursor(),
         max_stall=config.max_stall * 60,
-        on_event=lambda kind, detail: say(detail),
+        on_event=note,
     )
     if old is None:
         return documents
@@ -123,13 +141,15 @@ def _pretrained(config: TrainingConfig, say: Callable[[str], None]) -> tuple[Sta
     """The state that `--pretrained-checkpoint` names, and its path; None where a run starts from nothing."""
     if config.pretrained_checkpoint is None:
         return None, ""
-    path: Path | None = Path(config.pretrained_checkpoint)
-    if path is not None and path.is_dir():
-        path = CheckpointManager(path).newest_valid(lambda bad, why: say(f"{bad} is passed by: {why}"))
-    if path is None:
-        raise UserError(f"--pretrained-checkpoint {config.pretrained_checkpoint}: no checkpoint in this folder")
-    state = read_state(path)
-    if "tokenizer" not in state:
+    path = Path(config.pretrained_checkpoint)
+    if path.is_dir():
+        found = CheckpointManager(path).load_newest(lambda why: say(f"Passed by: {why}"))
+        if found is None:
+            raise UserError(f"--pretrained-checkpoint {path}: no checkpoint in this folder that is whole")
+        path, state = found
+    else:
+        state = read_state(path)
+    if not isinstance(state.get("tokenizer"), bytes):
         raise UserError(f"{path} holds no tokenizer, without which its weights mean nothing")
     return state, str(path)
 

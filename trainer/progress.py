@@ -38,14 +38,14 @@ class Progress:
                 bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             )
 
-    def show(self, done: int, tally: Tally, learning_rate: float, eta: float) -> None:
-        """One more document is finished: `done` in all."""
+    def show(self, done: int, tally: Tally, learning_rate: float, seconds: float) -> None:
+        """One more document is finished: `done` in all. Those to come take `seconds` each."""
         numbers = {
             "loss": f"{tally.loss.value:.4f}",
             "acc": f"{tally.accuracy.value * 100:.1f}%",
             "tps": f"{tally.tokens_per_second:.1f}",
             "lr": f"{learning_rate:.2e}",
-            "eta": format_time(eta),
+            "eta": format_time((self._total - done) * seconds),
         }
         if self._bar is not None:
             self._bar.set_postfix(numbers, refresh=False)
@@ -55,6 +55,11 @@ class Progress:
         if now - self._spoke >= (10 if now - self._started <= 65 else 60):
             self._spoke = now
             self.say(f"{done:,} of {self._total:,} documents, " + ", ".join(f"{k} {v}" for k, v in numbers.items()))
+
+    def rewind(self, done: int) -> None:
+        """The run went back: only `done` documents are finished."""
+        if self._bar is not None:
+            self._bar.n = done
 
     def say(self, line: str) -> None:
         """A line above the bar."""

@@ -12,7 +12,7 @@ import torch
 
 from trainer.arguments import VERSION
 from trainer.config import FIELDS, TrainingConfig
-from trainer.device import describe_device
+from trainer.device import describe_cpu, describe_device
 from trainer.sources import DataSource
 from trainer.tokenizer import Tokenizer
 
@@ -48,17 +48,28 @@ def describe_run(
 
 def kernels(device: torch.device) -> dict[str, Any]:
     """What, beside the settings, decides the last bits of a step: kept with each checkpoint."""
-    return {"torch": str(torch.__version__), "device": describe_device(device), "threads": torch.get_num_threads()}
+    return {
+        "torch": str(torch.__version__),
+        "device": describe_device(device),
+        "cpu": describe_cpu(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def changes(state: Mapping[str, Any], config: TrainingConfig, device: torch.device) -> tuple[str, bool]:
-    """What differs from the run as it was saved in `state`, in words, and whether it goes on exactly."""
+    """What differs from the run as it was saved in `state`, in words, and whether it goes on to the last bit.
+
+    It does with the same torch, CPU and threads, unless a setting that changes what is computed was typed, the step can
+    no longer be compiled, or a GPU chooses its kernels freely.
+    """
     old, new = state["config"], config.to_dict()
     changed = [key for key in FIELDS if old.get(key) != new[key] and not key.endswith("_dir")]
     words = [f"{key} {old.get(key)} → {new[key]}" for key in changed]
     here = kernels(device)
     inexact = [f"{key} {state['kernels'][key]} → {here[key]}" for key in here if state["kernels"][key] != here[key]]
-    is_exact = not inexact and not any(FIELDS[key].metadata.get("typed") for key in changed)
+    if device.type == "mps" or (device.type != "cpu" and not config.deterministic):
+        inexact.append(f"{device.type} without --deterministic" if device.type == "cuda" else device.type)
+    is_exact = not inexact and not any(FIELDS[key].metadata.get("typed") or key == "compile" for key in changed)
     return ", ".join(words + inexact), is_exact
 
 

@@ -36,14 +36,14 @@ class Document:
     """One row of a source."""
 
     text: object
-    """A `str`, unless the row holds something else (null, a number) or could not be parsed: then whatever was found."""
+    """A `str`, unless the row holds something else (null, a number), then that; None where it could not be read."""
     source: str
     """Which part of the data this is (`RedPajamaC4`, `python-docs`); the data source's name where rows do not say."""
     origin: Origin
     cursor: Cursor
     """The position just behind this document: a stream opened here goes on with the next one."""
     fault: str | None = None
-    """Why the row could not be read (`not JSON`), or None."""
+    """Why the row (or all that is left of its shard) could not be read, like `not JSON`; None for a sound one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Sample:
     """One document as the model sees it."""
 
     document: Document
+    """Its text is cut where it is very long."""
     ids: list[int]
     """(T,) token ids, 2 <= T <= max_seq_length."""
     text_hash: bytes
@@ -72,6 +73,11 @@ class Sample:
         """(T-1,) what it must predict."""
         return self.ids[1:]
 
+    @property
+    def where(self) -> str:
+        """Shard and row, to find the document again."""
+        return f"{self.document.origin.shard} row {self.document.origin.row}"
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -80,15 +86,20 @@ class StepResult:
     loss: float
     """Mean over the sample's predictions, nats per token."""
     accuracy: float
-    """Share of predictions whose most likely token is the true one, 0...1."""
+    """Share of predictions whose most likely token is the true one, 0...1; NaN where the logits are not finite."""
     gradient_norm: float
     """L2 norm over all parameters, before clipping."""
     token_losses: npt.NDArray[np.float32]
     """(T-1,) float32, nats."""
-    token_ranks: npt.NDArray[np.int32]
-    """(T-1,) int32, how many tokens the model held more likely than the true one; 0 is a hit."""
+    token_ranks: npt.NDArray[np.int32] | None
+    """(T-1,) int32, how many tokens the model held more likely than the true one; 0 is a hit. None where the logits are
+    not finite: then there is no order among them."""
+    finite: bool
+    """Logits, loss and gradient were all finite numbers."""
     updated: bool
-    """False when the gradient was not finite: then weights and moments are as before."""
+    """False when they were not, or where a spike is skipped: then weights and moments are as before."""
+    fault: str
+    """What was wrong with the step's numbers (not finite, or a spike), in words; nothing where nothing was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +122,11 @@ class Visualizer(Protocol):
     """Who keeps the record. `viz.visualizer.TrainingVisualizer` is one; a list in a test is another."""
 
     def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
-        """Record one step, or one generation; `viz/store.py` documents the keys of `metrics`."""
+        """Record one step, or one generation; `viz/store.py` documents the keys of `metrics`.
+
+        Raises OSError when the record can't be written any more. The row is kept all the same, for `recover`: it must
+        not be given again.
+        """
 
     def record_event(self, step: int, kind: str, detail: str) -> None:
         """Keep what happened (a checkpoint, a resume, a retry) for good. `step`: the document then in hand, or next."""
@@ -127,6 +142,15 @@ class Visualizer(Protocol):
 
     def flush(self) -> None:
         """Return when all rows so far are on disk for good. Raises OSError when they can't be written."""
+
+    def recover(self) -> None:
+        """Try once more to write what could not be written. Raises OSError when it still can't be."""
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows from `step` on, never events, because the run itself goes back there.
+
+        Returns when they are deleted, or certain to be before any later row is written.
+        """
 
     def close(self, outcome: str = "done") -> None:
         """Finish what was asked for: last chart, complete JSON files, one store file that says how the run ended."""

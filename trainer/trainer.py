@@ -1,24 +1,27 @@
 """The loop, and when each thing is due. No arithmetic and no I/O of its own."""
 
+import contextlib
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer.checkpoint import CheckpointManager
 from trainer.config import TrainingConfig
-from trainer.display import Display, Generation
-from trainer.errors import MachineError, RunError
+from trainer.device import is_out_of_memory
+from trainer.display import Display
+from trainer.errors import Diverged, MachineError, RunError
 from trainer.evaluator import Evaluator
+from trainer.health import CHECK_INTERVAL, MAX_ROLL_BACKS, Health
 from trainer.model import LanguageModel
 from trainer.progress import Progress
+from trainer.recorder import Recorder
 from trainer.records import Sample, StepResult, Visualizer
 from trainer.samples import SampleStream
 from trainer.schedule import warmup_then_constant
 from trainer.state_file import STATE_HEADER
 from trainer.step import TrainingStep
-from trainer.tally import Tally, format_time
+from trainer.tally import format_time
 from trainer.tokenizer import Tokenizer
 
 
@@ -53,42 +56,45 @@ class Trainer:
         self.viz = viz
         self.checkpoints = checkpoints
         self.progress = progress
+        self.recorder = Recorder(viz, progress)
+        self.tally = self.recorder.tally
+        self.step_times = self.recorder.step_times
         self.evaluator = evaluator
         self.display = Display(model, tokenizer, config.prompt, config.seed)
-        self.tally = Tally()
+        self.health = Health()
         self.global_step = 0
         self.start_time = time.monotonic()
-        self.step_times: deque[float] = deque(maxlen=100)
         self._identity = dict(identity or {})
         self._should_stop = should_stop
         self._last_saved: int | None = None
-        self._skipped_updates = 0
-        self._epoch: int = samples.state_dict()["cursor"]["epoch"]
-        self._step_ended = self.start_time
+        self._save_is_overdue = False
+        self._behind = samples.state_dict()
+        """State of the samples behind the document last trained on, not the one last handed out."""
 
     def train(self) -> str:
         """Train until the steps are done, the documents end or a stop is asked for. Returns how it ended: `done`,
         `documents ended` or `interrupted`.
 
         Raises:
-            RunError: the source failed, or the machine; what was trained until then is saved first.
+            RunError: the source failed, or the machine, or the model has diverged; what was trained until then is saved
+                first where it can be.
         """
-        self.start_time = self._step_ended = time.monotonic()
-        self.progress.start(self.global_step)
+        self.start_time = time.monotonic()
+        self.recorder.start(self.global_step, self._behind["cursor"]["epoch"])
         outcome, failure = "", None
         try:
-            outcome = self._loop()
-            self.save_checkpoint()
+            outcome = self._until_the_end()
         except RunError as error:
             outcome, failure = str(error), error
-            self._save_after(error)
+            if not isinstance(error, Diverged):  # what has diverged is never saved
+                self._save_after(error)
         except OSError as error:
-            # The store or a checkpoint can't be written. A checkpoint needs its rows on disk first, so the attempt that
-            # just failed was the last one there is.
             outcome = str(error)
             failure = MachineError(f"{error}. What was saved before is whole: --resume goes on from there")
-        except BaseException:
-            self._close("defect")  # no checkpoint: the state may be half of a step
+            self._save_after(failure)
+        except BaseException as error:
+            # No checkpoint: the state may be half of a step.
+            self._close("out of memory" if is_out_of_memory(error) else "defect")
             raise
         try:
             self._close(outcome)
@@ -98,27 +104,50 @@ class Trainer:
             raise failure
         return outcome
 
+    def _until_the_end(self) -> str:
+        while True:
+            try:
+                outcome = self._loop()
+                self.save_checkpoint()
+                self.checkpoints.wait()
+                return outcome
+            except Diverged as divergence:
+                self.roll_back(divergence)
+
     def _loop(self) -> str:
         if self.global_step >= self.config.num_steps:
             return "done"
         for sample in self.samples:
             shown = self.due(self.global_step, self.config.display_samples)
             generations = self.display.show(sample, self.global_step) if shown else []
-            result = self.step(sample.ids, self.get_learning_rate(self.global_step))
-            self._record(sample, result, generations)
-            self.global_step += 1
+            learning_rate, waited = self.get_learning_rate(self.global_step), self.samples.waited_seconds
+            try:
+                result = self.step(sample.ids, learning_rate)
+            except Exception:
+                # Ctrl-C in a terminal also kills the C++ compiler at work for a compiled step, before any update.
+                if self.config.compile and self._should_stop():
+                    break
+                raise
+            self._stand_behind(sample, result)
+            self.recorder.record(sample, result, generations, learning_rate, waited, done=self.global_step)
+            self.checkpoints.raise_failure()
+            if self.health.is_stuck or self.due(self.global_step, CHECK_INTERVAL):
+                self.check_health()
             if self.due(self.global_step, self.config.viz_interval):
                 self.viz.generate_charts(self.global_step)
                 self.viz.save_metrics_json()
             if self.should_evaluate():
                 self.evaluate()
-            if self.due(self.global_step, self.config.checkpoint_interval):
-                self.save_checkpoint()
+            if self._save_is_overdue or self.due(self.global_step, self.config.checkpoint_interval):
+                self._save_when_possible()
             if self.should_terminate():
                 break
         if self.global_step >= self.config.num_steps:
             return "done"
-        return "interrupted" if self._should_stop() else "documents ended"
+        if self._should_stop():
+            return "interrupted"
+        self._behind = self.samples.state_dict()  # with what was skipped behind the last document
+        return "documents ended"
 
     def train_step(self, input_ids: list[int], target_ids: list[int]) -> tuple[float, float]:
         """One step at the current learning rate, on ids of one's own; waits for the device. `global_step` stays.
@@ -161,88 +190,93 @@ class Trainer:
         if self.evaluator is None:
             return
         for split in self.evaluator.splits:
-            found = self.evaluator.measure(split)
-            self.viz.record_evaluation(self.global_step - 1, dataclasses.asdict(found))
-            self.progress.say(
-                f"After {self.global_step:,} documents: loss {found.loss:.4f}, accuracy {found.accuracy:.1%} "
-                f"on {found.tokens:,} held-out predictions ({split})"
-            )
+            self.recorder.record_evaluation(self.evaluator.measure(split), done=self.global_step)
 
     def should_terminate(self) -> bool:
         return self.global_step >= self.config.num_steps or self._should_stop()
 
-    def _record(self, sample: Sample, result: StepResult, generations: list[Generation]) -> None:
-        """One row for the document, in the store and on the bar."""
-        self._note_epoch(sample.document.cursor.epoch)
-        now = time.monotonic()
-        seconds, self._step_ended = now - self._step_ended, now
-        self.step_times.append(seconds)
-        waited, count = self.samples.waited_seconds, len(sample.ids) - 1
-        learning_rate = self.get_learning_rate(self.global_step)
-        metrics: dict[str, Any] = {
-            "step": self.global_step,
-            "loss": result.loss,
-            "accuracy": result.accuracy,
-            "throughput": count / seconds,
-            "learning_rate": learning_rate,
-            "gradient_norm": result.gradient_norm,
-            "tokens": count,
-            "bytes": sample.predicted_bytes,
-            "seconds": seconds,
-            "seconds_waited": waited,
-            "source": sample.document.source,
-            "shard": sample.document.origin.shard,
-            "row": sample.document.origin.row,
-            "text_hash": sample.text_hash,
-            "document_bytes": sample.document_bytes,
-            "token_ids": sample.ids,
-            "token_losses": result.token_losses,
-            "token_ranks": result.token_ranks,
-        }
-        if generations:
-            self.viz.update({**metrics, **generations[0].metrics()}, generations[0].input, generations[0].output)
-        else:
-            self.viz.update(metrics)
-        for generation in generations[1:]:
-            self.viz.update({"step": self.global_step, **generation.metrics()}, generation.input, generation.output)
-        if not result.updated:
-            self._note_skipped_update(sample)
-        self.tally.add(sample.ids, sample.predicted_bytes, result.loss, result.accuracy, seconds, waited)
-        left = (self.config.num_steps - self.global_step - 1) * sum(self.step_times) / len(self.step_times)
-        self.progress.show(self.global_step + 1, self.tally, learning_rate, left)
-
-    def _note_epoch(self, epoch: int) -> None:
-        # Here, not where documents are read: what is read ahead has not been trained on yet.
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self.note("epoch", f"All documents were read: epoch {epoch + 1} begins at step {self.global_step:,}")
-
-    def _note_skipped_update(self, sample: Sample) -> None:
-        """An event each time; said the 1st, 10th, 100th … time, so that a diverged run can still be read."""
-        self._skipped_updates += 1
-        origin = sample.document.origin
-        detail = f"step {self.global_step}: the gradient is not finite, weights stay ({origin.shard} row {origin.row})"
-        self.viz.record_event(self.global_step, "skipped update", detail)
-        if set(str(self._skipped_updates)[1:]) <= {"0"} and str(self._skipped_updates)[0] == "1":
-            self.progress.say(detail if self._skipped_updates == 1 else f"{detail}, {self._skipped_updates:,} so far")
+    def _stand_behind(self, sample: Sample, result: StepResult) -> None:
+        """The step has happened: this is where the run is now, whatever fails in telling of it."""
+        self.health.note(self.global_step, sample, result)
+        self._behind = sample.stream_state
+        self.global_step += 1
 
     def note(self, kind: str, detail: str) -> None:
-        """Say something above the bar and keep it as an event."""
-        self.progress.say(detail)
-        self.viz.record_event(self.global_step, kind, detail)
+        """Say something above the bar and keep it as an event of the document that comes next."""
+        self.recorder.note(self.global_step, kind, detail)
 
-    def save_checkpoint(self) -> None:
-        """Save the whole state, unless that is switched off. All rows below it are on disk before it gets its name.
+    def note_often(self, kind: str, detail: str) -> None:
+        """`note` for what may happen again and again: not said each time."""
+        self.recorder.note_often(self.global_step, kind, detail)
+
+    def check_health(self) -> None:
+        """Look at every weight and moment, which waits for the device. Raises Diverged where they are past saving."""
+        self.health.check(self.step.is_finite(), self.global_step)
+
+    def roll_back(self, divergence: Diverged) -> None:
+        """Go back to the newest checkpoint from before the last update, and pass by the document of that update.
 
         Raises:
-            OSError: rows or checkpoint could not be written.
+            Diverged: there is none, or it has been done three times.
         """
-        if not self.config.checkpoint or not self.global_step or self._last_saved == self.global_step:
+        rate = f"a --learning-rate below {self.config.initial_learning_rate:g} or a longer --warmup-steps may help"
+        cause = self.health.last_update
+        if self.health.roll_backs >= MAX_ROLL_BACKS:
+            raise Diverged(f"{divergence}, after {MAX_ROLL_BACKS} roll-backs. With --resume, {rate}") from divergence
+        with contextlib.suppress(OSError):  # of a save that was on its way: what it would have saved is given up
+            self.checkpoints.wait()
+        found = cause and self.checkpoints.load_newest(lambda why: self.note("checkpoint refused", why), cause["step"])
+        if not cause or not found:
+            raise Diverged(f"{divergence}, and there is no checkpoint from before that: {rate}") from divergence
+        path, state = found
+        # Those of earlier roll-backs too: this one may go further back than they did.
+        state["samples"]["passed_by"] = [*self._behind["passed_by"], cause["cursor"]]
+        state["health"]["roll_backs"] = self.health.roll_backs + 1
+        moved = self.checkpoints.set_aside_newer(state["step"], str(self._identity.get("run_id")))
+        self.viz.rewind(state["step"])
+        self.samples = self.samples.again(state["samples"])
+        self.load_state_dict(state)
+        self.recorder.rewind(self.global_step, self._behind["cursor"]["epoch"])
+        detail = (
+            f"Rolled back to {path}: {divergence}. Passed by: the document of step {cause['step']}, {cause['where']}"
+        )
+        self.note("roll-back", f"{detail}. {moved}" if moved else detail)
+        self._last_saved, self._save_is_overdue = None, False
+        self.save_checkpoint()
+        self.checkpoints.wait()  # a kill must not bring the document back
+
+    def save_checkpoint(self) -> None:
+        """Begin to save the whole state, unless that is switched off. All rows below it are on disk before it gets its
+        name.
+
+        Raises:
+            OSError: the save before could not be written.
+            Diverged: the state is not finite, which is never saved.
+        """
+        if not self.global_step or self._last_saved == self.global_step:
             return
-        self.viz.flush()
-        path = self.checkpoints.save(self.global_step, self.state_dict())
-        self._last_saved = self.global_step
-        self.viz.record_event(self.global_step, "checkpoint", str(path))
+        self.check_health()
+        if not self.config.checkpoint:
+            return
+        step = self.global_step
+        self.checkpoints.save(
+            step,
+            self.state_dict(),
+            before_naming=self.viz.flush,
+            done=lambda path: self.viz.record_event(step, "checkpoint", str(path)),
+        )
+        self._last_saved = step
+
+    def _save_when_possible(self) -> None:
+        """Save, unless another program in the store holds up the save before: then at the first step after that."""
+        was_overdue = self._save_is_overdue
+        self._save_is_overdue = not self.checkpoints.wait_for_disk()
+        if not self._save_is_overdue:
+            self.save_checkpoint()
+        elif not was_overdue:
+            self.note(
+                "checkpoint postponed", "The checkpoint before is not yet written: the next one has to wait for it"
+            )
 
     def recent_texts(self) -> list[str]:
         """What the last documents say, as far as they were read."""
@@ -256,8 +290,9 @@ class Trainer:
             "vocab_size": self.tokenizer.vocab_size,
             **self.step.state_dict(),
             "step": self.global_step,
-            "samples": self.samples.state_dict(),
+            "samples": self._behind,
             "tally": self.tally.state_dict(),
+            "health": self.health.state_dict(),
             "tokenizer": self.tokenizer.model_bytes,
             "config": self.config.to_dict(),
             **self._identity,
@@ -267,16 +302,28 @@ class Trainer:
         """Take up where `state` was saved. The samples are given their part when they are made."""
         self.step.load_state_dict(state)
         self.tally.load_state_dict(state["tally"])
+        self.health.load_state_dict(state["health"])
+        self._behind = dict(state["samples"])
         self.global_step = self._last_saved = state["step"]
 
     def _save_after(self, failure: RunError) -> None:
-        """Save what was trained before the source failed; when that fails too, the first failure is the one to tell."""
+        """A last attempt to save what was trained. The first failure stays the one that the run ends with."""
         try:
+            try:
+                self.checkpoints.wait()
+            except OSError:  # of the save before: this is its second chance
+                self._last_saved = None
+            if isinstance(failure, MachineError):
+                self._last_saved = None
+            self.viz.recover()
             self.save_checkpoint()
-        except OSError as error:
-            self.progress.say(f"{error}, after: {failure}")
+            self.checkpoints.wait()
+        except (OSError, Diverged) as error:
+            self.progress.say(f"A last attempt to save failed too: {error}")
 
     def _close(self, outcome: str) -> None:
         self.samples.close()
+        with contextlib.suppress(Exception):  # a save on its way is a copy, whole whatever has happened since
+            self.checkpoints.wait()
         self.progress.close()
         self.viz.close(outcome)

@@ -19,9 +19,9 @@ import pytest
 
 from tests.conftest import PROJECT, Run, command_environment, write_jsonl
 from tests.runs.conftest import SMALL, STEPS, Train, table
-from trainer.samples import hash_text, is_held_out
 from trainer.schedule import warmup_then_constant
 from trainer.tokenizer import Tokenizer
+from trainer.usable import hash_text, is_held_out
 from viz.store import StoreReader
 
 
@@ -101,7 +101,8 @@ def test_the_store_holds_every_document(smoke: tuple[Path, str]) -> None:
     viz = smoke[0] / "training_viz"
     assert table(viz, "SELECT count(*), min(step), max(step) FROM documents") == [(100, 0, 99)]
     assert table(viz, "SELECT count(DISTINCT text_hash) FROM documents") == [(100,)]
-    assert {kind for (kind,) in table(viz, "SELECT DISTINCT kind FROM events")} == {"checkpoint"}
+    kinds = {kind for (kind,) in table(viz, "SELECT DISTINCT kind FROM events")}
+    assert kinds - {"spike"} == {"checkpoint"}  # one of a hundred documents may be odd
     assert table(viz, "SELECT length(tokenizer) > 10000, ended > started FROM run") == [(1, 1)]
     losses = [row[1] for row in table(viz, STEPS)]
     history = strict_json(viz / "metrics_history.json")

@@ -1,9 +1,17 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from trainer.device import choose_device, choose_dtype, describe_device, has_native_bf16, why_not_compile
+from trainer.device import (
+    choose_device,
+    choose_dtype,
+    describe_device,
+    has_native_bf16,
+    make_deterministic,
+    why_not_compile,
+)
 from trainer.errors import UserError
 
 
@@ -39,3 +47,15 @@ def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not_compile(torch.device("cuda:0")) == ""
     monkeypatch.setenv("PATH", "")
     assert "compiler" in why_not_compile(torch.device("cpu"))
+
+
+def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    was = torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(False)
+        make_deterministic()
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(was)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

@@ -1,7 +1,10 @@
 """The loop, with a list in place of a visualizer: what it needs of one is the protocol in `trainer/records.py`."""
 
 import math
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,12 @@ import pytest
 from tests.conftest import make_texts
 from trainer.checkpoint import CheckpointManager
 from trainer.config import TrainingConfig
-from trainer.errors import MachineError, SourceUnreachable
+from trainer.errors import Diverged, MachineError, SourceUnreachable
 from trainer.model import LanguageModel
 from trainer.progress import Progress
 from trainer.records import Cursor, Document, Origin
 from trainer.samples import SampleStream
+from trainer.state_file import read_state
 from trainer.step import TrainingStep
 from trainer.tokenizer import Tokenizer
 from trainer.trainer import Trainer
@@ -26,13 +30,15 @@ class Notebook:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.full_after = math.inf
-        self.is_full = False
+        self.before_full: Callable[[], object] = lambda: None
+        self.is_full = self.can_recover = False
 
     def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
-        if "loss" in metrics and metrics["step"] >= self.full_after:
+        self.calls.append(("update", dict(metrics), input_text, output_text))
+        if "loss" in metrics and metrics["step"] == self.full_after:
+            self.before_full()
             self.is_full = True
         self.refuse()
-        self.calls.append(("update", dict(metrics), input_text, output_text))
 
     def record_event(self, step: int, kind: str, detail: str) -> None:
         self.calls.append(("event", step, kind, detail))
@@ -54,6 +60,13 @@ class Notebook:
     def flush(self) -> None:
         self.refuse()
         self.calls.append(("flush",))
+
+    def recover(self) -> None:
+        self.is_full = self.is_full and not self.can_recover
+        self.refuse()
+
+    def rewind(self, step: int) -> None:
+        self.calls.append(("rewind", step))
 
     def close(self, outcome: str = "done") -> None:
         self.calls.append(("close", outcome))
@@ -181,9 +194,11 @@ def test_a_generation_that_fails_is_said_and_stands_for_nothing(tokenizer: Token
 
     with torch.no_grad():
         trainer.model.model.norm.weight.fill_(math.nan)
-    trainer.train()
+    with pytest.raises(Diverged, match="no checkpoint"):  # a state that is not finite is never saved
+        trainer.train()
     metrics, given, written = notebook(trainer).of("update")[0]
     assert "not finite" in metrics["error"] and written == "" and given
+    assert not list(tmp_path.glob("*.bin")) and metrics["token_ranks"] is None and math.isnan(metrics["accuracy"])
     assert next(kind for _, kind, _ in notebook(trainer).of("event")) == "skipped update"
 
 
@@ -198,10 +213,90 @@ def test_a_source_that_fails_ends_the_run_with_everything_saved(tokenizer: Token
 def test_a_store_that_is_full_is_the_machines_failure(tokenizer: Tokenizer, tmp_path: Path) -> None:
     trainer = make_trainer(tokenizer, tmp_path, documents(9), num_steps=9, checkpoint_interval=2)
     notebook(trainer).full_after = 5
+    notebook(trainer).before_full = trainer.checkpoints.wait
     with pytest.raises(MachineError, match="No space left") as caught:
         trainer.train()
     assert caught.value.exit_code == 5
-    assert (tmp_path / "checkpoint_step_4.bin").exists()
+    assert [step for step, _ in trainer.checkpoints.all()] == [2, 4]  # none whose rows are missing
+
+
+def test_a_last_attempt_saves_all_that_was_trained(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shown = {"display_samples": 1, "prompt": ("One", "Two")}
+    trainer = make_trainer(tokenizer, tmp_path, documents(9), num_steps=9, checkpoint_interval=2, **shown)
+    notebook(trainer).full_after, notebook(trainer).can_recover = 5, True
+    with pytest.raises(MachineError, match="No space left"):
+        trainer.train()
+    state = read_state(tmp_path / "checkpoint_step_6.bin")
+    assert state["step"] == 6 and state["samples"]["cursor"]["row"] == 6 and state["tally"]["totals"][0] == 6
+    assert [call[0]["step"] for call in notebook(trainer).of("update") if "loss" in call[0]] == list(range(6))
+    assert [call[1] for call in notebook(trainer).of("update") if call[0]["step"] == 5][1:] == ["One", "Two"]
+
+
+def test_a_save_that_failed_while_the_source_was_waited_for_is_made_again(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails once, for the save at 5; then the source is lost, before any other step could tell."""
+    (tmp_path / "checkpoints").mkdir()
+    folder, failed = tmp_path / "checkpoints", threading.Event()
+    source = documents(5, SourceUnreachable("gone"))
+
+    def slow() -> Iterator[Document]:
+        yield from islice(source, 5)
+        assert failed.wait(60)
+        yield from source
+
+    trainer = make_trainer(tokenizer, folder, slow(), num_steps=20, checkpoint_interval=5)
+    flush = trainer.viz.flush
+
+    def fail_once() -> None:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(28, "No space left on device")
+        flush()
+
+    trainer.viz.flush = fail_once  # type: ignore[method-assign]
+    with pytest.raises(SourceUnreachable, match="gone"):
+        trainer.train()
+    assert [step for step, _ in trainer.checkpoints.all()] == [5]
+
+
+def test_a_save_on_its_way_is_finished_whatever_happens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path, documents(9, MemoryError()), num_steps=20, checkpoint_interval=9)
+    trainer.viz.flush = lambda: time.sleep(1.0)  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        trainer.train()
+    assert [step for step, _ in trainer.checkpoints.all()] == [9]
+    assert notebook(trainer).calls[-1] == ("close", "out of memory")
+
+
+def test_a_save_that_fails_ends_the_run_at_the_next_step(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    trainer = make_trainer(tokenizer, tmp_path / "missing", documents(300), num_steps=300, checkpoint_interval=2)
+    with pytest.raises(MachineError, match="No such file"):
+        trainer.train()
+    assert trainer.global_step < 100
+
+
+def test_training_goes_on_while_a_save_waits_for_its_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Another program holds the store: the checkpoint at 10 has to wait, the one at 20 comes when it lets go."""
+    trainer = make_trainer(tokenizer, tmp_path, documents(60), num_steps=60, checkpoint_interval=10)
+    held = threading.Event()
+    trainer.viz.flush = lambda: (held.wait(60), None)[1]  # type: ignore[method-assign]
+    viz, update = notebook(trainer), trainer.viz.update
+    trainer.viz.update = lambda *row: (update(*row), held.set() if row[0]["step"] == 40 else None)[0]  # type: ignore[method-assign, func-returns-value]
+    assert trainer.train() == "done"
+    events = [(step, kind) for step, kind, _ in viz.of("event") if kind.startswith("checkpoint")]
+    assert events[0] == (20, "checkpoint postponed") and events[1] == (10, "checkpoint")
+    later = [step for step, kind in events[2:] if kind == "checkpoint"]
+    assert later[0] in range(41, 60) and later[-1] == 60 and len(events) == 2 + len(later)
+
+
+def test_what_is_skipped_at_the_end_is_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    texts = [*make_texts(4), "short", "tiny"]
+    source = (Document(text, "here", Origin("file", row), Cursor(row=row + 1)) for row, text in enumerate(texts))
+    trainer = make_trainer(tokenizer, tmp_path, source, num_steps=20)
+    assert trainer.train() == "documents ended"
+    samples = read_state(tmp_path / "checkpoint_step_4.bin")["samples"]
+    assert samples["cursor"]["row"] == 6 and samples["skipped"] == {"shorter than 10 characters": 2}
 
 
 def test_a_defect_saves_no_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
