@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a flag that the loop reads, so that a step is finished and saved before the end."""
+"""Ctrl-C, SIGTERM and SIGHUP: before the first step they end the process, then they are a flag that the loop reads."""
 
 import contextlib
 import os
@@ -7,21 +7,27 @@ from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """While entered, the first signal only sets `received`; a second one ends the process at once."""
+    """While entered, the first signal raises KeyboardInterrupt, or after `hold` only sets `received`, so that a step is
+    finished and saved before the end. A second one ends the process at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         """The signal's number, or None."""
+        self._is_held = False
         self._previous: dict[int, object] = {}
 
     def is_set(self) -> bool:
         """Whether the run was asked to stop."""
         return self.received is not None
 
+    def hold(self) -> None:
+        """From here on there is something to save: a signal is only noted."""
+        self._is_held = True
+
     @property
     def exit_code(self) -> int:
         """128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
-        return 128 + (self.received or 0)
+        return 128 + (self.received or signal.SIGINT)
 
     def __enter__(self) -> "StopSignals":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -42,6 +48,8 @@ class StopSignals:
             _tell("Stopped at once; --resume goes on from the last checkpoint")
             os._exit(128 + number)
         self.received = number
+        if not self._is_held:
+            raise KeyboardInterrupt
         _tell("Stopping after this step, and saving; once more stops at once, without")
 
 

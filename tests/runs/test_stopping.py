@@ -1,0 +1,197 @@
+"""Ctrl-C and SIGTERM at the worst moments, two runs in one folder, a machine without memory, a clock that jumps."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT, Run, command_environment, make_texts, write_jsonl
+from tests.runs.conftest import SMALL, Train, table
+from tests.runs.test_resume import _rows, equal_runs
+
+SLOW_DISK = """
+import os, sys, time
+sync, is_slow = os.fsync, lambda: os.path.exists("slow")
+os.fsync = lambda file: (time.sleep(1.5 * is_slow()), sync(file))[1]
+import train_slimpajama
+sys.exit(train_slimpajama.main(sys.argv[1:]))
+"""
+"""The command on a disk that takes a second and a half for a sync while there is a file `slow`."""
+
+
+def start(words: list[str], folder: Path, code: str | None = None, **environment: str) -> subprocess.Popen[str]:
+    program = ["-c", code] if code else [str(PROJECT / "train_slimpajama.py")]
+    return subprocess.Popen(
+        [sys.executable, *program, *words],
+        cwd=folder,
+        env={**command_environment(), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    return list((folder / "checkpoints").glob(".checkpoint_step_*.tmp"))
+
+
+@pytest.fixture
+def words(corpus: Path) -> list[str]:
+    return [*SMALL, "--dataset", str(corpus), "--repeat", "--steps", "3000", "--checkpoint-interval", "10"]
+
+
+@pytest.mark.parametrize("second", [pytest.param(None, marks=pytest.mark.full), signal.SIGTERM])
+def test_a_signal_during_a_save(train: Train, words: list[str], tmp_path: Path, second: signal.Signals | None) -> None:
+    """The first lets the save and one more finish; a second leaves at once, and the checkpoint before is whole."""
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    process = start(words, folder, SLOW_DISK)
+    wait_for(lambda: list((folder / "checkpoints").glob("checkpoint_step_*.bin")), process)
+    (folder / "slow").touch()
+    wait_for(lambda: unfinished(folder), process)
+    os.kill(process.pid, signal.SIGINT)
+    if second is not None:
+        time.sleep(0.3)
+        since = time.monotonic()
+        os.kill(process.pid, second)
+    output, error = process.communicate(timeout=300)
+    if second is None:
+        assert process.returncode == 130, error
+        assert "Stopping after this step" in error and not unfinished(folder)
+        done = _rows(folder / "training_viz")
+        assert (folder / "checkpoints" / f"checkpoint_step_{done}.bin").exists(), output
+    else:
+        assert process.returncode == 143 and time.monotonic() - since < 1.5
+        assert unfinished(folder)
+    stopped = _rows(folder / "training_viz")
+    assert train("--resume", "--steps", stopped + 20, "--out", folder) == 0
+    assert not unfinished(folder)
+    assert train(*words[len(SMALL) : -4], "--steps", stopped + 20, "--out", tmp_path / "whole") == 0
+    equal_runs(tmp_path / "whole", folder, stopped + 20)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.full)]
+)
+def test_a_signal_before_the_first_step(words: list[str], tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """While the documents are opened: one line, nothing left behind."""
+    slow = "import time, sys, trainer.parts as parts\nopen_documents = parts.open_documents\n"
+    slow += (
+        "parts.open_documents = lambda *a, **k: (open('here', 'w').close(), time.sleep(60), open_documents(*a, **k))\n"
+    )
+    process = start(words, tmp_path, f"{slow}import train_slimpajama\nsys.exit(train_slimpajama.main(sys.argv[1:]))")
+    wait_for((tmp_path / "here").exists, process)
+    os.kill(process.pid, number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert error == "train_slimpajama.py: interrupted before the first step; nothing was trained\n"
+    assert not list(tmp_path.rglob("run.db"))
+
+
+@pytest.mark.full
+def test_ctrl_c_while_a_step_is_compiled(run_command: Run, tmp_path: Path) -> None:
+    """A terminal sends it to the whole group, so that the C++ compiler dies of it too, in the middle of a run."""
+    short = [" ".join(text.split()[:8]) for text in make_texts(25)]
+    data = write_jsonl(tmp_path / "data.jsonl", [*short, *make_texts(60, seed=1)])  # a new length after 25 documents
+    flags = [*SMALL, "--max-seq-length", "96", "--dataset", str(data), "--steps", "70", "--compile"]
+    process = start([*flags, "--out", "cut"], tmp_path, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+
+    def compiling() -> bool:
+        shown = subprocess.run(["ps", "-eo", "sid,args"], capture_output=True, text=True, check=True).stdout
+        return any(int(line.split()[0]) == process.pid and "cc1plus" in line for line in shown.splitlines()[1:])
+
+    wait_for(lambda: _rows(tmp_path / "cut" / "training_viz") >= 20, process)
+    wait_for(compiling, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 130 and "Traceback" not in error, error
+    done = _rows(tmp_path / "cut" / "training_viz")
+    assert 20 <= done < 70 and f"checkpoint_step_{done}.bin" in output
+    run_command("--resume", "--out", "cut", cwd=tmp_path)
+    run_command(*flags, "--out", "whole", cwd=tmp_path)
+    equal_runs(tmp_path / "whole", tmp_path / "cut", 70)
+
+
+def test_two_runs_in_one_folder(words: list[str], tmp_path: Path) -> None:
+    """Either folder is enough to be refused, by who holds it; `kill -9` frees both."""
+    first = start([*words, "--viz-dir", "viz", "--checkpoint-dir", "saved"], tmp_path)
+    wait_for(lambda: _rows(tmp_path / "viz") > 3, first)
+    for flags in (["--viz-dir", "viz"], ["--checkpoint-dir", "saved"], ["--checkpoint-dir", "saved", "--resume"]):
+        second = start([*words, *flags] if "--resume" not in flags else flags, tmp_path)
+        _, error = second.communicate(timeout=120)
+        assert second.returncode == 2 and error.count("\n") == 1
+        assert re.search(rf"is in use by run \d{{8}}-\d{{6}}-\w+ \(process {first.pid}\)", error), error
+    first.kill()
+    first.communicate()
+    rows = _rows(tmp_path / "viz")
+    third = start(["--resume", "--viz-dir", "viz", "--checkpoint-dir", "saved", "--steps", str(rows + 20)], tmp_path)
+    output, error = third.communicate(timeout=120)
+    assert third.returncode == 0, output + error
+    assert _rows(tmp_path / "viz") == rows + 20
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+sys.path.insert(0, {project!r})
+import train_slimpajama
+from trainer.step import TrainingStep
+step, count = TrainingStep.__call__, 0
+def hungry(self, ids, rate):
+    global count
+    count += 1
+    if count > 30:
+        {how}
+    return step(self, ids, rate)
+TrainingStep.__call__ = hungry
+sys.exit(train_slimpajama.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "import torch; self.hoard = torch.empty(2**55)",
+        pytest.param("self.hoard = bytearray(2**55)", marks=pytest.mark.full),
+        pytest.param("import torch; raise torch.OutOfMemoryError('CUDA out of memory')", marks=pytest.mark.full),
+    ],
+)
+def test_out_of_memory(train: Train, words: list[str], tmp_path: Path, how: str) -> None:
+    """Allocations that fail for real, and what a GPU's allocator raises."""
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    process = start(words, folder, OUT_OF_MEMORY.format(project=str(PROJECT), how=how))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 5, error
+    assert error.startswith("train_slimpajama.py: out of memory: ") and error.count("\n") == 1
+    assert "--max-seq-length" in error
+    assert table(folder / "training_viz", "SELECT outcome FROM run") == [("out of memory",)]
+    assert train("--resume", "--steps", 40, "--out", folder) == 0
+    assert train(*words[len(SMALL) : -4], "--steps", 40, "--out", tmp_path / "whole") == 0
+    equal_runs(tmp_path / "whole", folder, 40)
+
+
+def test_a_clock_that_jumps(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wall time goes back and forth by years: no rate is negative, and nothing is decided by it."""
+    assert train("--steps", 30, "--out", "whole", "--checkpoint-interval", 7, "--viz-interval", 10) == 0
+    generator, real = random.Random(0), time.time
+    monkeypatch.setattr(time, "time", lambda: max(0.0, real() + generator.uniform(-1e9, 1e9)))
+    assert train("--steps", 11, "--out", "jumps", "--checkpoint-interval", 7, "--viz-interval", 10) == 0
+    assert train("--resume", "--steps", 30, "--out", "jumps") == 0
+    equal_runs(tmp_path / "whole", tmp_path / "jumps", 30)
+    rows = table(tmp_path / "jumps" / "training_viz", "SELECT throughput, seconds, seconds_waited FROM steps")
+    assert all(0 < rate < 1e9 and 0 < seconds < 600 and 0 <= waited <= seconds for rate, seconds, waited in rows)
