@@ -1,0 +1,366 @@
+"""Faults that really happen: the command with calls on storage that fail, or that kill it, at a chosen place and count.
+
+`tests/faults.c` stands before the C library's calls. A warm process has everything imported, and forks a child for each
+run, so that a run costs a second; `fresh=True` starts a Python of its own instead.
+"""
+
+import atexit
+import ctypes
+import errno
+import functools
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tests.conftest import PROJECT, command_environment
+
+TIMEOUT = 300.0  # seconds that a run may take, on a machine that others use too
+ORPHANS = 30.0  # seconds that a drawing child may live on without its trainer
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The `at`-th call that is one of `operations`, on one of `places`, fails with `error`, or else sends `number`.
+
+    operations: of write, sync, rename, link, unlink, truncate, create (also mkdir) and open (to write), with commas.
+    places: patterns (fnmatch) of paths relative to the run's folder, with | between them; * also stands for /.
+    when: the signal comes before the call, after it, or once half of a write's bytes are written.
+    forever: every later call fails too.
+    Each process counts for itself. In the drawing child the signal goes to the trainer; a SIGKILL to both.
+    """
+
+    operations: str
+    places: str
+    at: int = 1
+    error: int = 0
+    number: signal.Signals = signal.SIGKILL
+    when: str = "before"
+    forever: bool = False
+
+    def __str__(self) -> str:
+        what = errno.errorcode[self.error] if self.error else f"{self.number.name} {self.when}"
+        return f"{what} {self.operations} {self.at}{' on' if self.forever else ''} {self.places}"
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "FAULT_OPERATIONS": self.operations,
+            "FAULT_PLACES": self.places,
+            "FAULT_AT": str(self.at),
+            "FAULT_ERRNO": str(self.error),
+            "FAULT_SIGNAL": "0" if self.error else str(int(self.number)),
+            "FAULT_WHEN": self.when,
+            "FAULT_FOREVER": str(int(self.forever)),
+        }
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that was seen. `began` and `ended` number the beginnings and ends of calls in one process; `offset` and
+    `size` are those of a write, in bytes."""
+
+    process: int
+    operation: str
+    count: int
+    began: int
+    ended: int
+    offset: int
+    size: int
+    path: str
+    to: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    code: int
+    """The exit code, or minus the signal that ended it."""
+    out: str
+    err: str
+    landed: tuple[Call, ...]
+    """The faults that happened."""
+    calls: tuple[Call, ...]
+    """Every call that succeeded, if they were recorded."""
+    left: tuple[str, ...]
+    """Command lines of processes that did not end with the run."""
+    seconds: float
+
+
+class Warm:
+    """A process that has imported everything and runs the command in a forked child, one at a time."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = library
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults"],
+            cwd=PROJECT,
+            env={**command_environment(), "LD_PRELOAD": str(library)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self,
+        *arguments: object,
+        folder: Path,
+        fault: Fault | None = None,
+        records: bool = False,
+        fresh: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> Outcome:
+        """Run `train_slimpajama.py ARGUMENTS` in `folder`, with the fault below that folder, and wait for its end."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        aside = folder.with_name(f"{folder.name}.said")  # not in the folder: what is below it may fail
+        aside.mkdir(exist_ok=True)
+        log = aside / "faults.log"
+        log.write_text("")
+        variables = {
+            "FAULT_FOLDER": str(folder.resolve()),
+            "FAULT_LOG": str(log),
+            "FAULT_RECORDS": str(int(records)),
+            "FAULT_AT": "0",
+            **(fault.environment() if fault else {}),
+            **(environment or {}),
+        }
+        since = time.monotonic()
+        words = [str(word) for word in arguments]
+        request = {"words": words, "cwd": str(folder), "aside": str(aside), "variables": variables, "fresh": fresh}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, f"the warm process ended (exit {self._process.poll()}) while it ran {words}"
+        answer = json.loads(line)
+        out, err = ((aside / name).read_text(errors="replace") for name in ("out", "err"))
+        assert not answer["late"], f"not done after {TIMEOUT:.0f} s: {words} with {fault}\n{out}\n{err}"
+        seen = read_log(log)
+        return Outcome(
+            code=answer["code"],
+            out=out,
+            err=err,
+            landed=tuple(call for kind, call in seen if kind == "landed"),
+            calls=tuple(call for kind, call in seen if kind == "call"),
+            left=tuple(answer["left"]),
+            seconds=time.monotonic() - since,
+        )
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+@functools.cache
+def warm() -> Warm:
+    """The warm process of this session; it ends with it."""
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    process = Warm(build(folder))
+    atexit.register(process.close)
+    return process
+
+
+def build(folder: Path) -> Path:
+    """Compile the library; the C++ compiler that `--compile` needs will do."""
+    library = folder / "faults.so"
+    compiler = next((found for name in ("cc", "gcc", "g++", "c++", "clang++") if (found := shutil.which(name))), None)
+    assert compiler is not None, "tests/faults.c needs a C or C++ compiler"
+    language = ["-x", "c++"] if compiler.endswith("++") else []
+    subprocess.run(
+        [compiler, *language, "-shared", "-fPIC", "-O1", "-o", library, PROJECT / "tests" / "faults.c"], check=True
+    )
+    return library
+
+
+def read_log(path: Path) -> list[tuple[str, Call]]:
+    """The lines of the library's log: `landed` or `call`, and the call."""
+    seen = []
+    for line in path.read_text(errors="replace").splitlines():
+        kind, process, operation, *numbers, name, to = line.split("\t")
+        seen.append((kind, Call(int(process), operation, *map(int, numbers), path=name, to=to)))
+    return seen
+
+
+def serve() -> None:
+    """The warm process: a request a line on standard input, an answer a line on what was standard output."""
+    import datasets  # noqa: F401
+    import matplotlib  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import sentencepiece  # noqa: F401
+    import torch
+    import torch._dynamo  # torch itself imports it at the first initialization: more than a second
+
+    import train_slimpajama  # noqa: F401
+    from trainer import briefing, commands, parts, progress, provenance, run_folder, samples, signals  # noqa: F401
+    from trainer import trainer as loop  # noqa: F401
+    from viz import visualizer  # noqa: F401
+
+    torch.ones(1).normal_()  # whatever else torch leaves to its first use; too small for a parallel region, whose
+    # threads a fork would not copy
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # a killed trainer's drawing child becomes ours to wait for
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if not child:
+            _leave(_become(request))
+        print(json.dumps(_wait_for(child)), file=answers, flush=True)
+
+
+def _become(request: dict[str, Any]) -> int:
+    """In the child: take its place, arm the fault, and run the command."""
+    os.setsid()
+    os.chdir(request["cwd"])
+    aside = Path(request["aside"])
+    wanted = {0: os.open(os.devnull, os.O_RDONLY)}
+    wanted |= {number: os.open(aside / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for number, name in _STREAMS}
+    for number, file in wanted.items():
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.update(request["variables"])
+    script = str(PROJECT / "train_slimpajama.py")
+    if request["fresh"]:
+        os.execv(sys.executable, [sys.executable, script, *request["words"]])
+    os.environ["FAULT_TRAINER"] = str(os.getpid())
+    ctypes.CDLL(None).faults_arm()
+    sys.argv = [script, *request["words"]]
+    import train_slimpajama
+
+    try:
+        return train_slimpajama.main(request["words"])
+    except Exception:  # noqa: BLE001 - as the interpreter itself would end
+        traceback.print_exc()
+        return 1
+
+
+def _leave(code: int) -> NoReturn:
+    """End the child as the interpreter would, but for taking down every module, which takes a second."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+_STREAMS = ((1, "out"), (2, "err"))
+
+
+def _wait_for(child: int) -> dict[str, Any]:
+    """Wait for the run, then for what it left; nothing is left behind from here."""
+    until, late, code = time.monotonic() + TIMEOUT, False, 0
+    left: list[str] = []
+    while True:
+        try:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return {"code": code, "late": late, "left": left}
+        if ended == child:
+            code = os.waitstatus_to_exitcode(status)
+            until = time.monotonic() + ORPHANS
+        elif not ended and time.monotonic() > until:
+            living = _children()
+            late = late or child in living
+            left += [_command_line(process) for process in living]
+            for process in living:
+                os.kill(process, signal.SIGKILL)
+            until = time.monotonic() + ORPHANS
+        elif not ended:
+            time.sleep(0.005)
+
+
+def _children() -> list[int]:
+    tasks = Path("/proc/self/task").glob("*/children")
+    return [int(word) for task in tasks for word in task.read_text().split()]
+
+
+def _command_line(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return str(process)
+
+
+def pictures_and_json_are_whole(folder: Path) -> int:
+    """Every JSON file and picture that is there can be read to its end; how many there are."""
+    from PIL import Image
+
+    found = 0
+    for path in sorted(folder.glob("*.json")):
+        json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        found += 1
+    for path in sorted(folder.glob("training_*.png")):
+        with Image.open(path) as picture:
+            picture.verify()
+        with Image.open(path) as picture:
+            picture.load()  # `verify` looks at the chunks' checksums, this at the pixels
+        found += 1
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def store_is_whole(folder: Path) -> bool:
+    """Whether there is a store; one that is there opens as its readers open it, and SQLite finds no fault in it."""
+    from viz.store import StoreReader
+
+    if not (folder / "run.db").exists():
+        return False
+    # SQLite looks at a copy: whoever may write mends what a kill left, and a reader must do without that.
+    with tempfile.TemporaryDirectory() as place:
+        for path in folder.glob("run.db*"):
+            if not path.name.endswith("-shm"):
+                shutil.copy(path, place)
+        database = sqlite3.connect(Path(place) / "run.db")
+        try:
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            if not database.execute("PRAGMA user_version").fetchone()[0]:
+                return False  # ended before its first transaction did: nothing is in it
+        finally:
+            database.close()
+    with StoreReader(folder / "run.db") as store:
+        assert store.run()["run_id"] and store.columns() is not None
+    return True
+
+
+def whole_checkpoints(folder: Path) -> list[int]:
+    """The steps of the checkpoints that have their names; each of them must load."""
+    from trainer.checkpoint import CheckpointManager
+    from trainer.state_file import fault_of, read_state
+
+    steps = []
+    for step, path in CheckpointManager(folder).all():
+        assert not fault_of(path) and path.with_name(f"{path.name}.sha256").exists(), path
+        assert read_state(path)["step"] == step
+        steps.append(step)
+    return steps
+
+
+def one_line(outcome: Outcome, code: int) -> str:
+    """The run ended as a failure is said: with this code, one line on standard error, and no traceback."""
+    lines = outcome.err.splitlines()
+    assert outcome.code == code, (outcome.code, outcome.err, outcome.out)
+    assert len(lines) == 1 and lines[0].startswith("train_slimpajama.py: "), outcome.err
+    return lines[0]
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,174 @@
+"""`kill -9` at chosen calls inside save, insert, export and replace: nothing is torn, and the run goes on as if not."""
+
+import random
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from tests.faults import Call, Fault, Outcome, Warm, pictures_and_json_are_whole, store_is_whole, warm
+from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, table
+from tests.runs.test_resume import equal_runs
+from trainer.checkpoint import CheckpointManager
+from trainer.state_file import fault_of, read_state
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD and /proc")
+
+DONE, INTERVAL = 20, 4
+FLAGS = f"--checkpoint-interval {INTERVAL} --viz-interval 5 --display-samples 6".split()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to kill: so many points of it, drawn by chance, the first of which is in the quick suite too if `quick`."""
+
+    name: str
+    operation: str
+    pattern: str
+    when: str
+    points: int
+    quick: bool = False
+
+
+STATE, DIGEST, NAME = ".checkpoint_step_*.bin.[0-9]*.tmp", ".checkpoint_step_*.sha256.*.tmp", "checkpoint_step_*"
+PLACES = [
+    Place("begin", "create", "*/..run.*.tmp", "after", 1),
+    Place("begin", "rename", "checkpoints/.run", "before", 1),
+    Place("begin", "rename", "checkpoints/.run", "after", 1),
+    Place("save", "create", f"checkpoints/{STATE}", "after", 1),
+    Place("save", "write", f"checkpoints/{STATE}", "before", 4),
+    Place("save", "write", f"checkpoints/{STATE}", "half", 5, quick=True),
+    Place("save", "sync", f"checkpoints/{STATE}", "before", 2),
+    Place("save", "sync", f"checkpoints/{STATE}", "after", 2),
+    Place("save", "create", f"checkpoints/{DIGEST}", "after", 1),
+    Place("save", "write", f"checkpoints/{DIGEST}", "half", 2),
+    Place("save", "sync", f"checkpoints/{DIGEST}", "before", 1),
+    Place("save", "rename", f"checkpoints/{NAME}.sha256", "before", 2),
+    Place("save", "rename", f"checkpoints/{NAME}.sha256", "after", 2),
+    Place("save", "rename", f"checkpoints/{NAME}.bin", "before", 3),
+    Place("save", "rename", f"checkpoints/{NAME}.bin", "after", 3, quick=True),
+    Place("save", "sync", "checkpoints", "before", 3),
+    Place("delete", "unlink", f"checkpoints/{NAME}.bin", "before", 1),
+    Place("delete", "unlink", f"checkpoints/{NAME}.bin", "after", 1),
+    Place("delete", "unlink", f"checkpoints/{NAME}.sha256", "after", 1),
+    Place("insert", "create", "training_viz/run.db", "after", 1),
+    Place("insert", "write", "training_viz/run.db-journal", "half", 2),
+    Place("insert", "write", "training_viz/run.db", "half", 2),
+    Place("insert", "write", "training_viz/run.db-wal", "before", 3),
+    Place("insert", "write", "training_viz/run.db-wal", "half", 4, quick=True),
+    Place("insert", "sync", "training_viz/run.db-wal", "before", 3),
+    Place("insert", "sync", "training_viz/run.db-wal", "after", 2),
+    Place("insert", "unlink", "training_viz/run.db-*", "after", 2),
+    Place("close", "write", "training_viz/run.db-journal", "half", 2),
+    Place("close", "write", "training_viz/run.db", "half", 2),
+    Place("close", "sync", "training_viz/run.db-journal", "after", 2),
+    Place("close", "sync", "training_viz/run.db", "after", 2),
+    Place("close", "unlink", "training_viz/run.db-*", "after", 3),
+    Place("export", "create", "training_viz/.*.json.*.part", "after", 2),
+    Place("export", "write", "training_viz/.*.json.*.part", "half", 3),
+    Place("export", "rename", "training_viz/*.json", "before", 3, quick=True),
+    Place("export", "rename", "training_viz/*.json", "after", 2),
+    Place("replace", "create", "training_viz/.*.png.*.part", "after", 2),
+    Place("replace", "write", "training_viz/.*.png.*.part", "half", 3, quick=True),
+    Place("replace", "rename", "training_viz/*.png", "before", 2),
+    Place("replace", "rename", "training_viz/*.png", "after", 2),
+]
+
+
+class Kills:
+    """A run that was not killed, and how often it came by each place."""
+
+    def __init__(self, warm: Warm, corpus: Path, folder: Path) -> None:
+        self.warm, self._folder, self._corpus = warm, folder, corpus
+        self.whole, calls = folder / "whole", []
+        for name in ("whole", "again"):
+            (folder / name).mkdir()
+            done = self.start(folder / name, records=True)
+            assert done.code == 0 and not done.left, done.err
+            calls.append(done.calls)
+        self._calls: list[tuple[Call, ...]] = calls
+
+    def start(self, folder: Path, fault: Fault | None = None, *, records: bool = False) -> Outcome:
+        words = [*SMALL, *FLAGS, "--steps", DONE, "--dataset", self._corpus]
+        return self.warm.run(*words, folder=folder, fault=fault, records=records)
+
+    def fault(self, place: Place, number: int) -> Fault:
+        """The point: a count drawn by a seed, of those that every run comes by."""
+        counts = [self._count(calls, place) for calls in self._calls]
+        # How the store's rows fall into commits is a matter of time; to have fewer than that takes no time at all.
+        least, surely = 1, min(counts)
+        assert surely, f"no run comes by {place}"
+        if place.name == "insert":
+            surely = max(1, surely * 2 // 3)
+        if place.name == "close":
+            least = surely * 2 // 3 + 1
+        generator = random.Random(f"{place.name} {place.operation} {place.pattern} {place.when} {number}")
+        return Fault(place.operation, place.pattern, generator.randint(least, surely), when=place.when)
+
+    def _count(self, calls: tuple[Call, ...], place: Place) -> int:
+        """Of one process: each counts for itself, and a picture is made by another than a checkpoint."""
+        counts: Counter[int] = Counter()
+        for call in calls:
+            paths = [path.partition("whole/")[2] or path.partition("again/")[2] for path in (call.path, call.to)]
+            if call.operation == place.operation and any(fnmatchcase(path, place.pattern) for path in paths):
+                counts[call.process] += 1
+        return max(counts.values(), default=0)
+
+
+@pytest.fixture(scope="module")
+def kills(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Kills:
+    return Kills(warm(), corpus, tmp_path_factory.mktemp("kills"))
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        pytest.param(
+            place,
+            number,
+            id=f"{place.name}-{place.operation}-{place.when}-{index}-{number}",
+            marks=[] if place.quick and not number else pytest.mark.full,
+        )
+        for index, place in enumerate(PLACES)
+        for number in range(place.points)
+    ],
+)
+def test_killed_there(kills: Kills, tmp_path: Path, place: Place, number: int) -> None:
+    fault = kills.fault(place, number)
+    done = kills.start(tmp_path, fault)
+    assert done.landed and done.code == -9, f"the kill did not land: {fault}, exit {done.code}\n{done.err}"
+    assert not done.left
+    viz, manager = tmp_path / "training_viz", CheckpointManager(tmp_path / "checkpoints")
+    pictures_and_json_are_whole(viz)
+    has_store = store_is_whole(viz)
+    found = [(step, path) for step, path in manager.all() if not fault_of(path)]
+    assert found == manager.all()  # one that has its name is whole
+    if found:
+        newest, path = found[-1]
+        assert has_store and read_state(path)["step"] == newest
+        kept = table(viz, STEPS)
+        # An interval, and what was trained while the newest was being written: the one after that would have waited.
+        assert newest <= len(kept) <= newest + 2 * INTERVAL
+        assert kept == table(kills.whole / "training_viz", STEPS)[: len(kept)]
+        assert table(viz, DOCUMENTS) == table(kills.whole / "training_viz", DOCUMENTS)[: len(kept)]
+        again = kills.warm.run("--resume", "--steps", DONE, folder=tmp_path)
+        resumed = [(newest,)] if newest < DONE else []  # else it is finished, but for what it could not draw any more
+        assert not again.err and table(viz, "SELECT step FROM events WHERE kind = 'resume'") == resumed
+    else:
+        again = kills.start(tmp_path)
+    assert again.code == 0 and not again.left, again.err
+    equal_runs(kills.whole, tmp_path, DONE)
+    assert pictures_and_json_are_whole(viz) >= 5  # three of JSON, the newest picture and its numbered twin
+    hidden = [path.name for folder in (viz, tmp_path / "checkpoints") for path in folder.glob(".*")]
+    assert not [name for name in hidden if name.endswith((".tmp", ".part"))]
+    shutil.rmtree(tmp_path)  # they are many
+
+
+def test_there_are_fifty_points(kills: Kills) -> None:
+    """As the promise says; of those drawn by chance two may be the same."""
+    points = {str(kills.fault(place, number)) for place in PLACES for number in range(place.points)}
+    assert len(points) >= 50
