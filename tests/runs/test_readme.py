@@ -62,3 +62,13 @@ def test_python_blocks_of_the_docs_run(train: Train, tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "path", [str(PROJECT), *sys.path])
     for block in re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "files.md").read_text(), re.DOTALL):
         exec(compile(block, "docs/files.md", "exec"), {})  # noqa: S102  # our own documentation
+
+
+def test_what_may_be_relied_on_names_tests_that_exist() -> None:
+    page = (PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| **")]
+    assert len(rows) >= 15
+    for row in rows:
+        links = re.findall(r"\[(test_\w+)\]\(\.\./(tests/\w+/(\w+)\.py)\)", row.rsplit("|", 2)[1])
+        assert links, row
+        assert all(shown == name and (PROJECT / path).exists() for shown, path, name in links), row
