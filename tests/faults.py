@@ -8,6 +8,7 @@ import atexit
 import ctypes
 import errno
 import functools
+import importlib
 import json
 import os
 import shutil
@@ -198,19 +199,20 @@ def read_log(path: Path) -> list[tuple[str, Call]]:
     return seen
 
 
+USED_BY_A_RUN = (
+    *("datasets", "matplotlib", "pyarrow.parquet", "sentencepiece", "train_slimpajama", "viz.visualizer"),
+    *(f"trainer.{room}" for room in ("commands", "parts", "progress", "provenance", "run_folder", "trainer")),
+)
+"""What the warm process has imported when it forks."""
+
+
 def serve() -> None:
     """The warm process: a request a line on standard input, an answer a line on what was standard output."""
-    import datasets  # noqa: F401
-    import matplotlib  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
-    import sentencepiece  # noqa: F401
     import torch
     import torch._dynamo  # torch itself imports it at the first initialization: more than a second
 
-    import train_slimpajama  # noqa: F401
-    from trainer import briefing, commands, parts, progress, provenance, run_folder, samples, signals  # noqa: F401
-    from trainer import trainer as loop  # noqa: F401
-    from viz import visualizer  # noqa: F401
+    for name in USED_BY_A_RUN:
+        importlib.import_module(name)
 
     torch.ones(1).normal_()  # whatever else torch leaves to its first use; too small for a parallel region, whose
     # threads a fork would not copy

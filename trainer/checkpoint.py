@@ -97,11 +97,11 @@ class CheckpointManager:
 
     def wait_for_disk(self, patience: float = 0.25) -> bool:
         """`wait` for the disk, but return False once `before_naming` has taken longer than `patience` seconds."""
-        while self._saving is not None and self.is_saving:
+        while self.is_saving:
             since = self._waiting_since
             if since is not None and time.monotonic() - since > patience:
                 return False
-            self._saving.join(0.005)
+            time.sleep(0.005)
         self.wait()
         return True
 

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,10 +38,13 @@ def replace_file(
     sync_folder(path.parent)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete what `replace_file` left in a folder of ours when it was killed. Only for who holds the folder's lock."""
-    for pattern in (".checkpoint_step_*.tmp", "..run*.tmp"):
-        for path in folder.glob(pattern):
+def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
+    """Delete what `replace_file` left of files of these names (patterns) when it was killed.
+
+    Only for who may be sure that nobody else writes there.
+    """
+    for name in names:
+        for path in folder.glob(f".{name}.*.tmp"):
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -50,7 +50,7 @@ def kernels(device: torch.device) -> dict[str, Any]:
     """What, beside the settings, decides the last bits of a step: kept with each checkpoint."""
     return {
         "torch": str(torch.__version__),
-        "device": describe_device(device),
+        "device": str(device) if device.type == "cpu" else describe_device(device),
         "cpu": describe_cpu(),
         "threads": torch.get_num_threads(),
     }

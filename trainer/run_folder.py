@@ -82,7 +82,7 @@ class RunFolder:
             _make(folder)
         self._locks = _lock(folders)
         for folder in (folders.viz, folders.checkpoints):
-            remove_unfinished(folder)
+            remove_unfinished(folder, (*_CHECKPOINT_FILES, _MARK))
 
     def begin(self, command: str, say: Callable[[str], None]) -> None:
         """Make room for this run: an earlier one moves to `earlier/<run id>/`; `say` tells how to go on with it.

@@ -113,12 +113,11 @@ class SampleStream:
 
         Raises TypeError where the documents can't be read again from a cursor.
         """
-        go_to = getattr(self._documents, "at", None)
-        if go_to is None:
+        if not isinstance(self._documents, DocumentStream):
             raise TypeError(f"{type(self._documents).__name__} has no `at(cursor)`, so there is no going back in it")
         self.close()
         return SampleStream(
-            go_to(Cursor(**state["cursor"])),
+            self._documents.at(Cursor(**state["cursor"])),
             self._tokenizer,
             self._max_seq_length,
             hold_out=self._hold_out,

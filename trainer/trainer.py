@@ -323,7 +323,9 @@ class Trainer:
 
     def _close(self, outcome: str) -> None:
         self.samples.close()
-        with contextlib.suppress(Exception):  # a save on its way is a copy, whole whatever has happened since
-            self.checkpoints.wait()
+        try:
+            self.checkpoints.wait()  # a save on its way is a copy, whole whatever has happened since
+        except Exception as error:  # noqa: BLE001  # the run ends for another reason, which is told by who raised it
+            self.progress.say(f"The checkpoint that was on its way is not written: {error}")
         self.progress.close()
         self.viz.close(outcome)

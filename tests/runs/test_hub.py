@@ -43,6 +43,8 @@ def test_the_default_source_streams_survives_a_cut_and_resumes_in_the_same_data(
         run_command(*command, "--steps", 90, "--out", "parts", cwd=tmp_path, environment=environment)
         run_command("--resume", "--steps", 200, "--out", "parts", cwd=tmp_path, environment=environment)
         revision = hub.commit(REPOSITORY)
+    retries = table(tmp_path / "parts" / "training_viz", "SELECT detail FROM events WHERE kind = 'retry'")
+    assert len(retries) == 1 and "example_train_1" in retries[0][0]  # kept, though there was no record yet
     assert f"Data: {REPOSITORY}, revision {revision[:12]}" in whole.stdout
     equal_runs(tmp_path / "whole", tmp_path / "parts", 200)
     viz = tmp_path / "whole" / "training_viz"

@@ -1,10 +1,12 @@
 import threading
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from trainer import durable
 from trainer.checkpoint import CheckpointManager, snapshot
 from trainer.errors import UserError
 from trainer.state_file import read_state, write_state
@@ -45,6 +47,15 @@ def test_the_state_may_change_while_it_is_written(tmp_path: Path) -> None:
     manager.wait()
     assert manager.wait_for_disk()
     assert torch.equal(read_state(manager.path(1))["model"]["w"], torch.ones(1000))
+
+
+def test_a_slow_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is asked before the naming may hold up the next checkpoint, not the naming itself."""
+    sync = durable.sync_folder
+    monkeypatch.setattr(durable, "sync_folder", lambda folder: (time.sleep(0.5), sync(folder))[1])
+    manager = CheckpointManager(tmp_path)
+    manager.save(1, make_state(1))
+    assert manager.wait_for_disk() and manager.all()
 
 
 def test_a_snapshot_shares_no_memory() -> None:

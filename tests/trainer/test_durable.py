@@ -71,5 +71,5 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "mine.tmp").touch()
     (tmp_path / ".mine.tmp").touch()
-    remove_unfinished(tmp_path)
+    remove_unfinished(tmp_path, ("checkpoint_step_*.bin", "checkpoint_step_*.bin.sha256", ".run"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "mine.tmp"]
