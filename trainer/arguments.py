@@ -43,7 +43,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: expected an object of settings, found {type(content).__name__}")
     for key in content:
         if key not in FIELDS:
-            raise UserError(f"--config {path}: unknown key {key!r}{nearest(key, FIELDS)}")
+            flags = {setting.metadata["flag"][2:].replace("-", "_"): name for name, setting in FIELDS.items()}
+            raise UserError(f"--config {path}: unknown key {key!r}{nearest(flags.get(key) or key, FIELDS)}")
         value = tuple(content[key]) if isinstance(content[key], list) else content[key]
         try:
             check_value(FIELDS[key], value)
@@ -80,7 +81,7 @@ class Arguments:
 
     def _refuse_changes(self, asked: Mapping[str, Any], resumed: Mapping[str, Any]) -> None:
         for key, value in asked.items():
-            options, old = FIELDS[key].metadata, resumed.get(key)
+            options, old = FIELDS[key].metadata, resumed.get(key, FIELDS[key].default)
             if value == old or (key == "dataset" and value in resumed.get("dataset_names", ())):
                 continue
             if options.get("fixed"):

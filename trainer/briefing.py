@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import zstandard
 
-from trainer.config import TrainingConfig
+from trainer.config import ModelShape, TrainingConfig
 from trainer.device import describe_device
-from trainer.schedule import warmup_then_constant
+from trainer.schedule import make_scheduler
 from trainer.sources import DataSource
 from trainer.tally import Tally, format_bytes, format_time
 from trainer.tokenizer import Tokenizer
@@ -20,6 +20,7 @@ from trainer.tokenizer import Tokenizer
 def opening_lines(
     config: TrainingConfig,
     *,
+    shape: ModelShape,
     source: DataSource,
     tokenizer: Tokenizer,
     device: torch.device,
@@ -35,21 +36,21 @@ def opening_lines(
         seconds: that they will take, estimated.
         needed: bytes that they will take at most.
     """
-    parameters = config.shape.parameters(tokenizer.vocab_size)
+    parameters = shape.parameters(tokenizer.vocab_size)
     where = f"{source.name} ({source.note})" if source.note else source.name
     compiled = ", compiled" if config.compile else ""
     advice = ". This GPU has room for more: --model-size base" if device.type == "cuda" and parameters < 5e7 else ""
     lines = [
         f"Data: {where}, revision {source.revision[:12]}; tokenizer {tokenizer.sha256[:12]}, "
         f"{tokenizer.vocab_size:,} pieces",
-        f"Model: {config.model_size}, {parameters / 1e6:.1f} M parameters, on {describe_device(device)} in "
+        f"Model: {config.model_size or shape}, {parameters / 1e6:.1f} M parameters, on {describe_device(device)} in "
         f"{config.dtype}{compiled}{advice}",
         f"This run: {documents:,} documents, about {format_time(seconds)} by a trial pass, "
         f"at most {format_bytes(needed)} on disk",
         f"Watch {viz / 'training_latest.png'}; every document is kept in {viz / 'run.db'}; Ctrl-C saves and stops",
     ]
     if config.warmup_steps > config.num_steps / 2:
-        reached = warmup_then_constant(config.num_steps - 1, config.initial_learning_rate, config.warmup_steps)
+        reached = make_scheduler(config.to_dict()).get_learning_rate(config.num_steps - 1)
         lines.append(
             f"The warm-up ({config.warmup_steps:,} steps) is longer than half of this run, which ends at learning rate "
             f"{reached:.1e}: choose --warmup-steps"

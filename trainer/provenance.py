@@ -11,31 +11,41 @@ from typing import Any
 import torch
 
 from trainer.arguments import VERSION
-from trainer.config import FIELDS, TrainingConfig
+from trainer.config import FIELDS, ModelShape, TrainingConfig
 from trainer.device import describe_cpu, describe_device
+from trainer.schedule import make_scheduler
 from trainer.sources import DataSource
 from trainer.tokenizer import Tokenizer
 
-_LIBRARIES = ("torch", "numpy", "datasets", "sentencepiece", "zstandard", "matplotlib")
+_LIBRARIES = ("torch", "numpy", "datasets", "sentencepiece", "tokenizers", "zstandard", "matplotlib")
 
 
 def describe_run(
-    config: TrainingConfig, *, source: DataSource, tokenizer: Tokenizer, device: torch.device, program: Path
+    config: TrainingConfig,
+    *,
+    shape: ModelShape,
+    recipe: Mapping[str, float],
+    source: DataSource,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    program: Path,
 ) -> dict[str, Any]:
     """Settings, versions, device, data and tokenizer, by the names that `viz/store.py` knows.
 
     Args:
+        recipe: what the update is made with, beside the settings (`trainer/optimizer.py`).
         program: the folder of this program, whose git commit is kept.
     """
-    parameters = config.shape.parameters(tokenizer.vocab_size)
+    parameters = shape.parameters(tokenizer.vocab_size)
     libraries = {name: version(name) for name in _LIBRARIES}
     return {
         "config": config.to_dict(),
+        "recipe": dict(recipe),
         "versions": {"train_slimpajama": VERSION, "python": platform.python_version(), **libraries},
         "git_commit": _git_commit(program),
         "device": describe_device(device),
         "dtype": config.dtype,
-        "model": f"{config.model_size} {parameters / 1e6:.1f} M",
+        "model": f"{config.model_size or shape} {parameters / 1e6:.1f} M",
         "parameters": parameters,
         "source": source.name,
         "revision": source.revision,
@@ -59,16 +69,22 @@ def kernels(device: torch.device) -> dict[str, Any]:
 def changes(state: Mapping[str, Any], config: TrainingConfig, device: torch.device) -> tuple[str, bool]:
     """What differs from the run as it was saved in `state`, in words, and whether it goes on to the last bit.
 
-    It does with the same torch, CPU and threads, unless a setting that changes what is computed was typed, the step can
-    no longer be compiled, or a GPU chooses its kernels freely.
+    It does with the same torch, CPU and threads, unless a setting that changes what is computed was typed, the steps
+    until here had another learning rate than they would have now (a schedule that looks at the end of the run, which
+    has moved), the step can no longer be compiled, or a GPU chooses its kernels freely.
     """
-    old, new = state["config"], config.to_dict()
-    changed = [key for key in FIELDS if old.get(key) != new[key] and not key.endswith("_dir")]
-    words = [f"{key} {old.get(key)} → {new[key]}" for key in changed]
+    # A setting that was not there yet when the run was saved had its default.
+    saved = TrainingConfig(**{key: value for key, value in state["config"].items() if key in FIELDS})
+    old, new = saved.to_dict(), config.to_dict()
+    changed = [key for key in FIELDS if old[key] != new[key] and not key.endswith("_dir")]
+    words = [f"{key} {old[key]} → {new[key]}" for key in changed]
     here = kernels(device)
     inexact = [f"{key} {state['kernels'][key]} → {here[key]}" for key in here if state["kernels"][key] != here[key]]
     if device.type == "mps" or (device.type != "cpu" and not config.deterministic):
         inexact.append(f"{device.type} without --deterministic" if device.type == "cuda" else device.type)
+    before, now = (make_scheduler(settings).get_learning_rate for settings in (old, new))
+    if before(state["step"] - 1) != now(state["step"] - 1):  # schedules part for good, so the last step tells of all
+        inexact.append(f"learning rate of the next step {before(state['step']):.2e} → {now(state['step']):.2e}")
     is_exact = not inexact and not any(FIELDS[key].metadata.get("typed") or key == "compile" for key in changed)
     return ", ".join(words + inexact), is_exact
 

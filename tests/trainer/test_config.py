@@ -28,6 +28,9 @@ TYPED = {
     "model_size": ("tiny", "tiny"),
     "initial_learning_rate": ("0.01", 0.01),
     "warmup_steps": ("10", 10),
+    "schedule": ("cosine", "cosine"),
+    "min_learning_rate": ("1e-4", 1e-4),
+    "cooldown_steps": ("8", 8),
     "seed": ("3", 3),
     "spike": ("skip", "skip"),
     "deterministic": (None, True),
@@ -48,7 +51,7 @@ def test_defaults_of_the_contract() -> None:
     config = TrainingConfig()
     assert (config.num_steps, config.warmup_steps, config.initial_learning_rate) == (10000, 1000, 0.001)
     assert (config.max_seq_length, config.display_samples, config.viz_interval) == (256, 50, 50)
-    assert (config.checkpoint_interval, config.dataset, config.model_size) == (2000, "auto", "small")
+    assert (config.checkpoint_interval, config.dataset, config.shape) == (2000, "auto", MODEL_SIZES["small"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.num_steps = 1  # type: ignore[misc]
 
@@ -65,10 +68,12 @@ def test_every_setting_has_a_flag_that_reaches_it() -> None:
     assert set(TYPED) == set(FIELDS)
     for name, (word, value) in TYPED.items():
         flag = FIELDS[name].metadata["flag"]
-        config = parse_arguments([flag] if word is None else [flag, word]).merge()
+        company = {"schedule": "linear"} if name == "min_learning_rate" else {}  # what a setting can't be without
+        words = [FIELDS[key].metadata["flag"] + f"={needed}" for key, needed in company.items()]
+        config = parse_arguments([*words, flag] if word is None else [*words, flag, word]).merge()
         assert getattr(config, name) == value != FIELDS[name].default
         others = {key for key in FIELDS if getattr(config, key) != FIELDS[key].default}
-        assert others == {name}
+        assert others == {name, *company}
 
 
 def test_gpu_and_out_are_short_for_other_settings() -> None:
@@ -111,6 +116,12 @@ def test_a_stored_config_is_a_config_file(tmp_path: Path) -> None:
         ("--learning-rate nan", ["--learning-rate", "finite"]),
         ("--learning-rate inf", ["--learning-rate", "finite"]),
         ("--warmup-steps -1", ["--warmup-steps", "at least 0"]),
+        ("--schedule cosin", ["--schedule", "did you mean cosine?"]),
+        ("--min-learning-rate -1 --schedule linear", ["--min-learning-rate", "at least 0"]),
+        ("--min-learning-rate 1e-4", ["--min-learning-rate 0.0001 is for --schedule cosine or linear"]),
+        ("--min-learning-rate 0.1 --schedule cosine", ["--min-learning-rate 0.1", "above --learning-rate 0.001"]),
+        ("--cooldown -1", ["--cooldown", "at least 0"]),
+        ("--cooldown 301 --steps 300", ["--cooldown 301", "--steps 300"]),
         ("--vocab-size 10", ["--vocab-size", "at least 300"]),
         ("--seed -1", ["--seed"]),
         ("--model-size smal", ["--model-size", "did you mean small?"]),
@@ -175,12 +186,23 @@ def test_a_resumed_run_keeps_what_it_is(flag: str) -> None:
     assert str(resumed[parse_arguments(flag.split()).typed.keys().__iter__().__next__()]) in str(caught.value)
 
 
-def test_a_resumed_run_takes_its_learning_rate_from_a_typed_flag_only(tmp_path: Path) -> None:
-    resumed = TrainingConfig().to_dict()
-    assert parse_arguments(["--resume", "--learning-rate", "0.01"]).merge(resumed).initial_learning_rate == 0.01
+@pytest.mark.parametrize(
+    ("flag", "key", "value"),
+    [
+        ("--learning-rate", "initial_learning_rate", 0.01),
+        ("--schedule", "schedule", "constant"),
+        ("--min-learning-rate", "min_learning_rate", 0.0002),
+        ("--cooldown", "cooldown_steps", 50),
+    ],
+)
+def test_a_resumed_run_takes_its_learning_rate_from_a_typed_flag_only(
+    flag: str, key: str, value: object, tmp_path: Path
+) -> None:
+    resumed = TrainingConfig(schedule="cosine").to_dict()
+    assert getattr(parse_arguments(["--resume", flag, str(value)]).merge(resumed), key) == value
     file = tmp_path / "c.json"
-    file.write_text('{"initial_learning_rate": 0.01}')
-    with pytest.raises(UserError, match="type --learning-rate"):
+    file.write_text(json.dumps({key: value}))
+    with pytest.raises(UserError, match=f"type {flag}"):
         parse_arguments(["--resume", "--config", str(file)]).merge(resumed)
 
 
