@@ -4,15 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
 
-from trainer.checkpoint import CheckpointManager
 from trainer.device import choose_device, choose_dtype
 from trainer.errors import RunError, UserError
-from trainer.model import LanguageModel
-from trainer.state_file import read_state
-from trainer.tokenizer import Tokenizer
+from trainer.trained_model import CommandParser, open_trained_model
 
 # What a terminal would obey instead of show. Generated text is nobody's to trust.
 _CONTROL_CHARACTERS = dict.fromkeys([*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)], "\N{REPLACEMENT CHARACTER}")
@@ -26,14 +21,8 @@ def generate(arguments: argparse.Namespace) -> None:
     """
     if not arguments.prompt:
         raise UserError("--prompt is empty: the model needs a text to go on from")
-    path = arguments.checkpoint or arguments.checkpoint_dir
-    if path.is_dir() or not arguments.checkpoint:
-        path, state = _newest_checkpoint(path)
-    else:
-        state = read_state(path)
-    if not isinstance(state.get("tokenizer"), bytes):
-        raise UserError(f"{path} holds weights but no tokenizer: name a checkpoint that a training run wrote")
-    tokenizer = Tokenizer.from_bytes(state["tokenizer"])
+    trained = open_trained_model(arguments.checkpoint, arguments.checkpoint_dir)
+    tokenizer = trained.tokenizer
     try:
         prompt_ids = tokenizer.EncodeAsIds(arguments.prompt)
     except UnicodeEncodeError:
@@ -41,7 +30,7 @@ def generate(arguments: argparse.Namespace) -> None:
     if not prompt_ids:  # a tokenizer of others may drop spaces
         raise UserError("--prompt holds nothing that this checkpoint's tokenizer keeps")
     device = choose_device(arguments.device)
-    model = LanguageModel.from_checkpoint(state).to(device, choose_dtype("auto", device))
+    model = trained.model.to(device, choose_dtype("auto", device))
     ids = model.stream(
         prompt_ids,
         len(prompt_ids) + arguments.max_new_tokens,
@@ -55,30 +44,14 @@ def generate(arguments: argparse.Namespace) -> None:
     _write("\n")
 
 
-def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    newest = CheckpointManager(folder).load_newest(lambda why: print(f"Passed by: {why}", file=sys.stderr))
-    if newest is None:
-        raise UserError(f"no checkpoint in {folder}: train one first (python train_slimpajama.py), or name a file")
-    return newest
-
-
 def _write(text: str) -> None:
     sys.stdout.write(text.translate(_CONTROL_CHARACTERS) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
-        prog="python -m trainer.generate", description="Let a trained model go on from a text.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "checkpoint", nargs="?", type=Path, help="file or folder (default: the newest of --checkpoint-dir)"
-    )
+    parser = CommandParser(prog="python -m trainer.generate", description="Let a trained model go on from a text.")
+    parser.add_checkpoint()
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to go on from")
     parser.add_argument("--max-new-tokens", type=_whole_number(1), default=200, metavar="N", help="default: 200")
     parser.add_argument(
@@ -91,7 +64,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--seed", type=_whole_number(0), default=0, metavar="N", help="same seed, same text (default: 0)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    parser.add_argument("--checkpoint-dir", type=Path, default=Path("checkpoints"), metavar="DIR")
     return parser.parse_args(argv)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from typing import Any
 
 from trainer.display import Generation
@@ -102,12 +103,17 @@ class Recorder:
             ending = "" if result.updated else ", no update"
             self.note_often(step, kind, f"{what} {step:,}: {result.fault}{ending} ({sample.where})")
 
-    def record_evaluation(self, found: Evaluation, *, done: int) -> None:
-        """Keep what was measured on held-out documents under the document last trained on, and say it."""
-        self.viz.record_evaluation(done - 1, dataclasses.asdict(found))
+    def record_evaluation(self, found: Sequence[Evaluation], *, done: int) -> None:
+        """Keep what was measured on held-out documents under the document last trained on, and say it.
+
+        Args:
+            found: of the whole split first, then of its sources.
+        """
+        self.viz.record_evaluation(done - 1, [dataclasses.asdict(part) for part in found])
+        whole = found[0]
         self.progress.say(
-            f"After {done:,} documents: loss {found.loss:.4f}, accuracy {found.accuracy:.1%} "
-            f"on {found.tokens:,} held-out predictions ({found.split})"
+            f"After {done:,} documents: loss {whole.loss:.4f}, {whole.bits_per_byte:.3f} bits per byte, accuracy "
+            f"{whole.accuracy:.1%} on {whole.documents:,} held-out documents ({whole.split})"
         )
 
     def note(self, step: int, kind: str, detail: str) -> None:

@@ -1,6 +1,6 @@
 """What passes between the rooms: a document, its cursor, the sample made of it, the result of its step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -104,18 +104,24 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one look at a held-out split measured."""
+    """What one look at held-out documents measured: of a whole split, or of those from one source."""
 
     split: str
+    source: str
+    """'' where it is all sources together."""
     loss: float
     """Mean over all its predictions, nats per token."""
     accuracy: float
     """Share of all its predictions, 0...1."""
+    bits_per_byte: float
+    """What the predictions cost together, for each byte that they spell; NaN where they spell none."""
+    documents: int
     tokens: int
     """Predictions."""
     bytes: int
     """UTF-8 bytes that they spell."""
     seconds: float
+    """That the look took, at the whole split."""
 
 
 class Visualizer(Protocol):
@@ -131,8 +137,8 @@ class Visualizer(Protocol):
     def record_event(self, step: int, kind: str, detail: str) -> None:
         """Keep what happened (a checkpoint, a resume, a retry) for good. `step`: the document then in hand, or next."""
 
-    def record_evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record an evaluation after document `step`: the fields of an `Evaluation`."""
+    def record_evaluation(self, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
+        """Record an evaluation after document `step`: the fields of an `Evaluation` for the whole and each source."""
 
     def generate_charts(self, step: int) -> None:
         """Draw the run as of `step` finished documents. Returns at once."""

@@ -1,5 +1,6 @@
 """Documents → samples: reads ahead and tokenizes in a thread; skips, holds out, and carries the state behind each."""
 
+import math
 import queue
 import threading
 import time
@@ -10,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from trainer.documents import DocumentStream
-from trainer.errors import UserError
+from trainer.errors import SourceUnreachable, UserError
 from trainer.records import Cursor, Document, Sample
 from trainer.tokenizer import Tokenizer
 from trainer.usable import SkipsInARow, hash_text, is_held_out, why_unusable
@@ -21,22 +22,43 @@ LONGEST_TEXT_KEPT = 100_000
 
 
 def held_out_samples(
-    documents: Iterable[Document], tokenizer: Tokenizer, max_seq_length: int, count: int, *, own_split: bool
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    max_seq_length: int,
+    count: int,
+    *,
+    own_split: bool,
+    seconds: float = math.inf,
 ) -> list[Sample]:
-    """The first `count` samples that training never sees.
+    """The first `count` samples that training never sees, fewer where there are no more.
 
     Args:
-        documents: the training documents from their first, of which one in 100 is held out.
+        documents: the training documents from their first, of which one in 100 is held out. They are read in a thread.
         own_split: they are a split of their own instead, all of it held out.
+        seconds: how long they are waited for.
+
+    Raises:
+        SourceUnreachable: they have not all come by then. A part of them would be another set each time.
+        Exception: what `documents` raise.
     """
+    end = time.monotonic() + seconds
     held_out = (
         document
         for document in documents
         if not why_unusable(document) and (own_split or is_held_out(hash_text(str(document.text))))
     )
-    stream = SampleStream(held_out, tokenizer, max_seq_length, hold_out=False, should_stop=lambda: False, ahead=count)
+    stream = SampleStream(
+        held_out,
+        tokenizer,
+        max_seq_length,
+        hold_out=False,
+        should_stop=lambda: time.monotonic() > end,
+        ahead=count,
+    )
     samples = list(islice(stream, count))
     stream.close()
+    if len(samples) < count and time.monotonic() > end:
+        raise SourceUnreachable(f"{count} held-out documents have not come within {seconds:.0f} seconds")
     return samples
 
 

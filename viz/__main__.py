@@ -33,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             if path is None:
                 path = draw_run(Chart(), store, columns, chosen.dir, step)
             else:
-                replace_file(path, [Chart().draw(store.run(), columns, store.latest_text_sample(step), step)])
+                sample, evaluations = store.latest_text_sample(step), store.evaluations(step)
+                replace_file(path, [Chart().draw(store.run(), columns, sample, step, evaluations)])
             print(path)
     except (OSError, ValueError, sqlite3.OperationalError) as error:  # the last: a store that is held all the while
         print(f"python -m viz: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@ Never `pyplot`, which keeps every figure alive in a global list.
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from PIL import Image
 from viz.filesystem import replace_file
 from viz.panel_text import fill_text_panel, printable, shorten_to_width
 from viz.reader import Columns, StoreReader
+from viz.schema import Row
 from viz.smoothing import (
     Floats,
     averages_by_source,
@@ -34,7 +35,7 @@ WIDTH, HEIGHT, DPI = 1600, 900, 100  # pixels
 BUCKETS = 430  # places along an axis that a curve is reduced to: a panel is that many pixels wide
 
 INK, GREY, RULE, RAW, BAD = "#22272e", "#6b7280", "#d9dee5", "#7d9cc0", "#c1121f"
-BLUE, VERMILION, PEACH = "#0b5fa5", "#d1590a", "#e0a070"
+BLUE, VERMILION, PEACH, GREEN = "#0b5fa5", "#d1590a", "#e0a070", "#00775a"
 # Okabe & Ito's palette for colour-blind readers without its yellow, which is lost on white; styles differ as well.
 SOURCE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
 SOURCE_STYLES = ("-", (0, (6, 2)), (0, (3, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), "-", (0, (3, 3)))
@@ -72,7 +73,7 @@ def draw_run(chart: "Chart", store: StoreReader, columns: Columns, folder: Path,
     """
     known = int(np.searchsorted(columns["steps"], step))
     columns = {name: values[:known] for name, values in columns.items()}
-    picture = chart.draw(store.run(), columns, store.latest_text_sample(step), step)
+    picture = chart.draw(store.run(), columns, store.latest_text_sample(step), step, store.evaluations(step))
     path = folder / f"training_step_{step:06d}.png"
     replace_file(path, [picture])
     if step >= max(numbered_charts(folder)):
@@ -155,11 +156,19 @@ class Chart:
         self.rate.set_zorder(self.norm.get_zorder() + 1)  # the rate's line over the norm's points
         self.rate.patch.set_visible(False)
 
-    def draw(self, run: Mapping[str, Any], columns: Columns, sample: Mapping[str, Any] | None, step: int) -> bytes:
+    def draw(
+        self,
+        run: Mapping[str, Any],
+        columns: Columns,
+        sample: Mapping[str, Any] | None,
+        step: int,
+        evaluations: Sequence[Row] = (),
+    ) -> bytes:
         """The picture, a PNG, of a run as of `step` finished documents.
 
         `run`: `StoreReader.run()`; `columns`: `StoreReader.columns()`, rows below `step` only; `sample`: the generation
-        to show. Any of them may be as good as empty: the panels then say that they wait.
+        to show. Any of them may be as good as empty: the panels then say that they wait. `evaluations`:
+        `StoreReader.evaluations()`.
         """
         with matplotlib.rc_context():
             self._use_style()
@@ -172,12 +181,15 @@ class Chart:
             window = window_for(len(steps))
             accuracy, rate = columns["accuracy"] * 100, columns["throughput"]
             self._measured(self.loss, steps, columns["loss"], debiased_average(columns["loss"], window))
+            self._held_out(evaluations)
             self._measured(self.accuracy, steps, accuracy, debiased_average(accuracy, window), floor=0)
             # Tokens over seconds, not a mean of rates: a short document is fast, and counts as little as it is long.
             seconds = debiased_average(columns["seconds"], window)
             tokens_over_seconds = debiased_average(columns["tokens"], window) / np.where(seconds > 0, seconds, np.nan)
             mean_rate = np.where(np.isfinite(tokens_over_seconds), tokens_over_seconds, debiased_average(rate, window))
             self._measured(self.throughput, steps, rate, mean_rate, floor=0)
+            for axes in (self.loss, self.accuracy, self.throughput):
+                self._name_lines(axes)
             self._by_source(columns)
             self._rates(columns)
             fill_text_panel(self.text, sample)
@@ -227,10 +239,27 @@ class Chart:
         if not finite.all():
             places = steps[~finite]
             self._mark(axes, places, "x", BAD, f"{len(places):,} not finite: first at step {places[0]:,}")
-        if len(values):
+
+    def _name_lines(self, axes: Any) -> None:
+        if axes.lines:
             # The range leaves one line of room at the top; where losses fall, and beside spikes, there is more.
             wide = 1 if axes is self.loss or len(axes.lines) > 2 else 2
             axes.legend(loc="upper right", bbox_to_anchor=(1, 0.965), ncols=wide, columnspacing=1.0)
+
+    def _held_out(self, evaluations: Sequence[Row]) -> None:
+        """The evaluations, a line for each split, over the losses of the documents that were trained on."""
+        for split in dict.fromkeys(row["split"] for row in evaluations):
+            rows = [row for row in evaluations if row["split"] == split]
+            losses = np.array([row["loss"] for row in rows], dtype=np.float64)
+            kept = extremes(losses, BUCKETS)
+            if not len(kept):
+                continue
+            steps, shown = np.array([row["step"] for row in rows])[kept], losses[kept]
+            low, high = self.loss.get_ylim()
+            self.loss.set_ylim(min(low, 0.95 * float(shown.min())), max(high, 1.05 * float(shown.max())))
+            few = {"marker": "o", "ms": 5.5, "mec": "white", "mew": 0.8} if len(shown) <= 60 else {}
+            label = f"held out ({printable(split)}): {shown[-1]:.3f}"
+            self.loss.plot(steps, shown, color=GREEN, lw=1.4, label=label, **few)
 
     @staticmethod
     def _each(axes: Any, steps: Floats, values: Floats, colour: str, label: str) -> None:

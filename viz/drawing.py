@@ -85,7 +85,8 @@ class DrawingProcess:
         began = time.monotonic()
         final: list[Command] = [{"export": True, "force": True}, {"finish": True}]
         with self._wake:
-            chart: list[Command] = [{"chart": step}] if step > self._drawn else []  # also where it failed before
+            # Drawn again where it was: the evaluation at the end came after it.
+            chart: list[Command] = [{"chart": step}] if step else []
             self._commands.extend(chart + final)
             self._newest = max(self._newest, step)
             self._finish_until = began + CLOSE_SECONDS

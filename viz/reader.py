@@ -46,10 +46,12 @@ class StoreReader:
             raise ValueError(f"{path} can't be read as a run store: {error}") from error
         self._db.row_factory = sqlite3.Row
         ours = self._value("PRAGMA application_id") == schema.APPLICATION_ID
-        version = self._value("PRAGMA user_version")
-        if not ours or version > schema.VERSION:
+        self.version: int = self._value("PRAGMA user_version")
+        """Of the store: `schema.VERSION`, or an older one, which holds less."""
+        if not ours or self.version > schema.VERSION:
             self._db.close()
-            newer = f"is of store version {version}, newer than the {schema.VERSION} known here: update this program"
+            known = f"newer than the {schema.VERSION} known here: update this program"
+            newer = f"is of store version {self.version}, {known}"
             raise ValueError(f"{path} {newer if ours else 'is not a run store'}")
 
     @staticmethod
@@ -82,9 +84,9 @@ class StoreReader:
         self._db.close()
 
     def run(self) -> Row:
-        """The row of `run`; `config` and `versions` as objects."""
+        """The row of `run`; `config`, `recipe` and `versions` as objects, empty where the store has none."""
         row = dict(self._db.execute("SELECT * FROM run").fetchone())
-        return row | {name: json.loads(row[name] or "{}") for name in ("config", "versions")}
+        return row | {name: json.loads(row.get(name) or "{}") for name in ("config", "recipe", "versions")}
 
     def columns(self, since_step: int = 0, below_step: int | None = None, rank: int = 0) -> Columns:
         """`COLUMNS` of one rank's steps, since_step <= step < below_step, in order: (N,) each.
@@ -128,6 +130,11 @@ class StoreReader:
             (below_step,),
         ).fetchone()
         return None if row is None else dict(row)
+
+    def evaluations(self, below_step: int) -> list[Row]:
+        """The rows of `evaluations` before `below_step` that are of a whole split, by split and step."""
+        rows = self._db.execute("SELECT * FROM evaluations WHERE step < ? ORDER BY split, step", (below_step,))
+        return [row for row in map(dict, rows) if not row.get("source")]  # version 1 had no sources
 
     def events(self, after_id: int = 0) -> list[Row]:
         """The rows of `events` with a greater id, in the order in which they happened."""

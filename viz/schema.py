@@ -13,7 +13,7 @@ import numpy as np
 
 from viz.blobs import encode_array
 
-VERSION = 1  # PRAGMA user_version: raise it with every change that an older reader would misread
+VERSION = 2  # PRAGMA user_version: raise it with every change that an older reader would misread
 APPLICATION_ID = 0x534C504A  # PRAGMA application_id: what tells a run store from any other SQLite file
 
 Array = np.ndarray[Any, Any]  # as a column's kind: kept as a blob of `viz/blobs.py`
@@ -32,15 +32,16 @@ SAMPLE = {"prompt": str, "reference": str, "source": str, "error": str, "accurac
 KEY = {"step": int, "rank": int}
 TABLES: dict[str, dict[str, Any]] = {
     "run": {
-        "run_id": str, "config": dict, "versions": dict, "git_commit": str, "device": str, "dtype": str, "model": str,
-        "parameters": int, "source": str, "revision": str, "note": str, "tokenizer": bytes, "tokenizer_hash": str,
-        "vocab_size": int, "started": float, "ended": float, "outcome": str,
+        "run_id": str, "config": dict, "recipe": dict, "versions": dict, "git_commit": str, "device": str, "dtype": str,
+        "model": str, "parameters": int, "source": str, "revision": str, "note": str, "tokenizer": bytes,
+        "tokenizer_hash": str, "vocab_size": int, "started": float, "ended": float, "outcome": str,
     },
     "steps": KEY | STEP,
     "documents": KEY | DOCUMENT,
     "text_samples": KEY | {"input": str, "output": str} | SAMPLE,
     "evaluations": {
-        "step": int, "split": str, "loss": float, "accuracy": float, "tokens": int, "bytes": int, "seconds": float,
+        "step": int, "split": str, "source": str, "loss": float, "accuracy": float, "bits_per_byte": float,
+        "documents": int, "tokens": int, "bytes": int, "seconds": float,
     },
     "events": {"time": float, "step": int, "kind": str, "detail": str},
 }  # fmt: skip
@@ -49,7 +50,7 @@ _CONSTRAINTS = {
     # Rows of `steps` are small: inside the key's own tree they need no index beside them. Those of `documents` are not.
     "steps": "PRIMARY KEY (step, rank)) WITHOUT ROWID",
     "documents": "PRIMARY KEY (step, rank))",
-    "evaluations": "PRIMARY KEY (step, split)) WITHOUT ROWID",
+    "evaluations": "PRIMARY KEY (step, split, source)) WITHOUT ROWID",
     "text_samples": "id INTEGER PRIMARY KEY); CREATE INDEX text_samples_step ON text_samples (step)",
     "events": "id INTEGER PRIMARY KEY)",
     "run": "id INTEGER PRIMARY KEY CHECK (id = 1))",
@@ -110,12 +111,14 @@ def rows_of(metrics: Mapping[str, Any], input_text: str = "", output_text: str =
 
 def create_statements() -> list[Statement]:
     """The SQL that makes an empty store."""
-    made = []
-    for table, kinds in TABLES.items():
-        columns = ", ".join(f"{name} {_SQL[kind]}" for name, kind in kinds.items())
-        made += f"CREATE TABLE {table} ({columns}, {_CONSTRAINTS[table]}".split("; ")
+    made = [sql for table in TABLES for sql in _create_table(table)]
     made += [f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}"]
     return [(sql, ()) for sql in made]
+
+
+def _create_table(table: str) -> list[str]:
+    columns = ", ".join(f"{name} {_SQL[kind]}" for name, kind in TABLES[table].items())
+    return f"CREATE TABLE {table} ({columns}, {_CONSTRAINTS[table]}".split("; ")
 
 
 def insert_statement(table: str, row: Row) -> Statement:

@@ -1,7 +1,8 @@
 """The run store: one SQLite file, `run.db`, that one writer fills and any number of readers read meanwhile.
 
 Everything else in the folder can be made again from it. Tables: `run` (one row), `steps` and `documents` (one row for
-each step and rank), `text_samples`, `evaluations`, `events`; `viz/schema.py` declares them. Times are UNIX seconds.
+each step and rank), `text_samples`, `evaluations` (one row for a whole split, whose `source` is '', and one for each
+source in it), `events`; `viz/schema.py` declares them. Times are UNIX seconds.
 Numbers that are not finite: NaN is kept as NULL and read back as NaN; infinities are kept as they are. A step whose
 logits were not finite has such a loss and such an accuracy, and no ranks: `token_ranks` is then None, and NULL.
 
@@ -94,7 +95,11 @@ class StoreWriter:
         self._batch_bytes = 0
         self._thread: threading.Thread | None = None
         if resume:
-            StoreReader(path).close()  # refuses what is missing, foreign or newer
+            with StoreReader(path) as old:  # refuses what is missing, foreign or newer
+                if old.version < schema.VERSION:
+                    raise ValueError(
+                        f"{path} is the record of an earlier version, which can be read but not gone on with"
+                    )
             kept = {name: value for name, value in run.items() if name not in ("run_id", "started")}
             opening = [schema.update_statement(schema.make_row("run", kept | {"ended": None, "outcome": None}))]
         else:

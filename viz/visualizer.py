@@ -6,13 +6,13 @@ process would stand still meanwhile. Nothing that happens to that process can st
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from viz.drawing import DrawingProcess
 from viz.filesystem import remove_leftovers
-from viz.schema import rows_of
+from viz.schema import make_row, rows_of
 from viz.store import StoreWriter
 
 
@@ -68,9 +68,13 @@ class TrainingVisualizer:
         """Keep something that happened for good: no rewind removes it."""
         self._store.add("events", {"time": time.time(), "step": step, "kind": kind, "detail": detail})
 
-    def record_evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record an evaluation after document `step`. `values`: the other columns of the table `evaluations`."""
-        self._store.add("evaluations", {"step": step, **values})
+    def record_evaluation(self, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
+        """Record an evaluation after document `step`, of a whole split and of each source in it.
+
+        `parts`: the other columns of the table `evaluations`; where no `source` is named, it is the whole.
+        """
+        rows = [make_row("evaluations", {"step": step, "source": "", **part}) for part in parts]
+        self._store.add_rows([("evaluations", row) for row in rows])
 
     def generate_charts(self, step: int) -> None:
         """Have the run drawn as of `step` finished documents. Returns at once."""

@@ -2,7 +2,8 @@
 
 import io
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,65 @@ def test_nothing_overlaps_at_any_length(chart: Chart, count: int, ugly: bool, so
     assert overlaps(chart) == []
     assert size_of(picture) == (WIDTH, HEIGHT)
     assert len(picture) < 250_000
+
+
+def evaluations_of(steps: Sequence[int], split: str = "validation", above: float = 0.0) -> list[dict[str, Any]]:
+    return [{"split": split, "step": step, "loss": above + 3 + 6 * math.exp(-step / 300)} for step in steps]
+
+
+def held_out_line(chart: Chart, split: str = "validation") -> Any:
+    return next((line for line in chart.loss.lines if f"({split})" in str(line.get_label())), None)
+
+
+@pytest.mark.parametrize(("count", "ugly"), [(12, False), (1200, True), (3000, False), (100_000, True)])
+def test_held_out_losses_are_drawn_over_the_others(chart: Chart, count: int, ugly: bool) -> None:
+    every = max(count // 6, 1)
+    rows = evaluations_of(range(every - 1, count, every))
+    chart.draw(RUN, columns_of(count, 3, ugly), SAMPLE, count, rows)
+    assert overlaps(chart) == []
+    line = held_out_line(chart)
+    assert [*zip(line.get_xdata(), line.get_ydata(), strict=True)] == [(row["step"], row["loss"]) for row in rows]
+    labels = [text.get_text() for text in chart.loss.get_legend().get_texts()]
+    assert f"held out (validation): {rows[-1]['loss']:.3f}" in labels
+    assert chart.loss.lines[-1] is line  # over them
+    chart.draw(RUN, columns_of(count, 3, ugly), SAMPLE, count)
+    assert held_out_line(chart) is None  # a figure is used again and again
+
+
+def test_held_out_losses_are_in_the_picture_wherever_they_are(chart: Chart) -> None:
+    chart.draw(RUN, columns_of(500), SAMPLE, 500, evaluations_of([99, 499], above=40.0))
+    low, high = chart.loss.get_ylim()
+    assert low < 40 < 46 < high
+    missing = [{"split": "validation", "step": 99, "loss": None}]
+    chart.draw(RUN, columns_of(500), SAMPLE, 500, missing)
+    assert held_out_line(chart) is None and chart.loss.get_ylim()[1] < 20
+    both = [*evaluations_of([99, 499], "test"), *missing, *evaluations_of([499])]
+    chart.draw(RUN, columns_of(500), SAMPLE, 500, both)
+    assert held_out_line(chart, "test").get_xdata().tolist() == [99, 499]
+    assert held_out_line(chart).get_xdata().tolist() == [499]
+
+
+def test_thousands_of_evaluations_make_a_line_without_points(chart: Chart) -> None:
+    rows = evaluations_of(range(3000))
+    rows[1234]["loss"] = 9.875
+    picture = chart.draw(RUN, columns_of(3000), SAMPLE, 3000, rows)
+    line = held_out_line(chart)
+    assert 100 < len(line.get_xdata()) < 1000 and line.get_marker() == "None"
+    assert (1234, 9.875) in [*zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    assert len(picture) < 250_000
+
+
+def test_a_chart_holds_the_evaluations_until_its_step(filled: Path, chart: Chart) -> None:
+    writer = StoreWriter(filled / "run.db", {}, resume=True)
+    for step in (9, 19):
+        writer.add("evaluations", {"step": step, "split": "validation", "source": "", "loss": 3.0})
+        writer.add("evaluations", {"step": step, "split": "validation", "source": "code", "loss": 2.0})
+    writer.close()
+    with StoreReader(filled / "run.db") as store:
+        for step, shown in ((10, [9]), (20, [9, 19])):
+            draw_run(chart, store, store.columns(), filled, step)
+            assert held_out_line(chart).get_xdata().tolist() == shown
+            assert held_out_line(chart).get_ydata().tolist() == [3.0] * len(shown)
 
 
 def test_the_test_for_overlaps_can_fail(chart: Chart) -> None:

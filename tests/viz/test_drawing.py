@@ -263,8 +263,8 @@ def test_a_rewind_in_the_middle_with_charts_in_flight(tmp_path: Path, metrics: M
     wait_for(lambda: (tmp_path / "metrics_history.json").exists() or not viz._drawing._commands)
     os.kill(worker, signal.SIGSTOP)
     train(viz, metrics, range(35, 80), every=5)  # 35 or 40 is in flight, the others and an export wait
-    viz.record_evaluation(79, {"split": "held_out", "loss": 3.0})
-    viz.record_evaluation(31, {"split": "held_out", "loss": 3.5})
+    viz.record_evaluation(79, [{"split": "held_out", "loss": 3.0}, {"split": "held_out", "source": "a", "loss": 3.0}])
+    viz.record_evaluation(31, [{"split": "held_out", "loss": 3.5}])
     viz.flush()
     began = time.monotonic()
     viz.rewind(32)

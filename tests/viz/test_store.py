@@ -173,7 +173,7 @@ def test_what_was_flushed_survives_a_kill(tmp_path: Path) -> None:
 def test_a_rewind_forgets_rows_but_never_events(filled: Path) -> None:
     writer = StoreWriter(filled / "run.db", {}, resume=True)
     writer.add("events", {"time": 1.0, "step": 19, "kind": "spike", "detail": "loss 40"})
-    writer.add("evaluations", {"step": 15, "split": "held_out", "loss": 3.0, "tokens": 100})
+    writer.add("evaluations", {"step": 15, "split": "held_out", "source": "", "loss": 3.0, "tokens": 100})
     writer.rewind(10)
     with StoreReader(filled / "run.db") as store:
         assert store.columns()["steps"].tolist() == list(range(10))
@@ -306,8 +306,48 @@ def test_a_store_of_a_newer_version_is_refused_by_both(filled: Path) -> None:
         db.execute("PRAGMA user_version = 99")
     db.close()
     for open_it in (lambda: StoreReader(filled / "run.db"), lambda: StoreWriter(filled / "run.db", {}, resume=True)):
-        with pytest.raises(ValueError, match="store version 99, newer than the 1 known here: update"):
+        with pytest.raises(ValueError, match="store version 99, newer than the 2 known here: update"):
             open_it()
+
+
+def make_version_1(path: Path) -> None:
+    """Of a closed store one as version 1 of the schema left it, with two evaluations."""
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE evaluations")
+        db.execute(
+            "CREATE TABLE evaluations (step INTEGER, split TEXT, loss REAL, accuracy REAL, tokens INTEGER, bytes "
+            "INTEGER, seconds REAL, PRIMARY KEY (step, split)) WITHOUT ROWID"
+        )
+        rows = [(9, "validation", 3.5, 0.25, 1000, 4000, 0.5), (19, "validation", None, 0.5, 1000, 0, 0.25)]
+        db.executemany("INSERT INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        db.execute("ALTER TABLE run DROP COLUMN recipe")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+
+
+def test_a_store_of_version_1_is_read_as_it_is_and_not_gone_on_with(filled: Path) -> None:
+    path = filled / "run.db"
+    make_version_1(path)
+    before = path.read_bytes()
+    with StoreReader(path) as store:
+        assert [(row["step"], row["loss"]) for row in store.evaluations(20)] == [(9, 3.5), (19, None)]
+        assert store.run()["recipe"] == {}
+    with pytest.raises(ValueError, match="record of an earlier version"):
+        StoreWriter(path, {}, resume=True)
+    assert path.read_bytes() == before
+
+
+def test_evaluations_of_whole_splits_are_read_in_order(filled: Path) -> None:
+    writer = StoreWriter(filled / "run.db", {}, resume=True)
+    for step, split, source, loss in (
+        (19, "validation", "", 3.0), (9, "validation", "", 4.0), (9, "validation", "code", 5.0), (9, "test", "", 2.0)
+    ):  # fmt: skip
+        writer.add("evaluations", {"step": step, "split": split, "source": source, "loss": loss})
+    writer.close()
+    with StoreReader(filled / "run.db") as store:
+        found = [(row["split"], row["step"], row["loss"]) for row in store.evaluations(20)]
+        assert found == [("test", 9, 2.0), ("validation", 9, 4.0), ("validation", 19, 3.0)]
+        assert [row["step"] for row in store.evaluations(19)] == [9, 9]
 
 
 def test_only_new_rows_are_fetched_on_demand(filled: Path) -> None:

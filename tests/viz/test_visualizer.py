@@ -252,3 +252,18 @@ def test_a_killed_trainer_leaves_no_process_behind(tmp_path: Path) -> None:
         assert os.getsid(worker) == worker  # its own session: Ctrl-C of a terminal does not reach it
         trainer.kill()
     wait_for(lambda: not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text(), 10)
+
+
+def test_the_last_chart_shows_the_evaluation_that_came_after_it(tmp_path: Path, metrics: Metrics) -> None:
+    viz = TrainingVisualizer(tmp_path)
+    for step in range(20):
+        viz.update(metrics(step))
+    viz.generate_charts(20)
+    path = tmp_path / "training_step_000020.png"
+    wait_for(path.exists)
+    before = path.read_bytes()
+    measured = {"split": "validation", "loss": 4.0, "accuracy": 0.1, "bits_per_byte": 1.0}
+    viz.record_evaluation(19, [{**measured, "source": "", "documents": 2, "tokens": 9, "bytes": 30, "seconds": 1.0}])
+    viz.close()
+    assert path.read_bytes() != before
+    assert (tmp_path / "training_latest.png").read_bytes() == path.read_bytes()

@@ -1,0 +1,186 @@
+"""`python -m trainer.evaluate [CHECKPOINT] [--text FILE]`: how well a trained model predicts a text."""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from trainer.config import FIELDS, TrainingConfig
+from trainer.device import choose_device, choose_dtype
+from trainer.documents import DocumentStream
+from trainer.errors import RunError, UserError
+from trainer.evaluator import Evaluator
+from trainer.parts import held_out_of_run
+from trainer.records import Cursor, Document, Evaluation, Origin, Sample
+from trainer.run_state import RUN_STATE, misfit
+from trainer.samples import SampleStream
+from trainer.sources import DataSource, Shard, kind_of
+from trainer.tokenizer import Tokenizer
+from trainer.trained_model import CommandParser, TrainedModel, open_trained_model
+from trainer.usable import hash_text
+
+MOST_SOURCES = 20
+"""That are shown apart, those with the most predictions."""
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure the model of a checkpoint on a text and print what was found.
+
+    Raises:
+        UserError: no such checkpoint or text, or nothing in it to predict.
+        SourceUnreachable: no text is named, and the data of the checkpoint's run can't be read.
+    """
+    trained = open_trained_model(arguments.checkpoint, arguments.checkpoint_dir)
+    config = _settings(trained, arguments)
+    device = choose_device(arguments.device)
+    model = trained.model.to(device, choose_dtype(config.dtype, device))
+    unit, where, samples = _samples(arguments.text, config, trained)
+    found = Evaluator(lambda: model, {f"--text {arguments.text}": samples}).measure(f"--text {arguments.text}")
+    step = trained.state.get("step")
+    after = f" after {step:,} documents" if isinstance(step, int) else ""
+    print(f"{trained.path}{after}, on {found[0].documents:,} {unit} {where}")
+    if isinstance(samples, SampleStream) and (skipped := samples.state_dict()["skipped"]):
+        print("Left out: " + ", ".join(f"{count:,} {_shown(reason)}" for reason, count in sorted(skipped.items())))
+    print("\n".join(_table(found, unit)))
+
+
+def _settings(trained: TrainedModel, arguments: argparse.Namespace) -> TrainingConfig:
+    """Those of the checkpoint's run, the defaults where it names none; what is typed here wins."""
+    kept = trained.state.get("config")
+    known = {key: value for key, value in kept.items() if key in FIELDS} if isinstance(kept, dict) else {}
+    typed = {"max_seq_length": arguments.max_seq_length, "text_column": arguments.text_column}
+    return TrainingConfig(**known | {key: value for key, value in typed.items() if value is not None})
+
+
+def _held_out(config: TrainingConfig, trained: TrainedModel) -> Iterable[Sample]:
+    if missing := misfit(trained.state, {name: RUN_STATE[name] for name in ("source", "samples")}):
+        raise UserError(
+            f"{trained.path} does not say what its run held out (there is no {missing!r} in it): name one with --text"
+        )
+    return held_out_of_run(config, trained.state, trained.tokenizer, lambda line: print(line, file=sys.stderr))
+
+
+def _samples(text: str | None, config: TrainingConfig, trained: TrainedModel) -> tuple[str, str, Iterable[Sample]]:
+    """What a sample is, and of what, in words; and the samples: of `--text`, or held out where that is not given."""
+    if text is None:
+        held_out = _held_out(config, trained)
+        return "documents", f"that its run held out of {_shown(trained.state['source']['name'])}", held_out
+    path, length, tokenizer = Path(text), config.max_seq_length, trained.tokenizer
+    if text == "-":
+        return "windows", f"of {length} tokens of standard input", windows(_read(text), text, tokenizer, length)
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise UserError(f"--text {text}: no such file, or one that can't be read")
+    kind = kind_of(path.name)
+    if kind is None or kind == "paragraphs":
+        return "windows", f"of {length} tokens of {text}", windows(_read(text), text, tokenizer, length)
+    source = DataSource(text, "", (Shard(kind, text, text),))
+    documents = DocumentStream(source=source, text_column=config.text_column)
+    samples = SampleStream(documents, tokenizer, length, hold_out=False, should_stop=lambda: False)
+    return "documents", f"of {text}, at most {length} tokens of each", samples
+
+
+def windows(text: str, name: str, tokenizer: Tokenizer, max_seq_length: int) -> Iterator[Sample]:
+    """A whole text in samples of at most `max_seq_length` tokens.
+
+    Each begins with the last token of the one before, so that every token but the very first is predicted, once.
+    """
+    ids = tokenizer.EncodeAsIds(text)
+    text_hash, size = hash_text(text), len(text.encode())
+    for first in range(0, len(ids) - 1, max_seq_length - 1):
+        window = ids[first : first + max_seq_length]
+        yield Sample(
+            document=Document(text, name, Origin(name, 0), Cursor()),
+            ids=window,
+            text_hash=text_hash,
+            document_bytes=size,
+            predicted_bytes=int(tokenizer.piece_bytes[window[1:]].sum()),
+            stream_state={},
+        )
+
+
+def _read(text: str) -> str:
+    """What `--text` names, - being standard input."""
+    try:
+        return (sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()).decode()
+    except OSError as error:
+        raise UserError(f"--text {text}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--text {text} is no text in UTF-8 (byte {error.start:,}); one that is compressed can be piped in: "
+            "zcat FILE | python -m trainer.evaluate --text -"
+        ) from None
+
+
+def _table(found: Sequence[Evaluation], unit: str) -> list[str]:
+    """A line for the whole and, where there are several, one for each source."""
+    whole, *sources = found
+    sources.sort(key=lambda part: -part.tokens)
+    shown = [(_shown(part.source), part) for part in sources[:MOST_SOURCES]] if len(sources) > 1 else []
+    rows = [
+        ("", unit, "predictions", "nats/token", "perplexity", "bits/byte", "accuracy"),
+        *(
+            (
+                name,
+                f"{part.documents:,}",
+                f"{part.tokens:,}",
+                f"{part.loss:.4f}",
+                f"{math.exp(min(part.loss, 700)):,.2f}",
+                f"{part.bits_per_byte:.4f}",
+                f"{part.accuracy:.1%}",
+            )
+            for name, part in [*shown, ("all", whole)]
+        ),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{name:<{widths[0]}}  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        for name, *cells in rows
+    ]
+    if len(sources) > MOST_SOURCES:
+        lines.append(f"({len(sources) - MOST_SOURCES:,} more sources are in `all` alone)")
+    return lines
+
+
+def _shown(name: str) -> str:
+    """Names from files may hold anything; a terminal would obey some of it."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name[:40])
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser(
+        prog="python -m trainer.evaluate",
+        description="How well a trained model predicts a text: loss, bits per byte, accuracy.",
+    )
+    parser.add_checkpoint()
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="a text, measured whole, in windows; .jsonl, .json (each also with .gz or .zst), .parquet: a document a "
+        "row, cut as in training; -: standard input (default: what the checkpoint's run held out)",
+    )
+    parser.add_argument(
+        "--max-seq-length", type=int, metavar="N", help="tokens of a window or a document (default: as in training)"
+    )
+    parser.add_argument(
+        "--text-column", metavar="NAME", help="where the text of a row stands (default: as in training)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of `contract.md`: 0, 2 for the user's input, 3 for data out of reach, 130 after Ctrl-C."""
+    try:
+        evaluate(_parse(argv))
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
