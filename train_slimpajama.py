@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.arguments import Arguments, parse_arguments
-from trainer.config import TrainingConfig, check_combinations, refuse_ranks
+from trainer.config import FIELDS, TrainingConfig, check_combinations, refuse_ranks
 from trainer.errors import MachineError, RunError, UserError
 from trainer.signals import StopSignals
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from trainer.run_folder import RunFolder
     from trainer.trainer import Trainer
     from viz.visualizer import TrainingVisualizer
+
+
+TYPED = tuple(setting.metadata["flag"] for setting in FIELDS.values() if setting.metadata.get("typed"))
+"""Flags of what a resumed run changes only where it is typed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,9 +112,12 @@ def resume(arguments: Arguments, stop: StopSignals) -> int:
         config = dataclasses.replace(config, viz_dir=str(run.viz), checkpoint_dir=str(run.checkpoints))
         if state["step"] >= config.num_steps:
             _finish_record(run, state["step"])
+            typed = {FIELDS[key].metadata["flag"]: value for key, value in arguments.typed.items()}
+            again = [f" {flag} {typed[flag]}" for flag in TYPED if flag in typed]
             print(
                 f"Already finished: {state['step']:,} documents are trained, of {config.num_steps:,} asked for. "
-                f"To go on: {resume_command(arguments, run)} --steps {2 * state['step']}"
+                f"To go on: {resume_command(arguments, run)}{''.join(again)} "
+                f"--steps {state['step'] + typed.get('--cooldown', state['step'])}"
             )
             return 0
         print(f"Resuming run {run.run_id} after {state['step']:,} documents, from {path}")
@@ -171,7 +178,7 @@ def _train(
     """
     from trainer.checkpoint import CheckpointManager
     from trainer.commands import start_command
-    from trainer.parts import make_parts
+    from trainer.parts import find_origin, make_parts
     from trainer.progress import say
     from trainer.run_folder import check_disk
 
@@ -180,9 +187,12 @@ def _train(
         events.append((kind, detail))
 
     first = state["step"] if state is not None else 0
-    needed = _bytes_needed(config, run, first)
+    origin = find_origin(config, state, say)
+    shape, vocab_size = (origin.shape, origin.vocab_size) if origin else (config.shape, config.vocab_size)
+    needed = _bytes_needed(config, shape.parameters(vocab_size), run, first)
     check_disk(needed)
-    parts = make_parts(config, state, say, note)
+    parts = make_parts(config, state, origin, say, note)
+    del origin  # its weights are in the model now
     opening = _opening(parts, run, first, sum(needed.values()))
     stop.hold()  # from here on Ctrl-C is a stop that saves
     if state is None:
@@ -198,8 +208,8 @@ def _train(
     return stop.exit_code if outcome == "interrupted" else 0
 
 
-def _bytes_needed(config: TrainingConfig, run: "RunFolder", first: int) -> dict[Path, int]:
-    """Folder → bytes that the run will write there at most, before anything is loaded."""
+def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", first: int) -> dict[Path, int]:
+    """Folder → bytes that the run will write there at most."""
     from trainer.run_folder import checkpoint_bytes, record_bytes
 
     steps = max(config.num_steps - first, 0)
@@ -207,7 +217,7 @@ def _bytes_needed(config: TrainingConfig, run: "RunFolder", first: int) -> dict[
     written = steps // config.checkpoint_interval + 1 if config.checkpoint else 0
     for_good = steps // config.keep_every if config.keep_every else 0
     count = min(written, config.keep_checkpoints + 1 + for_good)  # the oldest goes when the newest is there
-    checkpoints = checkpoint_bytes(config.shape.parameters(config.vocab_size), count)
+    checkpoints = checkpoint_bytes(parameters, count)
     if run.viz == run.checkpoints:
         return {run.viz: record + checkpoints}
     return {run.viz: record, run.checkpoints: checkpoints}
@@ -257,6 +267,7 @@ def _join(
                 "folder": str(Path.cwd()),  # what a relative name is relative to
             },
             "kernels": kernels(parts.step.device),
+            "pretrained": parts.pretrained,
         },
         should_stop=should_stop,
     )
@@ -286,6 +297,8 @@ def _visualizer(
         resume_from = None
     about = describe_run(
         parts.config,
+        shape=parts.step.model.shape,
+        recipe=dataclasses.asdict(parts.step.optimizer.recipe),
         source=parts.documents.source,
         tokenizer=parts.tokenizer,
         device=parts.step.device,
@@ -304,6 +317,7 @@ def _opening(parts: "Parts", run: "RunFolder", first: int, needed: int) -> list[
     documents = parts.config.num_steps - first
     return opening_lines(
         parts.config,
+        shape=parts.step.model.shape,
         source=parts.documents.source,
         tokenizer=parts.tokenizer,
         device=parts.step.device,

@@ -1,8 +1,10 @@
 """The parts of a run, made from what it is told: documents, tokenizer, model in its step, evaluator."""
 
 import dataclasses
+import math
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,24 +13,29 @@ import torch
 
 from trainer import python_library
 from trainer.checkpoint import CheckpointManager
-from trainer.config import FIELDS, TrainingConfig
+from trainer.config import FIELDS, ModelShape, TrainingConfig, size_of
 from trainer.device import choose_device, choose_dtype, has_native_bf16, make_deterministic, why_not_compile
 from trainer.documents import DocumentStream, open_documents
-from trainer.errors import UserError
+from trainer.errors import RunError, UserError
+from trainer.evaluations import evaluation_interval
 from trainer.evaluator import Evaluator
-from trainer.model import LanguageModel
-from trainer.records import Cursor
+from trainer.model import LanguageModel, shape_of
+from trainer.records import Cursor, Document, Sample
 from trainer.samples import held_out_samples
 from trainer.sources import DataSource, embedded_source, is_local, resolve_source
 from trainer.stability import InstabilityDetector
 from trainer.state_file import read_state
 from trainer.step import TrainingStep
 from trainer.tokenizer import Tokenizer, collect_training_texts
+from trainer.trained_model import stored_tokenizer
+from trainer.transformers_folder import is_transformers_folder, read_transformers_folder
 from trainer.usable import usable_texts
 
 State = Mapping[str, Any]
 """What a checkpoint holds."""
 EVALUATION_DOCUMENTS = 64
+EVALUATION_PATIENCE = 30.0
+"""Seconds that a run waits for them at its start, where nobody has asked for an evaluation."""
 TYPICAL_DOCUMENTS = 20
 
 
@@ -44,14 +51,51 @@ class Parts:
     evaluator: Evaluator | None
     typical_predictions: int
     """Of a document: of the first ones, or of those that the run has been trained on before."""
+    pretrained: State | None
+    """What checkpoints carry on of the folder that the weights once came from (`CARRIED`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a run's weights come from: the checkpoint that it goes on from, or a pretrained model."""
+
+    state: State
+    name: str
+    shape: ModelShape
+    vocab_size: int
+
+
+def find_origin(config: TrainingConfig, state: State | None, say: Callable[[str], None]) -> Origin | None:
+    """The origin of the run that goes on from `state`, or of a new one; None where that draws new weights.
+
+    Raises:
+        UserError: what `--pretrained-checkpoint` names can't be used, or `--model-size` is another.
+    """
+    if state is not None:
+        found, name = state, "the checkpoint"
+    elif config.pretrained_checkpoint is None:
+        return None
+    else:
+        found, name = _pretrained(Path(config.pretrained_checkpoint), say)
+    shape, vocab_size = shape_of(found, name)
+    if config.model_size is not None and shape != config.shape:
+        raise UserError(
+            f"--model-size {config.model_size} is not what {name} holds ({size_of(shape) or shape}): leave it out"
+        )
+    return Origin(found, name, shape, vocab_size)
 
 
 def make_parts(
-    config: TrainingConfig, state: State | None, say: Callable[[str], None], note: Callable[[str, str], None]
+    config: TrainingConfig,
+    state: State | None,
+    origin: Origin | None,
+    say: Callable[[str], None],
+    note: Callable[[str, str], None],
 ) -> Parts:
     """The parts of a new run, or those of the run that goes on from `state`.
 
     Args:
+        origin: what `find_origin` found for it.
         note: told the kind and the detail of what happens on the way.
 
     Raises:
@@ -61,9 +105,9 @@ def make_parts(
     if config.deterministic:
         make_deterministic()
     device = choose_device(config.device)
-    config, dtype = _decide(config, device, state, say)
-    weights, origin = (state, "the checkpoint") if state is not None else _pretrained(config, say)
-    at_hand = _tokenizer_at_hand(config, weights)
+    shape = origin.shape if origin is not None else config.shape
+    config, dtype = _decide(dataclasses.replace(config, model_size=size_of(shape)), device, state, say)
+    at_hand = _tokenizer_at_hand(config, origin)
     documents = _open_documents(config, state, say, note)
     tokenizer = at_hand or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
     if state is None:
@@ -73,9 +117,9 @@ def make_parts(
     else:
         documents_done, tokens_done, *_ = state["tally"]["totals"]
         typical = tokens_done / max(documents_done, 1)
-    model = LanguageModel(config.shape, tokenizer.vocab_size, seed=config.seed)
-    if weights is not None:
-        model.take_weights(weights, origin)
+    model = LanguageModel(shape, tokenizer.vocab_size, seed=config.seed)
+    if origin is not None:
+        model.take_weights(origin.state, origin.name)
     step = TrainingStep(
         model.to(device),
         dtype=dtype,
@@ -85,8 +129,9 @@ def make_parts(
     )
     if state is not None:
         step.load_state_dict(state)  # here, so that what does not fit is refused before anything is touched
-    evaluator = _evaluator(config, documents, tokenizer, model)
-    return Parts(config, documents, tokenizer, step, evaluator, max(1, round(typical)))
+    evaluator = _evaluator(config, documents, tokenizer, step.averaged, note)
+    pretrained = origin.state.get("pretrained") if origin is not None else None
+    return Parts(config, documents, tokenizer, step, evaluator, max(1, round(typical)), pretrained)
 
 
 def _decide(
@@ -137,27 +182,27 @@ def _open_documents(
     return dataclasses.replace(documents, source=dataclasses.replace(documents.source, note=old["note"]))
 
 
-def _pretrained(config: TrainingConfig, say: Callable[[str], None]) -> tuple[State | None, str]:
-    """The state that `--pretrained-checkpoint` names, and its path; None where a run starts from nothing."""
-    if config.pretrained_checkpoint is None:
-        return None, ""
-    path = Path(config.pretrained_checkpoint)
-    if path.is_dir():
-        found = CheckpointManager(path).load_newest(lambda why: say(f"Passed by: {why}"))
-        if found is None:
-            raise UserError(f"--pretrained-checkpoint {path}: no checkpoint in this folder that is whole")
-        path, state = found
-    else:
-        state = read_state(path)
-    if not isinstance(state.get("tokenizer"), bytes):
-        raise UserError(f"{path} holds no tokenizer, without which its weights mean nothing")
+def _pretrained(path: Path, say: Callable[[str], None]) -> tuple[State, str]:
+    """The state that `--pretrained-checkpoint` names, and the file or folder that it is of."""
+    if is_transformers_folder(path):
+        if CheckpointManager(path).all():
+            say(f"{path} holds a transformers model and checkpoints: the model is taken (name a checkpoint to have it)")
+        return read_transformers_folder(path), str(path)
+    if not path.is_dir():
+        return read_state(path), str(path)
+    found = CheckpointManager(path).load_newest(lambda why: say(f"Passed by: {why}"))
+    if found is None:
+        raise UserError(
+            f"--pretrained-checkpoint {path}: neither a whole checkpoint in this folder nor a transformers config.json"
+        )
+    path, state = found
     return state, str(path)
 
 
-def _tokenizer_at_hand(config: TrainingConfig, weights: State | None) -> Tokenizer | None:
+def _tokenizer_at_hand(config: TrainingConfig, origin: Origin | None) -> Tokenizer | None:
     """The one that the weights were trained with, or the file named; None where one is to be trained."""
-    if weights is not None:
-        found = Tokenizer.from_bytes(weights["tokenizer"])
+    if origin is not None:
+        found = stored_tokenizer(origin.state, origin.name)
     elif config.tokenizer is not None:
         found = Tokenizer.load(Path(config.tokenizer))
     else:
@@ -172,16 +217,58 @@ def _tokenizer_at_hand(config: TrainingConfig, weights: State | None) -> Tokeniz
 
 
 def _evaluator(
-    config: TrainingConfig, documents: DocumentStream, tokenizer: Tokenizer, model: LanguageModel
+    config: TrainingConfig,
+    documents: DocumentStream,
+    tokenizer: Tokenizer,
+    model: Callable[[], LanguageModel],
+    note: Callable[[str, str], None],
 ) -> Evaluator | None:
-    """What judges the model on held-out documents: a source's own validation split, else what training leaves out."""
-    if config.evaluation_interval is None:
+    """What judges the model on held-out documents; None where that is off, or comes by itself and can't be had."""
+    if not evaluation_interval(config.evaluation_interval, config.num_steps):
         return None
+    try:
+        patience = math.inf if config.evaluation_interval else EVALUATION_PATIENCE
+        return Evaluator(model, {"validation": _held_out(config, documents, tokenizer, patience)})
+    except (RunError, OSError) as error:
+        if config.evaluation_interval:
+            raise
+        note("no evaluation", f"No evaluation in this run: {error}")
+        return None
+
+
+def _held_out(
+    config: TrainingConfig, documents: DocumentStream, tokenizer: Tokenizer, patience: float = math.inf
+) -> list[Sample]:
+    """The first documents of a source's own validation split, else of what training leaves out: always the same.
+
+    Raises:
+        UserError: there is none.
+        SourceUnreachable: they can't be read, or not within `patience` seconds.
+    """
     source, own_split = documents.source, documents.source.has_validation
-    if own_split:
-        source = resolve_source(source.name, config=source.config, split="validation", revision=source.revision)
-    documents = dataclasses.replace(documents, source=source, cursor=Cursor(), repeat=False)
-    samples = held_out_samples(documents, tokenizer, config.max_seq_length, EVALUATION_DOCUMENTS, own_split=own_split)
+    if source.split == "validation":
+        raise UserError(f"{source.name} is trained on its validation split, so that nothing is held out")
+    end = time.monotonic() + patience
+
+    def read() -> Iterator[Document]:
+        # Resolved here, in the thread that reads: the Hub may take its time over that, too.
+        found = source
+        if own_split:
+            found = resolve_source(source.name, config=source.config, split="validation", revision=source.revision)
+        yield from dataclasses.replace(
+            documents, source=found, cursor=Cursor(), repeat=False, should_stop=lambda: time.monotonic() > end
+        )
+
+    samples = held_out_samples(
+        read(), tokenizer, config.max_seq_length, EVALUATION_DOCUMENTS, own_split=own_split, seconds=patience
+    )
     if not samples:
-        raise UserError(f"--evaluation-interval: {source.name} has no document to hold out (one in 100 is)")
-    return Evaluator(model, {"validation": samples})
+        raise UserError(f"{source.name} has no document to hold out for an evaluation (one in 100 is)")
+    return samples
+
+
+def held_out_of_run(
+    config: TrainingConfig, state: State, tokenizer: Tokenizer, say: Callable[[str], None]
+) -> list[Sample]:
+    """What the run that `state` is of measures itself on. Raises as `make_parts` does."""
+    return _held_out(config, _open_documents(config, state, say, lambda kind, detail: say(detail)), tokenizer)

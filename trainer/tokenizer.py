@@ -36,6 +36,8 @@ class Tokenizer:
     The method names with capitals are those of SentencePiece's own processor, which callers of this project know.
     """
 
+    _spare = 1  # times as many tokens as are asked for are encoded of a text that is cut
+
     def __init__(self, model_bytes: bytes) -> None:
         """`model_bytes`: a serialized SentencePiece model. Raises ValueError when it is not one."""
         if not model_bytes:  # SentencePiece takes nothing for "load later"
@@ -52,7 +54,12 @@ class Tokenizer:
             [len(spelling) for spelling in self._spelling], dtype=np.int32
         )
         """(V,) int32: UTF-8 bytes of the text that each piece spells; 0 for control pieces and the unknown piece."""
-        self._splits_at_words = self._is_split_at_words()
+        self.is_lossless = self._is_lossless()
+        """Whether every character reaches the pieces as it is, spaces as U+2581, and what has no piece is spelt in
+        bytes."""
+        # Then a text may be cut at a word's end, and its parts encoded one by one, if no piece spans such a point.
+        spans = any(re.search(rb"[^ ] ", spelling) for spelling in self._spelling)
+        self._splits_at_words = self.is_lossless and not spans
 
     @classmethod
     def from_bytes(cls, model_bytes: bytes) -> "Tokenizer":
@@ -136,10 +143,11 @@ class Tokenizer:
         A lone surrogate behind the part that is read goes unnoticed.
         """
         if self._splits_at_words:
-            reach = 5 * max_tokens  # characters; a token spells about four
+            enough = self._spare * max_tokens
+            reach = 5 * enough  # characters; a token spells about four
             while reach < len(text) and (word_end := _WORD_END.search(text, reach)):
                 ids = self.EncodeAsIds(text[: word_end.start()])
-                if len(ids) >= max_tokens:
+                if len(ids) >= enough:
                     return ids[:max_tokens]
                 reach = 2 * word_end.start()
         return self.EncodeAsIds(text)[:max_tokens]
@@ -169,12 +177,7 @@ class Tokenizer:
             )
         ]
 
-    def _is_split_at_words(self) -> bool:
-        """Whether a text may be cut before a space that follows a non-space, and its parts encoded one by one.
-
-        So it is when the text reaches the pieces unchanged (no character rewritten, no space added or lost), no piece
-        spans such a point, and there are bytes in place of the unknown piece, which swallows its neighbours.
-        """
+    def _is_lossless(self) -> bool:
         # Every switch of the normalizer that touches spaces shows in this one text.
         spaces_are_kept = self._processor.Normalize(" a  b ") == f"{_SPACE}a{_SPACE}{_SPACE}b{_SPACE}"
         try:
@@ -183,9 +186,8 @@ class Tokenizer:
             if "No precompiled charsmap" not in str(error):
                 raise
             rewrites = []
-        spans = any(re.search(rb"[^ ] ", spelling) for spelling in self._spelling)
         has_bytes = any(self._processor.IsByte(list(range(self.vocab_size))))
-        return spaces_are_kept and not rewrites and not spans and has_bytes
+        return spaces_are_kept and not rewrites and has_bytes
 
 
 def collect_training_texts(

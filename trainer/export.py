@@ -1,0 +1,212 @@
+"""`python -m trainer.export [CHECKPOINT] OUT/`: a trained model as a folder that `transformers` opens."""
+
+import argparse
+import errno
+import inspect
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainer.durable import sync_folder
+from trainer.errors import MachineError, RunError, UserError
+from trainer.model import LanguageModel
+from trainer.model_card import model_card
+from trainer.pretrained_tokenizer import PretrainedTokenizer
+from trainer.run_state import RUN_STATE, misfit
+from trainer.tokenizer import Tokenizer
+from trainer.tokenizer_json import special_tokens, to_tokenizer_json
+from trainer.trained_model import CommandParser, TrainedModel, open_trained_model
+from trainer.transformers_folder import CARRIED, model_config
+
+_MARK = {"exported_by": "train_slimpajama"}
+"""In the header of the weights, where whoever trains on from the folder, and saves there, writes his own."""
+_OUR_FILES = {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+}
+_MACHINE_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write the folder, whole or not at all, and say how to open it.
+
+    Raises:
+        UserError: no such checkpoint, a tokenizer that can't be had in transformers, or a folder with other files.
+        MachineError: the disk.
+        Diverged: the weights are not finite.
+    """
+    out: Path = arguments.out
+    try:
+        _refuse_foreign(out)
+        trained = open_trained_model(arguments.checkpoint, arguments.checkpoint_dir)
+        files = _small_files(trained, out.resolve().name)
+        _write_folder(out.resolve(), files, exported_weights(trained))
+    except OSError as error:
+        kind = MachineError if error.errno in _MACHINE_FAILS else UserError
+        raise kind(f"{out} can't be written: {error.strerror or error}") from error
+    print(f"Wrote {out} from {trained.path}: {', '.join(sorted([*files, 'model.safetensors']))}")
+    print(_snippet(str(out)))
+
+
+def exported_weights(trained: TrainedModel) -> dict[str, Tensor]:
+    """The weights that are written, float32, by the names of `Qwen3ForCausalLM`: those that the model computes with."""
+    return {name: weight.detach() for name, weight in trained.model.named_parameters()}
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise `UserError` unless `out` is free, an empty folder, or one that was written here and holds nothing else."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is no folder: name a new one")
+    if out.resolve() == Path.cwd():
+        raise UserError(f"{out} is the folder you are in, which would be replaced: name another one")
+    names = {path.name for path in out.iterdir()}
+    if names and (names - _OUR_FILES or not _is_export(out)):
+        other = min(names - _OUR_FILES or names)
+        raise UserError(f"{out} holds files that are not of an earlier export ({other}): name a new or an empty folder")
+
+
+def _is_export(folder: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            return (file.metadata() or {}).items() >= _MARK.items()
+    except (OSError, SafetensorError):
+        return False
+
+
+def _small_files(trained: TrainedModel, name: str) -> dict[str, bytes]:
+    """Name → content of all but the weights."""
+    model, tokenizer, state = trained.model, trained.tokenizer, trained.state
+    sampling = inspect.signature(LanguageModel.generate).parameters
+    end = _end(state)
+    files = {
+        "README.md": model_card(state, model.shape, model.vocab_size, name=name, opening=_snippet(".")),
+        "config.json": _json(
+            {**model_config(model.shape, model.vocab_size), **_length(state), **end, "dtype": "float32"}
+        ),
+        "generation_config.json": _json(
+            {"do_sample": True, **{key: sampling[key].default for key in ("temperature", "top_k")}, **end}
+        ),
+        "tokenizer.json": to_tokenizer_json(tokenizer, _trained_texts(trained)),
+        "tokenizer_config.json": _json(_tokenizer_config(tokenizer, end)),
+    }
+    # The SentencePiece model itself too: a run that begins with this folder reads text by it.
+    own = {} if isinstance(tokenizer, PretrainedTokenizer) else {"tokenizer.model": tokenizer.model_bytes}
+    return {file: content.encode() for file, content in files.items()} | own
+
+
+def _length(state: Mapping[str, Any]) -> dict[str, int]:
+    """How long a text may be: as it was before training, or as the documents were."""
+    places: list[tuple[Any, str]] = [
+        (state.get("pretrained"), "max_position_embeddings"),
+        (state.get("config"), "max_seq_length"),
+    ]
+    known = [part[key] for part, key in places if not misfit(part, {key: int})]
+    return {"max_position_embeddings": max(known)} if any(known) else {}
+
+
+def _end(state: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The tokens that end a text, where a pretrained model had any. Our own training knows none."""
+    carried: Any = state.get("pretrained")
+    return {"eos_token_id": carried["eos_token_id"]} if not misfit(carried, CARRIED) and carried["eos_token_id"] else {}
+
+
+def _tokenizer_config(tokenizer: Tokenizer, end: Mapping[str, list[int]]) -> dict[str, Any]:
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    # Only what the tokenizer finds in text by itself: naming another token here would make it look for that one too.
+    named = special_tokens(tokenizer, end.get("eos_token_id", []))
+    return config | ({"eos_token": named[0]} if named else {})
+
+
+def _trained_texts(trained: TrainedModel) -> list[str]:
+    """What the last documents say: the tokenizer is tried on them."""
+    if misfit(trained.state.get("tally"), RUN_STATE["tally"]):
+        return []
+    known = trained.tokenizer.vocab_size
+    return [
+        trained.tokenizer.DecodeIds(ids)
+        for _, _, ids in trained.state["tally"]["texts"]
+        if max(ids, default=known) < known
+    ]
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _snippet(folder: str) -> str:
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model, tokenizer = (kind.from_pretrained({folder!r}) for kind in (AutoModelForCausalLM, AutoTokenizer))"
+    )
+
+
+def _write_folder(out: Path, files: Mapping[str, bytes], weights: Mapping[str, Tensor]) -> None:
+    """Write everything into a folder beside `out`, which takes its place when all of it is on disk."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside, before = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        aside.mkdir()
+        for name, content in files.items():
+            (aside / name).write_bytes(content)
+        save_file(dict(weights), aside / "model.safetensors", metadata={"format": "pt", **_MARK})
+        # The library makes a file that only its owner may read.
+        (aside / "model.safetensors").chmod((aside / "config.json").stat().st_mode)
+        for path in (*aside.iterdir(), aside):
+            sync_folder(path)
+        if out.exists():
+            out.rename(before)
+        try:
+            aside.rename(out)
+        except BaseException:  # also Ctrl-C
+            if before.exists() and not out.exists():
+                before.rename(out)
+            raise
+    except SafetensorError as error:
+        raise MachineError(f"{out} can't be written: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    sync_folder(out.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser(
+        prog="python -m trainer.export", description="Write a trained model as a folder that transformers opens."
+    )
+    parser.add_checkpoint()
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write: a new one, or an earlier export")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of `contract.md`: 0, 2 the user's input, 4 diverged, 5 the machine, 130 after Ctrl-C."""
+    try:
+        export(_parse(argv))
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
