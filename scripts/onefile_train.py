@@ -62,15 +62,6 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> sentencepiece.Sentence
 # --- model: the Qwen3 design
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
-
-
 def rotate(x: Tensor) -> Tensor:
     """Rotary embedding: turn pairs of dimensions of (heads, T, head_dim) by an angle that grows with the position."""
     length, width = x.shape[-2:]
@@ -88,11 +79,11 @@ class Layer(nn.Module):
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
-        self.q_norm, self.k_norm = RMSNorm(head_dim), RMSNorm(head_dim)
+        self.q_norm, self.k_norm = nn.RMSNorm(head_dim, eps=1e-6), nn.RMSNorm(head_dim, eps=1e-6)
         self.gate_proj = nn.Linear(width, hidden, bias=False)
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
-        self.input_norm, self.post_attention_norm = RMSNorm(width), RMSNorm(width)
+        self.input_norm, self.post_attention_norm = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
 
     def attend(self, x: Tensor) -> Tensor:
         def heads(flat: Tensor) -> Tensor:
@@ -118,10 +109,12 @@ class LanguageModel(nn.Module):
         layers, width, *rest = SIZES[size]
         self.embedding = nn.Embedding(vocab_size, width)
         self.layers = nn.ModuleList(Layer(width, *rest) for _ in range(layers))
-        self.norm = RMSNorm(width)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
         generator = torch.Generator().manual_seed(seed)
-        for parameter in self.parameters():  # norms stay ones, all else is normal(0, 0.02)
-            if parameter.dim() > 1:
+        for name, parameter in self.named_parameters():  # norms stay ones, all else is normal(0, 0.02) …
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.zeros_(parameter)  # … but what a block adds to its input, which begins as nothing
+            elif parameter.dim() > 1:
                 nn.init.normal_(parameter, 0.0, 0.02, generator=generator)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -139,6 +132,35 @@ def learning_rate(step: int, full: float, warmup: int) -> float:
     return full * max(step, 1) / warmup if step < warmup else full
 
 
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal rows or columns, about, by Newton-Schulz iterations (Jordan et al., 2024)."""
+    x = matrix / (torch.linalg.matrix_norm(matrix) + 1e-12)
+    for _ in range(5):
+        gram = x.T @ x
+        x = 3.4445 * x + x @ (-4.7750 * gram + 2.0315 * gram @ gram)
+    return x
+
+
+class Update:
+    """AdamW for embedding and norms at every step; the matrices take turns at an orthogonalized one (Muon)."""
+
+    def __init__(self, model: LanguageModel, max_seq_length: int) -> None:
+        self.momenta = {p: torch.zeros_like(p) for p in model.layers.parameters() if p.dim() > 1}
+        self.interval = max(1, model.embedding.embedding_dim // 24)
+        others = [p for p in model.parameters() if p not in self.momenta]
+        self.adamw = torch.optim.AdamW(others, betas=(0.9, 2 ** ((1 - max_seq_length) / 10e6)), weight_decay=0.0)
+
+    @torch.no_grad()
+    def __call__(self, step: int, rate: float) -> None:
+        self.adamw.param_groups[0]["lr"] = 3 * rate
+        self.adamw.step()
+        for place, (matrix, momentum) in enumerate(self.momenta.items()):
+            momentum.lerp_(matrix.grad, 0.05)
+            if (step + 1 + place) % self.interval == 0:
+                height = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                matrix -= 3 * rate * self.interval * height * orthogonalize(momentum)
+
+
 def train(arguments: argparse.Namespace) -> Iterator[tuple[float, float]]:
     """Yield (loss in nats per token, accuracy) of each document, measured before the model learned from it."""
     texts = list(read_texts(arguments.data))
@@ -147,7 +169,7 @@ def train(arguments: argparse.Namespace) -> Iterator[tuple[float, float]]:
     else:
         tokenizer = train_tokenizer(texts[:2000], arguments.vocab_size)
     model = LanguageModel(arguments.model_size, tokenizer.GetPieceSize(), arguments.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.9999), weight_decay=0.0)
+    update = Update(model, arguments.max_seq_length)
     samples = (tokenizer.EncodeAsIds(text)[: arguments.max_seq_length] for text in texts if not is_held_out(text))
     for step, ids in zip(range(arguments.steps), (ids for ids in samples if len(ids) >= 2), strict=False):
         inputs, targets = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
@@ -157,9 +179,8 @@ def train(arguments: argparse.Namespace) -> Iterator[tuple[float, float]]:
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         for parameter in model.parameters():
             parameter.grad /= norm.clamp(min=1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate(step, arguments.learning_rate, arguments.warmup_steps)
-        optimizer.step()
-        optimizer.zero_grad()
+        update(step, learning_rate(step, arguments.learning_rate, arguments.warmup_steps))
+        model.zero_grad()
         yield loss.item(), (logits.argmax(-1) == targets).float().mean().item()
 
 

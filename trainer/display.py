@@ -1,7 +1,7 @@
 """What the model writes at a display step, beside what the document really said."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.model import LanguageModel
@@ -36,7 +36,10 @@ class Generation:
 class Display:
     """Lets the model go on from the document it is about to learn from, and from the user's prompts."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], seed: int) -> None:
+    def __init__(
+        self, model: Callable[[], LanguageModel], tokenizer: Tokenizer, prompts: Sequence[str], seed: int
+    ) -> None:
+        """`model` is asked at each look for the one that writes, as it then is."""
         self._model = model
         self._tokenizer = tokenizer
         self._prompts = prompts
@@ -62,7 +65,7 @@ class Display:
         prompt = self._tokenizer.DecodeIds(prompt_ids)
         try:
             # A seed for each step: what is written depends on the weights alone, and no other generator is touched.
-            ids = self._model.generate(prompt_ids, max_length, seed=self._seed + step)
+            ids = self._model().generate(prompt_ids, max_length, seed=self._seed + step)
             output = self._tokenizer.DecodeIds(ids[len(prompt_ids) :])
         except (RuntimeError, ValueError, FloatingPointError) as error:
             return Generation(prompt, prompt, "", error=str(error))

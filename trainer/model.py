@@ -37,16 +37,19 @@ class LanguageModel(nn.Module):
         return self.model.embed_tokens.weight.device
 
     def initialize(self, seed: int) -> None:
-        """Draw new weights: norms are ones, all else is normal(0, 0.02), in the order of `parameters()`.
+        """Draw new weights: norms are ones, what a block adds to its input is zero, all else is normal(0, 0.02), in the
+        order of `parameters()`.
 
         From one generator on the CPU, so the same seed gives the same weights on every device, whatever random numbers
         others drew before. The whole recipe is the loop below.
         """
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in self.parameters():
+            for name, parameter in self.named_parameters():
                 if parameter.dim() == 1:
                     parameter.fill_(1.0)
+                elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                    parameter.zero_()  # a block begins as nothing, and does not drown the token it stands on
                 else:
                     parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator))
 
@@ -141,21 +144,7 @@ class LanguageModel(nn.Module):
             UserError: as `load_checkpoint`.
         """
         state, name = (source, "checkpoint") if isinstance(source, Mapping) else (read_state(source), str(source))
-        try:
-            shape, vocab_size = ModelShape(**state["shape"]), state["vocab_size"]
-            sizes = [
-                value for key, value in dataclasses.asdict(shape).items() if key not in ("rope_theta", "norm_epsilon")
-            ]
-            if not all(type(size) is int and size > 0 for size in (*sizes, vocab_size)):
-                raise TypeError("a size is no whole number above 0")
-            # Before any memory is taken: what the shape needs must be what the file holds, more or less.
-            if shape.parameters(vocab_size) > 2 * sum(weight.numel() for weight in state["model"].values()):
-                raise TypeError("its sizes do not fit its weights")
-            if not all(0 < float(value) < math.inf for value in (shape.rope_theta, shape.norm_epsilon)):
-                raise TypeError("rope_theta or norm_epsilon is no number above 0")
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{name} does not say what shape its model has ({error})") from None
-        model = cls(shape, vocab_size)
+        model = cls(*shape_of(state, name))
         model.take_weights(state, name)
         return model
 
@@ -173,19 +162,49 @@ class LanguageModel(nn.Module):
         ]
         if differences:
             raise UserError(f"{name} holds another model: {'; '.join(differences)}")
-        weights = state["model"]
+        weights = weights_of(state)
         parameters = dict(self.named_parameters())
         wrong = sorted(weights.keys() ^ parameters.keys()) or [
             key for key, parameter in parameters.items() if weights[key].shape != parameter.shape
         ]
         if wrong:
             raise UserError(f"{name} holds another model: {len(wrong)} weights do not fit, the first is {wrong[0]}")
-        for key in parameters:
-            if not torch.isfinite(weights[key]).all():
-                raise Diverged(f"{name} has diverged: {key} is not finite. Name an earlier checkpoint")
+        for named in (weights, state["model"]):  # those too that only training goes on with
+            for key in named:
+                if not torch.isfinite(named[key]).all():
+                    raise Diverged(f"{name} has diverged: {key} is not finite. Name an earlier checkpoint")
         with torch.no_grad():
             for key, parameter in parameters.items():
                 parameter.copy_(weights[key])
+
+
+def weights_of(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The weights that a checkpoint's model computes with: their average where a run kept one."""
+    weights: Mapping[str, Tensor] = state.get("average", state["model"])
+    return weights
+
+
+def shape_of(state: Mapping[str, Any], name: str) -> tuple[ModelShape, int]:
+    """The shape and the vocabulary of the model whose weights a state holds, before any memory is taken for it.
+
+    Raises:
+        UserError: the state does not say, or what it says can't be.
+    """
+    try:
+        shape, vocab_size = ModelShape(**state["shape"]), state["vocab_size"]
+        *sizes, theta, epsilon = dataclasses.astuple(shape)
+        if not all(type(size) is int and size > 0 for size in (*sizes, vocab_size)):
+            raise TypeError("a size is no whole number above 0")
+        if not all(type(value) in (int, float) and 0 < float(value) < math.inf for value in (theta, epsilon)):
+            raise TypeError("rope_theta or norm_epsilon is no number above 0")
+        if shape.heads % shape.kv_heads or shape.head_dim % 2:
+            raise TypeError(f"{shape.kv_heads} heads of {shape.head_dim} can't be shared by {shape.heads}")
+        # What the shape needs must be what the file holds, more or less.
+        if shape.parameters(vocab_size) > 2 * sum(weight.numel() for weight in state["model"].values()):
+            raise TypeError("its sizes do not fit its weights")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{name} does not say what shape its model has ({error})") from None
+    return shape, vocab_size
 
 
 class _Reader:

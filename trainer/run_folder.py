@@ -199,8 +199,8 @@ def resume_run(
 
 
 def checkpoint_bytes(parameters: int, count: int) -> int:
-    """What `count` checkpoints take: 12 bytes a weight (fp32 weight and two moments)."""
-    return count * 12 * parameters
+    """What `count` checkpoints take at most: 16 bytes a weight (fp32 weight, its average, and two moments)."""
+    return count * 16 * parameters
 
 
 def record_bytes(steps: int, max_seq_length: int, charts: int) -> int:

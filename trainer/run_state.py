@@ -13,10 +13,12 @@ _AVERAGE = [float, float]
 _NAMES = types.MappingProxyType({str: int})
 RUN_STATE: Mapping[str, Any] = types.MappingProxyType(
     {
+        "average": types.MappingProxyType({str: is_plain}),
         "config": dict,
         "health": {"last_update": (None, _UPDATE), "failures_in_a_row": int, "roll_backs": int},
         "kernels": {"torch": str, "device": str, "cpu": str, "threads": int},
         "optimizer": types.MappingProxyType({str: types.MappingProxyType({str: is_plain})}),
+        "recipe": types.MappingProxyType({str: float}),
         "run_id": str,
         "samples": {"cursor": _CURSOR, "trained": int, "held_out": int, "skipped": _NAMES, "passed_by": [_PLACE]},
         "source": {"name": str, "revision": str, "note": str, "folder": str},

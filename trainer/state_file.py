@@ -68,8 +68,8 @@ def read_state(path: str | Path) -> dict[str, Any]:
         if is_out_of_memory(error):
             raise
         raise UserError(f"{path} can't be read as a checkpoint: damaged, or something else") from None
-    weights = state.get("model") if isinstance(state, dict) else None
-    if not isinstance(weights, dict) or not all(is_plain(weight) for weight in weights.values()):
+    weights = [state.get("model"), state.get("average", {})] if isinstance(state, dict) else [None]
+    if not all(isinstance(named, dict) and all(map(is_plain, named.values())) for named in weights):
         raise UserError(f"{path} is no checkpoint: it holds no model weights")
     if state.get("format") != STATE_HEADER["format"] or state.get("version") != STATE_HEADER["version"]:
         raise UserError(
@@ -77,7 +77,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
             f"{state.get('version')!r}, not {STATE_HEADER['format']!r}, version {STATE_HEADER['version']}"
         )
     plain = {}
-    for part in ("model", "optimizer"):
+    for part in ("model", "average", "optimizer"):
         if isinstance(named := state.get(part), dict):
             plain[part] = {_plain_name(str(name)): value for name, value in named.items()}
             if len(plain[part]) < len(named):

@@ -1,20 +1,21 @@
 """One sample → one optimizer step: forward, backward, judge, update. The hot path, the only place clever for speed."""
 
+import copy
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from trainer.average import AveragedWeights
 from trainer.device import prepare_compiler
 from trainer.errors import UserError
 from trainer.model import LanguageModel
 from trainer.objective import Judgement, NextToken
-from trainer.optimizer import build_optimizer
+from trainer.optimizer import MuonAdamW, Recipe
 from trainer.records import StepResult
 from trainer.stability import InstabilityDetector, Verdict, words_of
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def padded_lengths(max_seq_length: int) -> tuple[int, ...]:
@@ -42,6 +43,7 @@ class TrainingStep:
         compile: bool = False,
         objective: NextToken | None = None,
         detector: InstabilityDetector | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
         """
         Args:
@@ -49,6 +51,7 @@ class TrainingStep:
             dtype: of the weights that compute. In bf16 the fp32 masters stay beside them, because an update smaller
                 than a weight's last bf16 bit would be lost.
             compile: one static graph for each padded length.
+            recipe: of the update; a resumed run brings its own along.
         """
         self.model = model
         self.lengths = padded_lengths(max_seq_length)
@@ -64,7 +67,12 @@ class TrainingStep:
             for master, gradient in zip(self._masters, self._master_gradients, strict=True):
                 master.grad = gradient
             model.to(dtype)
-        self.optimizer = build_optimizer(self._masters)
+        self._max_seq_length = max_seq_length
+        self._dtype = dtype
+        self.optimizer = self._make_optimizer(recipe or Recipe())
+        self._average = AveragedWeights(self._masters)
+        self._averaged_model: LanguageModel | None = None
+        self._averaged_is_current = False
         self._forward: Callable[[torch.Tensor, torch.Tensor], Judgement] = self._judge
         if compile:
             prepare_compiler(self.device, len(self.lengths))
@@ -75,7 +83,7 @@ class TrainingStep:
 
         Args:
             ids: (T,) token ids, 2 <= T <= max_seq_length.
-            learning_rate: of this step, for every parameter group.
+            learning_rate: the base rate of this step.
         """
         count = len(ids) - 1
         length = next(length for length in self.lengths if length >= count)
@@ -110,27 +118,41 @@ class TrainingStep:
             since = time.monotonic()
             self(ids, 0.0)
             seconds = time.monotonic() - since
-        self.optimizer.state.clear()
+        self.optimizer.forget()
         self._detector.forget()
+        self._average.go_on(self._masters, 0)
         return seconds
+
+    @torch.no_grad()
+    def averaged(self) -> LanguageModel:
+        """The model to look at, evaluate and let write: a copy with the averaged weights as of now."""
+        if self._averaged_model is None:
+            self._averaged_model = copy.deepcopy(self.model).requires_grad_(False)
+        if not self._averaged_is_current:
+            torch._foreach_copy_(list(self._averaged_model.parameters()), self._average.weights)
+            self._averaged_is_current = True
+        return self._averaged_model
 
     def is_finite(self) -> bool:
         """Whether all weights and moments are finite numbers. Waits for the device."""
-        moments = [state[name] for state in self.optimizer.state.values() for name in _MOMENTS]
-        greatest = torch._foreach_norm([*self._masters, *moments], float("inf"))
+        kept = [*self._masters, *self.optimizer.memory(), *self._average.weights]
+        greatest = torch._foreach_norm(kept, float("inf"))
         return bool(torch.isfinite(torch.stack(greatest)).all())
 
     def state_dict(self) -> dict[str, Any]:
-        """`model`: name → fp32 weight; `optimizer`: name → its moments and step count; `stability`: the judge's memory.
+        """`model`: name → fp32 weight; `average`: name → its average; `optimizer`: name → its moments and step count;
+        `recipe`: what the update is made with; `stability`: the judge's memory.
 
         The tensors are the living ones: whoever keeps them clones them.
         """
         weights = {name: master.detach() for name, master in zip(self._names, self._masters, strict=True)}
-        moments = {
-            name: dict(self.optimizer.state.get(master, {}))
-            for name, master in zip(self._names, self._masters, strict=True)
+        return {
+            "model": weights,
+            "average": dict(zip(self._names, self._average.weights, strict=True)),
+            "optimizer": self.optimizer.state_dict(),
+            "recipe": dataclasses.asdict(self.optimizer.recipe),
+            "stability": self._detector.state_dict(),
         }
-        return {"model": weights, "optimizer": moments, "stability": self._detector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state` was saved.
@@ -146,25 +168,26 @@ class TrainingStep:
             for name, master in zip(self._names, self._masters, strict=True):
                 master.copy_(state["model"][name])
             self._write_weights()
-        # Only the numbers are taken: betas and the like are this program's, whatever a file says.
-        self.optimizer.state.clear()
-        for name, master in zip(self._names, self._masters, strict=True):
-            kept = state["optimizer"][name]
-            moments = {key: kept[key].to(master.device, torch.float32, copy=True) for key in _MOMENTS}
-            self.optimizer.state[master] = {"step": kept["step"].to(master.device, copy=True), **moments}
+        self.optimizer = self._make_optimizer(Recipe(**state["recipe"]))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._average.go_on([state["average"][name] for name in self._names], self.optimizer.steps)
+        self._averaged_is_current = False
 
     def _misfit(self, state: Mapping[str, Any]) -> str:
         """The first thing in a state that does not fit, or nothing."""
+        for part in ("model", "average", "optimizer"):
+            if wrong := sorted(state[part].keys() ^ set(self._names)):
+                return f"{part} of {wrong[0]}"
         for name, master in zip(self._names, self._masters, strict=True):
-            moments = state["optimizer"].get(name, {})
-            for what, value, shape in (
-                ("weight", state["model"].get(name), master.shape),
-                ("step count", moments.get("step"), torch.Size()),
-                *((key, moments.get(key), master.shape) for key in _MOMENTS),
-            ):
-                if not isinstance(value, torch.Tensor) or value.shape != shape or not value.dtype.is_floating_point:
-                    return f"{what} of {name}"
-        return ""
+            for part in ("model", "average"):
+                value = state[part][name]
+                if value.shape != master.shape or not value.dtype.is_floating_point:
+                    return f"{part} of {name}"
+        try:
+            Recipe(**state["recipe"])
+        except (TypeError, ValueError):
+            return "recipe"
+        return self.optimizer.misfit(state["optimizer"])
 
     def _judge(self, inputs: torch.Tensor, targets: torch.Tensor) -> Judgement:
         return self._objective.judge(self.model(inputs.unsqueeze(0))[0], targets)
@@ -187,19 +210,22 @@ class TrainingStep:
 
     @torch.no_grad()
     def _update(self, learning_rate: float, verdict: Verdict) -> None:
-        """Move the masters and write the weights, as far as the verdict lets them.
-
-        Clipping, and passing by a gradient, ride on the fused kernel: it divides each gradient by `grad_scale` as it
-        reads it, and does nothing where `found_inf` is set. No further pass over the weights, no wait for the device.
-        """
-        self.optimizer.grad_scale = verdict.grad_scale  # type: ignore[attr-defined]
-        self.optimizer.found_inf = verdict.found_inf  # type: ignore[attr-defined]
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        """Move the masters as far as the verdict lets them, and write the weights."""
+        self.optimizer.step(learning_rate, found_inf=verdict.found_inf, grad_scale=verdict.grad_scale)
         self._write_weights()
+        self._average.follow(self._masters)
+        self._averaged_is_current = False
         for weight in self._weights:
             weight.grad = None
+
+    def _make_optimizer(self, recipe: Recipe) -> MuonAdamW:
+        return MuonAdamW(
+            dict(zip(self._names, self._masters, strict=True)),
+            recipe,
+            width=self.model.shape.width,
+            max_seq_length=self._max_seq_length,
+            dtype=self._dtype,
+        )
 
     def _write_weights(self) -> None:
         if self._masters is not self._weights:

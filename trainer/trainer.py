@@ -11,6 +11,7 @@ from trainer.config import TrainingConfig
 from trainer.device import is_out_of_memory
 from trainer.display import Display
 from trainer.errors import Diverged, MachineError, RunError
+from trainer.evaluations import Evaluations
 from trainer.evaluator import Evaluator
 from trainer.health import CHECK_INTERVAL, MAX_ROLL_BACKS, Health
 from trainer.model import LanguageModel
@@ -18,7 +19,7 @@ from trainer.progress import Progress
 from trainer.recorder import Recorder
 from trainer.records import Sample, StepResult, Visualizer
 from trainer.samples import SampleStream
-from trainer.schedule import warmup_then_constant
+from trainer.schedule import make_scheduler
 from trainer.state_file import STATE_HEADER
 from trainer.step import TrainingStep
 from trainer.tally import format_time
@@ -59,11 +60,12 @@ class Trainer:
         self.recorder = Recorder(viz, progress)
         self.tally = self.recorder.tally
         self.step_times = self.recorder.step_times
-        self.evaluator = evaluator
-        self.display = Display(model, tokenizer, config.prompt, config.seed)
+        self.evaluations = Evaluations(evaluator, self.recorder, config.evaluation_interval, config.num_steps)
+        self.display = Display(step.averaged, tokenizer, config.prompt, config.seed)
         self.health = Health()
         self.global_step = 0
         self.start_time = time.monotonic()
+        self._scheduler = make_scheduler(config.to_dict())
         self._identity = dict(identity or {})
         self._should_stop = should_stop
         self._last_saved: int | None = None
@@ -81,6 +83,7 @@ class Trainer:
         """
         self.start_time = time.monotonic()
         self.recorder.start(self.global_step, self._behind["cursor"]["epoch"])
+        self.evaluations.start()
         outcome, failure = "", None
         try:
             outcome = self._until_the_end()
@@ -108,6 +111,8 @@ class Trainer:
         while True:
             try:
                 outcome = self._loop()
+                if outcome != "interrupted":
+                    self.evaluate(is_last=True)
                 self.save_checkpoint()
                 self.checkpoints.wait()
                 return outcome
@@ -133,11 +138,11 @@ class Trainer:
             self.checkpoints.raise_failure()
             if self.health.is_stuck or self.due(self.global_step, CHECK_INTERVAL):
                 self.check_health()
+            if self.should_evaluate():
+                self.evaluate()
             if self.due(self.global_step, self.config.viz_interval):
                 self.viz.generate_charts(self.global_step)
                 self.viz.save_metrics_json()
-            if self.should_evaluate():
-                self.evaluate()
             if self._save_is_overdue or self.due(self.global_step, self.config.checkpoint_interval):
                 self._save_when_possible()
             if self.should_terminate():
@@ -171,7 +176,7 @@ class Trainer:
 
     def get_learning_rate(self, step: int) -> float:
         """The base learning rate of a step."""
-        return warmup_then_constant(step, self.config.initial_learning_rate, self.config.warmup_steps)
+        return self._scheduler.get_learning_rate(step)
 
     def format_time(self, seconds: float) -> str:
         """`45.0s`, `37.8m`, `2.5h`."""
@@ -182,15 +187,11 @@ class Trainer:
         return count % interval == 0
 
     def should_evaluate(self) -> bool:
-        interval = self.config.evaluation_interval
-        return self.evaluator is not None and interval is not None and self.due(self.global_step, interval)
+        return self.evaluations.are_due(self.global_step)
 
-    def evaluate(self) -> None:
-        """Measure every held-out split, say it and keep it under the document last trained on."""
-        if self.evaluator is None:
-            return
-        for split in self.evaluator.splits:
-            self.recorder.record_evaluation(self.evaluator.measure(split), done=self.global_step)
+    def evaluate(self, *, is_last: bool = False) -> None:
+        """Measure every held-out split, say it and keep it under the document last trained on, if there is time."""
+        self.evaluations.make(self.global_step, is_last=is_last)
 
     def should_terminate(self) -> bool:
         return self.global_step >= self.config.num_steps or self._should_stop()
@@ -286,7 +287,7 @@ class Trainer:
         """The run's whole memory, as a plain dict."""
         return {
             **STATE_HEADER,
-            "shape": dataclasses.asdict(self.config.shape),
+            "shape": dataclasses.asdict(self.model.shape),
             "vocab_size": self.tokenizer.vocab_size,
             **self.step.state_dict(),
             "step": self.global_step,
@@ -304,7 +305,7 @@ class Trainer:
         self.tally.load_state_dict(state["tally"])
         self.health.load_state_dict(state["health"])
         self._behind = dict(state["samples"])
-        self.global_step = self._last_saved = state["step"]
+        self.global_step = self._last_saved = self.evaluations.stands_at = state["step"]
 
     def _save_after(self, failure: RunError) -> None:
         """A last attempt to save what was trained. The first failure stays the one that the run ends with."""

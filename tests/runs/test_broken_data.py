@@ -129,6 +129,7 @@ def test_a_thousand_bad_rows_in_a_row_end_the_run_and_999_do_not(
             assert error == "" and rows[-1][1] == 1039
 
 
+@pytest.mark.full
 def test_a_local_file_that_vanishes_under_a_run_is_exit_3_and_the_run_goes_on_later(
     train: Train, tmp_path: Path
 ) -> None:

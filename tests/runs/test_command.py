@@ -1,5 +1,6 @@
 """The contract, from a real `--test` run in a process of its own."""
 
+import dataclasses
 import fcntl
 import json
 import math
@@ -19,6 +20,7 @@ import pytest
 
 from tests.conftest import PROJECT, Run, command_environment, write_jsonl
 from tests.runs.conftest import SMALL, STEPS, Train, table
+from trainer.optimizer import Recipe
 from trainer.schedule import warmup_then_constant
 from trainer.tokenizer import Tokenizer
 from trainer.usable import hash_text, is_held_out
@@ -82,6 +84,7 @@ def test_run_json(smoke: tuple[Path, str]) -> None:
     run = strict_json(smoke[0] / "training_viz" / "run.json")
     assert run["config"]["num_steps"] == 100 and run["source"] == "python-library" and len(run["revision"]) == 64
     assert run["versions"]["torch"] and run["outcome"] == "done" and run["json_through_step"] == 99
+    assert run["recipe"] == dataclasses.asdict(Recipe())
 
 
 def test_pictures_and_checkpoints(smoke: tuple[Path, str]) -> None:
@@ -297,6 +300,7 @@ sys.exit(train_slimpajama.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.full
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path, corpus: Path) -> None:
     command = [sys.executable, str(PROJECT / "train_slimpajama.py"), *SMALL, "--steps", "200", "--dataset", str(corpus)]
     process = subprocess.Popen(command, cwd=tmp_path, env=command_environment(), stdout=subprocess.PIPE)

@@ -110,7 +110,8 @@ def test_nothing_is_learned_from_it(poisoned: Any, tmp_path: Path, place: str, v
     for name, weight in before["model"].items():
         assert torch.equal(weight, after["model"][name])
         for kind, moment in before["optimizer"][name].items():
-            assert torch.equal(moment, after["optimizer"][name][kind])
+            is_turn = kind == "step" and "momentum" in before["optimizer"][name]  # the turns go on
+            assert is_turn or torch.equal(moment, after["optimizer"][name][kind])
     viz = tmp_path / "training_viz"
     row = f"{tmp_path / 'texts.jsonl'} row 10"
     assert kinds(viz) == [("skipped update", f"Step 10: {words}, no update ({row})")]

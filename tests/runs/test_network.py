@@ -166,6 +166,7 @@ def test_each_fault_once_in_one_run(runner: Runner, tmp_path: Path) -> None:
     runner.assert_like_whole(out)
 
 
+@pytest.mark.full
 def test_interrupted_stopped_and_given_up_in_one_run(runner: Runner, tmp_path: Path) -> None:
     """Ctrl-C while an answer hangs, Ctrl-C while the Hub asks for patience, a Hub that stays away: then it goes on."""
     hub, out, steps = runner.hub, f"thrice-{tmp_path.name}", runner.steps_of_first_shard()

@@ -37,9 +37,13 @@ def test_every_command_works(train: Train, tmp_path: Path, run_command: object) 
             else:  # would go to the Hub
                 parse_arguments(words[1:]).merge()
         else:
-            assert words[:2] == ["-m", "trainer.generate"]
-            done = run_command(*words[2:], cwd=tmp_path, module="trainer.generate")  # type: ignore[operator]
-            assert done.stdout.startswith("def main(")
+            done = run_command(*words[2:], cwd=tmp_path, module=words[1])  # type: ignore[operator]
+            said = {
+                "trainer.generate": "def main(",
+                "trainer.evaluate": "checkpoints/checkpoint_step_",
+                "trainer.export": "Wrote my-model from checkpoints/",
+            }
+            assert words[0] == "-m" and done.stdout.startswith(said[words[1]])
         ran.append(words[0])
     assert len(ran) >= 4 and "-m" in ran
 

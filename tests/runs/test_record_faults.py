@@ -39,7 +39,10 @@ def waits_in(folder: Path) -> list[float]:
     return [seconds for (seconds,) in table(folder, "SELECT seconds FROM steps ORDER BY step")[10:]]
 
 
-@pytest.mark.parametrize(("journal", "kind"), [("rollback", "reader"), ("log", "writer"), ("log", "reader")])
+@pytest.mark.parametrize(
+    ("journal", "kind"),
+    [pytest.param("rollback", "reader", marks=pytest.mark.full), ("log", "writer"), ("log", "reader")],
+)
 @pytest.mark.parametrize("seconds", [3, pytest.param(20, marks=pytest.mark.full)])
 def test_training_never_waits_for_a_program_that_holds_its_store(
     train: Train,

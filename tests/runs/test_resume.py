@@ -23,7 +23,7 @@ def equal_runs(one: Path, other: Path, step: int) -> None:
     assert table(one / "training_viz", STEPS) == table(other / "training_viz", STEPS)
     assert table(one / "training_viz", DOCUMENTS) == table(other / "training_viz", DOCUMENTS)
     states = [read_state(folder / "checkpoints" / f"checkpoint_step_{step}.bin") for folder in (one, other)]
-    for key in ("model", "optimizer", "stability", "health", "samples", "step", "tokenizer"):
+    for key in ("model", "average", "optimizer", "recipe", "stability", "health", "samples", "step", "tokenizer"):
         _assert_equal(states[0][key], states[1][key])
     tallies = [state["tally"] for state in states]
     for key in ("first", "last", "texts"):
@@ -244,22 +244,25 @@ def test_a_record_that_is_gone_begins_again(train: Train, tmp_path: Path, capsys
     assert [row[0] for row in table(tmp_path / "training_viz", STEPS)] == [4, 5]
 
 
-@pytest.mark.parametrize("forgotten", ["exp_avg_sq", "step", "cursor"])
+@pytest.mark.parametrize("forgotten", ["exp_avg_sq", "momentum", "step", "average", "cursor"])
 def test_the_comparison_can_fail(train: Train, tmp_path: Path, forgotten: str) -> None:
-    """Controls: a resume that forgets a moment, the optimizer's step count or the cursor is seen by the comparison."""
-    assert train("--steps", 14, "--out", "whole") == 0
-    assert train("--steps", 7, "--out", "parts") == 0
-    path = tmp_path / "parts" / "checkpoints" / "checkpoint_step_7.bin"
+    """Controls: a resume that forgets a moment, a step count, the average or the cursor is seen by the comparison."""
+    assert train("--steps", 20, "--out", "whole") == 0
+    assert train("--steps", 10, "--out", "parts") == 0
+    path = tmp_path / "parts" / "checkpoints" / "checkpoint_step_10.bin"
     state = read_state(path)
     if forgotten == "cursor":
         state["samples"]["cursor"]["row"] += 1
+    elif forgotten == "average":
+        state["average"]["model.norm.weight"].zero_()
     else:
         for moments in state["optimizer"].values():
-            moments[forgotten].zero_()
+            if forgotten in moments:
+                moments[forgotten].zero_()
     write_state(path, state)
-    assert train("--resume", "--steps", 14, "--out", "parts") == 0
+    assert train("--resume", "--steps", 20, "--out", "parts") == 0
     with pytest.raises(AssertionError):
-        equal_runs(tmp_path / "whole", tmp_path / "parts", 14)
+        equal_runs(tmp_path / "whole", tmp_path / "parts", 20)
 
 
 def test_weights_alone_are_no_run(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -548,7 +548,7 @@ def test_names_that_need_quoting(tmp_path: Path) -> None:
     assert shown["texts"] == ["read"]
 
 
-@pytest.mark.parametrize("kind", ["jsonl.zst", "parquet"])
+@pytest.mark.parametrize("kind", [pytest.param("jsonl.zst", marks=pytest.mark.full), "parquet"])
 def test_samples_stop_within_a_second_while_a_request_hangs(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"data/train.{kind}"
     expected = [f"{row} {random.Random(row).randbytes(2000).hex()}" for row in range(3000)]
@@ -674,6 +674,7 @@ def test_offline_mode_is_the_reason(folder: Path) -> None:
     assert said[0].startswith("SlimPajama out of reach (HF_HUB_OFFLINE is set).")
 
 
+@pytest.mark.full
 def test_a_hub_that_hangs_leaves_time_for_the_second_and_stops_at_once(hub: LoopbackHub, folder: Path) -> None:
     hub.faults.append(Fault(f"/api/datasets/{SLIMPAJAMA}", hang_seconds=60, times=10**6))
     shown = run_client(

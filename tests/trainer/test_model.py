@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from trainer.config import MODEL_SIZES, ModelShape
-from trainer.errors import UserError
+from trainer.errors import Diverged, UserError
 from trainer.generation import choose_token
 from trainer.model import LanguageModel
 from trainer.objective import NextToken
@@ -96,9 +96,11 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(model.model.embed_tokens.weight, other)
     # The recipe, as the one-file reference writes it.
     generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         expected = torch.ones(parameter.shape)
-        if parameter.dim() > 1:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            expected = torch.zeros(parameter.shape)
+        elif parameter.dim() > 1:
             expected = torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator)
         assert torch.equal(parameter, expected)
 
@@ -330,3 +332,13 @@ def test_a_failed_save_leaves_the_old_file(model: LanguageModel, saved: Path, tm
     assert len(saved.read_bytes()) == len(before)
     beside = {path.name for path in tmp_path.iterdir()}
     assert beside == {saved.name, f"{saved.name}.sha256"}, "nothing else is left lying beside it"
+
+
+def test_the_average_is_taken_and_weights_that_only_training_goes_on_with_are_looked_at_too() -> None:
+    state, model = LanguageModel(TINY, VOCAB, seed=1).checkpoint_state(), LanguageModel(TINY, VOCAB, seed=2)
+    average = LanguageModel(TINY, VOCAB, seed=3).checkpoint_state()["model"]
+    model.take_weights({**state, "average": average}, "it")
+    assert all(torch.equal(weight, average[name]) for name, weight in model.named_parameters())
+    state["model"]["model.norm.weight"][0] = torch.nan
+    with pytest.raises(Diverged, match=r"model\.norm\.weight is not finite"):
+        model.take_weights({**state, "average": average}, "it")

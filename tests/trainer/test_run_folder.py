@@ -128,7 +128,7 @@ def test_too_little_disk_is_said_with_both_numbers(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(MachineError):  # each would fit, both do not
         check_disk({tmp_path: free * 2 // 3, tmp_path / "other": free * 2 // 3})
-    assert checkpoint_bytes(10**6, 3) == 36 * 10**6
+    assert checkpoint_bytes(10**6, 3) == 48 * 10**6
     assert record_bytes(1000, 256, 20) > 1000 * 256 * 8
 
 

@@ -39,23 +39,36 @@ def test_loss_accuracy_and_norm_are_those_of_plain_torch() -> None:
     assert len(result.token_ranks) == len(IDS) - 1
 
 
-def test_the_update_is_clipped_adamw() -> None:
-    """The fused kernel's `grad_scale` does what clipping would: same weights as a plain AdamW on clipped gradients."""
+def test_the_embedding_is_updated_by_the_clipped_gradient() -> None:
+    """The fused kernel's `grad_scale` does what clipping would: as a plain AdamW on clipped gradients."""
     step, model = make_step(), LanguageModel(MODEL_SIZES["tiny"], 300)
     step.lengths = (len(IDS) - 1,)  # no padding: the same kernels, so that only the clipping can differ
-    plain = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.9999), weight_decay=0.0, foreach=False)
-    for number in range(3):
-        ids = [(token * (number + 1)) % 300 for token in IDS]
-        result = step(ids, 1e-2)
-        loss = torch.nn.functional.cross_entropy(model(torch.tensor([ids[:-1]]))[0], torch.tensor(ids[1:]))
-        plain.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        plain.step()
-        assert result.gradient_norm > 1.0  # else this would test nothing
-        assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-3)
-    for ours, theirs in zip(step.model.parameters(), model.parameters(), strict=True):
-        assert torch.allclose(ours, theirs, atol=2e-5)
+    recipe = step.optimizer.recipe
+    embedding = model.model.embed_tokens.weight
+    rate = 1e-2 * recipe.embedding_rate
+    plain = torch.optim.AdamW([embedding], lr=rate, betas=(0.9, recipe.beta2(64)), weight_decay=0.0, foreach=False)
+    result = step(IDS, 1e-2)
+    torch.nn.functional.cross_entropy(model(torch.tensor([IDS[:-1]]))[0], torch.tensor(IDS[1:])).backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    plain.step()
+    assert result.gradient_norm > 1.0  # else this would test nothing
+    assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-3)
+    assert torch.allclose(step.model.model.embed_tokens.weight, embedding, atol=2e-5)
+
+
+def test_what_is_looked_at_is_the_average_and_looking_changes_nothing() -> None:
+    looked, unseen = make_step(torch.bfloat16), make_step(torch.bfloat16)
+    losses = []
+    for _ in range(20):
+        losses.append(looked(IDS, 3e-3).loss)
+        looked.averaged()(torch.tensor([IDS]))
+    assert losses == [unseen(IDS, 3e-3).loss for _ in range(20)]
+    state, model = looked.state_dict(), looked.averaged()
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, state["average"][name].to(torch.bfloat16))
+    name = "model.embed_tokens.weight"
+    assert not torch.equal(state["average"][name], state["model"][name])
+    assert model is not looked.model and not any(weight.requires_grad for weight in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -70,14 +83,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     step = make_step(torch.bfloat16)
     step(IDS, 1e-3)
     before = {name: value.clone() for name, value in step.state_dict()["model"].items()}
-    moments = [value.clone() for state in step.optimizer.state.values() for value in state.values()]
+    moments = [value.clone() for value in step.optimizer.memory()]
     hook = step.model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
     result = step(IDS, 1e-3)
     hook.remove()
     assert not result.updated and math.isnan(result.gradient_norm)
     assert all(torch.equal(before[name], value) for name, value in step.state_dict()["model"].items())
-    after = [value for state in step.optimizer.state.values() for value in state.values()]
-    assert all(torch.equal(old, new) for old, new in zip(moments, after, strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(moments, step.optimizer.memory(), strict=True))
     assert step(IDS, 1e-3).updated
 
 
@@ -98,6 +110,8 @@ def test_a_loaded_state_goes_on_bit_for_bit(dtype: torch.dtype) -> None:
     losses = [first(IDS, 1e-3).loss for _ in range(4)]
     second.load_state_dict(first.state_dict())
     assert losses + [second(IDS, 1e-3).loss for _ in range(6)] == expected
+    average, expected_average = second.state_dict()["average"], whole.state_dict()["average"]
+    assert all(torch.equal(average[name], weight) for name, weight in expected_average.items())
 
 
 def test_a_trial_pass_teaches_nothing() -> None:
@@ -106,7 +120,7 @@ def test_a_trial_pass_teaches_nothing() -> None:
     assert [with_trial(IDS, 1e-3).loss for _ in range(3)] == [without(IDS, 1e-3).loss for _ in range(3)]
 
 
-@pytest.mark.parametrize("place", ["weight", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("place", ["model", "average", "exp_avg", "exp_avg_sq"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_seen_in_weights_and_moments(place: str, value: float) -> None:
     step = make_step(torch.bfloat16)
@@ -114,7 +128,7 @@ def test_what_is_not_finite_is_seen_in_weights_and_moments(place: str, value: fl
     assert step.is_finite()
     state = step.state_dict()
     name = "model.norm.weight"
-    (state["model"][name] if place == "weight" else state["optimizer"][name][place])[2] = value
+    (state[place][name] if place in state else state["optimizer"][name][place])[2] = value
     assert not step.is_finite()
 
 

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ class Notebook:
     def record_event(self, step: int, kind: str, detail: str) -> None:
         self.calls.append(("event", step, kind, detail))
 
-    def record_evaluation(self, step: int, values: Mapping[str, Any]) -> None:
-        self.calls.append(("evaluation", step, dict(values)))
+    def record_evaluation(self, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
+        self.calls.append(("evaluation", step, [dict(part) for part in parts]))
 
     def generate_charts(self, step: int) -> None:
         self.calls.append(("charts", step))
@@ -193,7 +193,8 @@ def test_a_generation_that_fails_is_said_and_stands_for_nothing(tokenizer: Token
     import torch
 
     with torch.no_grad():
-        trainer.model.model.norm.weight.fill_(math.nan)
+        for model in (trainer.model, trainer.step.averaged()):
+            model.model.norm.weight.fill_(math.nan)
     with pytest.raises(Diverged, match="no checkpoint"):  # a state that is not finite is never saved
         trainer.train()
     metrics, given, written = notebook(trainer).of("update")[0]

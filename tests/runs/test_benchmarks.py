@@ -1,0 +1,41 @@
+"""The benchmark of learning, on a tiny model: what it keeps, and that a run which was stopped goes on as it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import learning, learning_runs
+from benchmarks.learning_runs import Run
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning_runs, "STATE_INTERVAL", 4)
+    monkeypatch.setattr(learning_runs, "EVALUATION_INTERVAL", 4)
+    data = learning_runs.embedded_data()
+    few = learning_runs.Data(data.training[:20], data.held_out[:5], data.vocab_size)
+    for module in (learning, learning_runs):
+        monkeypatch.setattr(module, "embedded_data", lambda: few)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_was_stopped_goes_on_as_it_was_and_the_table_has_it(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    runs = [Run(contender, 1e-3, 0, 8, "tiny") for contender in ("ours", "adamw")]
+    for run in runs:
+        learning_runs.train(run, whole)
+        learning_runs.train(Run(run.contender, 1e-3, 0, 4, "tiny"), parts)
+        learning_runs.train(run, parts)
+        learning_runs.train(run, parts)  # nothing is left to do
+        kept = [json.loads((folder / f"{run.name}.json").read_text()) for folder in (whole, parts)]
+        assert kept[0] == kept[1] and len(kept[0]["losses"]) == 8 and list(kept[0]["held_out"]) == ["4", "8"]
+    lines = learning.table(whole, runs)
+    assert [line.split(" | ")[0] for line in lines if line.startswith(("| ours", "| adamw"))] == ["| adamw", "| ours"]
+
+
+def test_documents_to_a_loss() -> None:
+    curve = {250: 6.0, 500: 5.0, 750: 4.0}
+    assert [learning._documents_to(curve, loss) for loss in (6.5, 5.5, 4.0, 3.9)] == [250, 375, 750, float("inf")]

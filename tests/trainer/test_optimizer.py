@@ -1,0 +1,185 @@
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.optimizer import MuonAdamW, Recipe, orthogonalize, turn_interval
+
+NO, ONE = torch.tensor(0.0), torch.tensor(1.0)
+WIDTH = 96
+"""Of which the matrices have a turn every four steps."""
+
+
+def make_weights() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "model.embed_tokens.weight": (50, WIDTH),
+        "wide": (32, WIDTH),
+        "tall": (288, WIDTH),
+        "square": (WIDTH, WIDTH),
+        "down": (WIDTH, 288),
+        "norm": (WIDTH,),
+    }
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def make_optimizer(weights: Mapping[str, Tensor], recipe: Recipe | None = None) -> MuonAdamW:
+    return MuonAdamW(weights, recipe or Recipe(), width=WIDTH, max_seq_length=256, dtype=torch.float32)
+
+
+def set_gradients(weights: Mapping[str, Tensor], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for weight in weights.values():
+        weight.grad = torch.randn(weight.shape, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(64, 64), (32, 96), (288, 96)])
+def test_an_orthogonalized_matrix_has_the_same_singular_vectors(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    inside = left.T @ orthogonalize(matrix, dtype).float() @ right.T
+    values = inside.diagonal()
+    # Of a square one some singular value is nearly 0, and stays small: it is noise.
+    assert values.max() < 1.3 and (values > 0.6).float().mean() > 0.9
+    assert (inside - values.diag()).abs().max() < (0.01 if dtype == torch.float32 else 0.1)
+
+
+def test_nothing_is_orthogonalized_to_nothing() -> None:
+    assert not orthogonalize(torch.zeros(8, 16), torch.bfloat16).any()
+
+
+def test_each_matrix_moves_once_a_round_and_as_far_as_the_recipe_says() -> None:
+    weights = make_weights()
+    optimizer = make_optimizer(weights, Recipe(matrix_rate=2.0))
+    assert turn_interval(WIDTH) == 4 and turn_interval(16) == 1 and turn_interval(384) == 16
+    moved: dict[str, int] = {}
+    for number in range(4):
+        before = {name: weight.clone() for name, weight in weights.items()}
+        set_gradients(weights, number)
+        optimizer.step(0.01, found_inf=NO, grad_scale=ONE)
+        for name in ("wide", "tall", "square", "down"):
+            change = weights[name] - before[name]
+            if change.any():
+                moved[name] = moved.get(name, 0) + 1
+                reach = torch.linalg.matrix_norm(change, ord=2).item() / (0.01 * 2.0 * 4)
+                assert reach == pytest.approx(math.sqrt(3) if name == "tall" else 1.0, rel=0.25)
+        assert not torch.equal(weights["norm"], before["norm"])
+        assert not torch.equal(weights["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+    assert moved == {"wide": 1, "tall": 1, "square": 1, "down": 1}
+
+
+def test_a_matrix_goes_against_its_momentum() -> None:
+    weights = make_weights()
+    optimizer = make_optimizer(weights)
+    before, momentum = {name: weight.clone() for name, weight in weights.items()}, {}
+    for number in range(4):
+        set_gradients(weights, number)
+        for name, weight in weights.items():
+            assert weight.grad is not None
+            momentum[name] = 0.95 * momentum.get(name, 0.0) + 0.05 * weight.grad / 2.5
+        optimizer.step(0.01, found_inf=NO, grad_scale=torch.tensor(2.5))
+        place = (3 - number) % 4
+        name = ("wide", "tall", "square", "down")[place]
+        expected = (
+            -orthogonalize(momentum[name], torch.float32) * 0.01 * 3.0 * 4 * (math.sqrt(3) if name == "tall" else 1)
+        )
+        assert torch.allclose(weights[name] - before[name], expected, atol=1e-5)
+
+
+def test_embedding_and_norms_are_moved_by_adamw_at_their_own_rates() -> None:
+    weights, plain = make_weights(), make_weights()
+    optimizer = make_optimizer(weights, Recipe(embedding_rate=3.0, norm_rate=0.5))
+    embedding, norm = (plain[name].requires_grad_() for name in ("model.embed_tokens.weight", "norm"))
+    beta2 = 2 ** (-255 / 10e6)
+    reference = torch.optim.AdamW(
+        [{"params": [embedding], "lr": 0.03}, {"params": [norm], "lr": 0.005}],
+        betas=(0.9, beta2),
+        weight_decay=0.0,
+        foreach=False,
+    )
+    for number in range(5):
+        set_gradients(weights, number)
+        embedding.grad = weights["model.embed_tokens.weight"].grad / 2.5  # type: ignore[operator]
+        norm.grad = weights["norm"].grad / 2.5  # type: ignore[operator]
+        reference.step()
+        optimizer.step(0.01, found_inf=NO, grad_scale=torch.tensor(2.5))
+    assert torch.allclose(weights["model.embed_tokens.weight"], embedding, atol=1e-6)
+    assert torch.allclose(weights["norm"], norm, atol=1e-6)
+
+
+def test_a_gradient_that_is_passed_by_moves_nothing_and_leaves_no_trace() -> None:
+    weights = make_weights()
+    optimizer = make_optimizer(weights)
+    set_gradients(weights, 0)
+    optimizer.step(0.01, found_inf=NO, grad_scale=ONE)
+    before = [value.clone() for value in (*weights.values(), *optimizer.memory())]
+    for weight in weights.values():
+        weight.grad = torch.full_like(weight, math.nan)
+    for _ in range(4):
+        optimizer.step(0.01, found_inf=ONE, grad_scale=torch.tensor(math.nan))
+    after = [*weights.values(), *optimizer.memory()]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("found_inf", [NO, ONE])
+def test_the_momenta_are_the_same_where_no_number_may_be_looked_at(found_inf: Tensor) -> None:
+    """What a GPU does, on a CPU."""
+    weights = make_weights()
+    seen, unseen = make_optimizer(weights), make_optimizer(weights)
+    for number in range(3):
+        set_gradients(weights, number)
+        if found_inf and number == 1:
+            weights["wide"].grad = torch.full_like(weights["wide"], math.nan)
+        skip = found_inf if number == 1 else NO
+        seen._gather(skip, torch.tensor(2.5), may_look=True)
+        unseen._gather(skip, torch.tensor(2.5), may_look=False)
+    for one, other in zip(seen.memory(), unseen.memory(), strict=True):
+        assert one.any() and torch.allclose(one, other, atol=1e-6)
+
+
+def test_a_loaded_state_goes_on_bit_for_bit() -> None:
+    whole, weights = make_weights(), make_weights()
+    optimizer, first = make_optimizer(whole), make_optimizer(weights)
+    for number in range(9):
+        set_gradients(whole, number)
+        optimizer.step(0.01, found_inf=NO, grad_scale=ONE)
+    for number in range(9):
+        if number == 3:  # in the middle of a round
+            state = {
+                name: {key: value.clone() for key, value in kept.items()} for name, kept in first.state_dict().items()
+            }
+            first = make_optimizer(weights)
+            assert first.misfit(state) == ""
+            first.load_state_dict(state)
+        set_gradients(weights, number)
+        first.step(0.01, found_inf=NO, grad_scale=ONE)
+    assert all(torch.equal(whole[name], weights[name]) for name in whole)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    weights = make_weights()
+    optimizer = make_optimizer(weights)
+    set_gradients(weights, 0)
+    optimizer.step(0.01, found_inf=NO, grad_scale=ONE)
+    sound = optimizer.state_dict()
+    assert optimizer.misfit({**sound, "wide": {**sound["wide"], "momentum": torch.zeros(3)}}) == "momentum of wide"
+    assert optimizer.misfit({**sound, "norm": {}}) == "exp_avg of norm"
+    assert optimizer.misfit({**sound, "tall": {"momentum": sound["tall"]["momentum"]}}) == "step count of tall"
+
+
+def test_the_second_moment_has_its_half_life_in_tokens() -> None:
+    for length in (2, 129, 256, 4096):
+        steps = 10e6 / (length - 1)
+        assert Recipe().beta2(length) ** steps == pytest.approx(0.5, rel=1e-6)
+    assert Recipe().beta2(256) == pytest.approx(0.99998232, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"half_life": 0.0}, {"half_life": 1e20}, {"beta1": 1.0}, {"momentum": -0.1}, {"matrix_rate": math.inf}]
+)
+def test_a_recipe_that_can_not_be_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError):
+        Recipe(**wrong)
