@@ -1,0 +1,248 @@
+"""What is learned from every document: `python -m benchmarks.learning [--quick] [--jobs N]`.
+
+Trains the same model on the same documents of the embedded library, in the same order, with the same tokenizer, warm-up
+and constant rate: by our defaults, by AdamW as it is usually set (0.9, 0.95, weight decay 0.1) at four rates, and by
+the `Trainer` of transformers. Measures each on the held-out documents, then prints the table of `docs/learning.md`.
+
+A run is a file in `--runs`, kept from call to call; one that was stopped goes on where it was (one of transformers
+begins again). `--quick` runs one seed for 1,000 documents. `--only NAME` (a pattern) runs some of the plan, `--table`
+none, `--draw FILE.png` draws the curves. `--time` measures seconds per document of ours and of transformers in turns,
+on an otherwise idle machine. Needs `requirements-bench.txt`.
+"""
+
+import argparse
+import dataclasses
+import fnmatch
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.learning_runs import (
+    BASELINE_RATES,
+    GOAL,
+    RATE,
+    Run,
+    embedded_data,
+    plan,
+    read_run,
+    seconds_per_document,
+    train,
+)
+
+Lengths = np.ndarray[Any, np.dtype[Any]]
+"""(D,) a number for each held-out document."""
+
+
+def table(folder: Path, runs: Sequence[Run]) -> list[str]:
+    """The lines of the table, of the runs that are there. Losses are nats per token on the held-out documents."""
+    lengths = np.array([len(ids) - 1 for ids in embedded_data().held_out])
+    goal = max(run.documents for run in runs if run.contender == "adamw")
+    there = {run: curve for run in runs if run.documents in (curve := _curve(folder, run))}
+    lines = [f"{len(lengths)} held-out documents, {lengths.sum():,} predictions", ""]
+    lines += ["| contender | size | documents | rate | seeds | loss | not averaged |", "|---|---|---|---|---|---|---|"]
+    for key in sorted({(run.contender, run.size, run.documents, run.rate) for run in there}):
+        seeds = [run for run in there if (run.contender, run.size, run.documents, run.rate) == key]
+        losses = [there[run][run.documents] for run in seeds]
+        last = [float(_nats(folder, run, "last").sum() / lengths.sum()) for run in seeds]
+        contender, size, documents, rate = key
+        lines.append(
+            f"| {contender} | {size} | {documents:,} | {rate:.2e} | {', '.join(str(run.seed) for run in seeds)} | "
+            f"{_spread(losses)} | {_spread(last)} |"
+        )
+    rivals = [run for run in there if run.contender == "adamw"]
+    if rivals:
+        rates = {run.rate for run in rivals}
+        best = min(rates, key=lambda rate: min(there[run][goal] for run in rivals if run.rate == rate))
+        lines += ["", *_comparison(folder, there, best, goal, lengths)]
+    for run in there:
+        if run.documents == 20_000:
+            losses = [math.nan if loss is None else loss for loss in read_run(folder, run)["losses"]]
+            averages = np.convolve(losses, np.ones(200) / 200, "valid")
+            rise = float(np.max(averages - np.minimum.accumulate(averages)))
+            lines.append(f"{run.name}: 20,000 steps, {np.isnan(losses).sum()} not finite, the average of 200 documents")
+            lines[-1] += f" is at most {rise:.2f} nats above its best before"
+    return lines
+
+
+def _comparison(
+    folder: Path, there: Mapping[Run, Mapping[int, float]], best: float, goal: int, lengths: Lengths
+) -> list[str]:
+    """Ours against AdamW at its best rate, seed by seed; against transformers; against ourselves at other rates."""
+    lines, gaps, ratios = [], [], []
+    for ours in (
+        run for run in there if (run.contender, run.size, run.rate, run.documents) == ("ours", "small", RATE, goal)
+    ):
+        rival = dataclasses.replace(ours, contender="adamw", rate=best)
+        if rival in there:
+            gap, error = _paired(_nats(folder, rival, "last"), _nats(folder, ours, "average"), lengths)
+            loss, needed = there[rival][goal], _documents_to(there[ours], there[rival][goal])
+            gaps.append(gap)
+            ratios.append(goal / needed)
+            lines.append(
+                f"seed {ours.seed}: {gap:.3f} ± {error:.3f} below AdamW at {best:.1e} (paired by document), whose loss "
+                f"of {loss:.3f} ours has after {needed:,.0f} documents: {goal / needed:.1f} x fewer"
+            )
+            lines += _against_transformers(folder, there, ours, loss, needed)
+        for other in (run for run in there if run.contender == "ours" and run.size == "small" and run.rate != RATE):
+            if (other.seed, other.documents) == (ours.seed, goal):
+                gap, error = _paired(_nats(folder, other, "average"), _nats(folder, ours, "average"), lengths)
+                lines.append(f"seed {ours.seed}: --learning-rate {other.rate:.1e} costs {gap:+.3f} ± {error:.3f}")
+    if len(gaps) > 1:
+        lines.append(f"over seeds: {_spread(gaps)} below AdamW; {_spread(ratios)} x fewer documents")
+    return lines
+
+
+def _against_transformers(
+    folder: Path, there: Mapping[Run, Mapping[int, float]], ours: Run, loss: float, needed: float
+) -> list[str]:
+    """Documents and seconds to that loss: of transformers at its best rate, and of ours, which needed so many."""
+    theirs = [run for run in there if (run.contender, run.size, run.seed) == ("transformers", "small", ours.seed)]
+    if not theirs or not (folder / "seconds.json").exists():
+        return []
+    best = min(theirs, key=lambda run: (_documents_to(there[run], loss), there[run][run.documents]))
+    measured = json.loads((folder / "seconds.json").read_text())
+    seconds = {name: statistics.median(values) for name, values in measured.items()}
+    documents = _documents_to(there[best], loss)
+    at_least = "" if math.isfinite(documents) else "more than "
+    documents = min(documents, best.documents)
+    ratio = documents * seconds["transformers"] / (needed * seconds["ours"])
+    return [
+        f"seed {ours.seed}: transformers at {best.rate:.1e} needs {at_least}{documents:,.0f} documents of "
+        f"{1000 * seconds['transformers']:.0f} ms to that loss, ours take {1000 * seconds['ours']:.0f} ms each: "
+        f"{at_least}{ratio:.1f} x the time"
+    ]
+
+
+def _nats(folder: Path, run: Run, which: str) -> Lengths:
+    """Nats of each held-out document at the end of a run, by the `last` weights or by their `average`."""
+    return np.array(read_run(folder, run)["held_out"][str(run.documents)][which])
+
+
+def _curve(folder: Path, run: Run) -> dict[int, float]:
+    """Documents → held-out loss up to the end of the run, of ours by the averaged weights; AdamW's runs keep none."""
+    which, tokens = (
+        "average" if run.contender == "ours" else "last",
+        sum(len(ids) - 1 for ids in embedded_data().held_out),
+    )
+    found = read_run(folder, run)["held_out"]
+    return {int(count): sum(found[count][which]) / tokens for count in found if int(count) <= run.documents}
+
+
+def _documents_to(curve: Mapping[int, float], loss: float) -> float:
+    """Documents after which a curve first reaches a loss, between two evaluations by a straight line; inf if never."""
+    counts = sorted(curve)
+    if curve[counts[0]] <= loss:
+        return counts[0]
+    for before, after in itertools.pairwise(counts):
+        if curve[after] <= loss:
+            return before + (after - before) * (curve[before] - loss) / (curve[before] - curve[after])
+    return float("inf")
+
+
+def _paired(theirs: Lengths, ours: Lengths, lengths: Lengths) -> tuple[float, float]:
+    """Difference in nats per token over documents of these lengths, and its standard error (of a ratio)."""
+    differences = theirs - ours
+    gap = differences.sum() / lengths.sum()
+    error = (differences - gap * lengths).std(ddof=1) * len(differences) ** 0.5 / lengths.sum()
+    return float(gap), float(error)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean ± the standard deviation over seeds, where there are several."""
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def draw(folder: Path, runs: Sequence[Run], path: Path) -> None:
+    """Held-out loss over documents, and what another `--learning-rate` costs at each size."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    learning, rates = figure.subplots(1, 2)
+    for run in runs:
+        curve = _curve(folder, run)
+        if run.size == "small" and run.seed == 0 and len(curve) > 2 and run.documents == GOAL:
+            is_ours = run.contender == "ours"
+            learning.plot(
+                list(curve),
+                list(curve.values()),
+                label=f"{run.contender}, {run.rate:.2g}",
+                color="#0072b2" if is_ours else "#d55e00" if run.contender == "adamw" else "#555555",
+                linewidth=2 if run.rate == RATE else 1,
+                linestyle={0: "-", 1: "--", 2: ":", 3: "-."}[sorted({RATE / 3, RATE, RATE * 3}).index(run.rate)]
+                if is_ours
+                else {0: ":", 1: "-", 2: "--", 3: "-."}[BASELINE_RATES.index(run.rate)],
+            )
+    learning.set(xlabel="documents", ylabel="held-out loss, nats per token", title="small, one seed")
+    learning.legend(frameon=False)
+    for size in ("tiny", "small", "base"):
+        ends = {
+            run.rate: (run.documents, curve[run.documents])
+            for run in runs
+            if (run.contender, run.size, run.seed) == ("ours", size, 0) and run.documents <= GOAL
+            if run.documents in (curve := _curve(folder, run))
+        }
+        if ends:
+            order, best = sorted(ends), min(loss for _, loss in ends.values())
+            label = f"{size}, {ends[order[0]][0]:,} documents"
+            rates.plot(order, [ends[rate][1] - best for rate in order], marker="o", label=label)
+    rates.set(
+        xscale="log", xlabel="--learning-rate", ylabel="nats per token above the best", title="what the rate costs"
+    )
+    rates.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, 1,000 documents")
+    parser.add_argument("--runs", type=Path, default=Path("learning_runs"), metavar="DIR")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="of the names of runs, like 'ours-small-*'")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--time", action="store_true", help="seconds per document, against transformers, in turns")
+    parser.add_argument("--draw", type=Path, metavar="FILE.png", help="train nothing, draw the curves")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    runs = plan(arguments.quick)
+    if arguments.one:
+        train(next(run for run in runs if f"{run.name}-{run.documents}" == arguments.one), arguments.runs)
+        return
+    if arguments.time:
+        (arguments.runs / "seconds.json").write_text(json.dumps(seconds_per_document()))
+    elif arguments.draw:
+        draw(arguments.runs, runs, arguments.draw)
+    elif not arguments.table:
+        _train_all([run for run in runs if fnmatch.fnmatch(run.name, arguments.only)], arguments)
+    print("\n".join(table(arguments.runs, runs)))
+
+
+def _train_all(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
+    """Each run in a process of its own, so many at once."""
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+
+    locks = {run.name: Lock() for run in runs}  # a longer run goes on with the files of a shorter one
+
+    def start(run: Run) -> None:
+        own = ["--one", f"{run.name}-{run.documents}", *(["--quick"] if arguments.quick else [])]
+        command = [sys.executable, "-m", "benchmarks.learning", "--runs", str(arguments.runs), *own]
+        with locks[run.name]:
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(start, runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""The runs of `benchmarks/learning.py`: who trains, on what, and what is kept of it."""
+
+import dataclasses
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import MODEL_SIZES
+from trainer.device import choose_device, choose_dtype
+from trainer.model import LanguageModel
+from trainer.objective import NextToken
+from trainer.optimizer import Recipe
+from trainer.schedule import warmup_then_constant
+from trainer.step import TrainingStep
+from trainer.transformers_folder import model_config
+
+LENGTH = 256
+RATE = 1e-3
+BASELINE_RATES = (1.5e-4, 3e-4, 6e-4, 1e-3)
+GOAL = 5000
+"""Documents after which contenders are compared."""
+EVALUATION_INTERVAL = 250
+STATE_INTERVAL = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    contender: str
+    """`ours`, `adamw` or `transformers`."""
+    rate: float
+    seed: int
+    documents: int
+    size: str = "small"
+    warmup: int = 1000
+
+    @property
+    def name(self) -> str:
+        return f"{self.contender}-{self.size}-{self.rate:.3g}-seed{self.seed}"
+
+
+def plan(quick: bool) -> list[Run]:
+    """All runs, the most telling first."""
+    documents = 1000 if quick else GOAL
+    runs = [Run("ours", RATE, 0, documents), *(Run("adamw", rate, 0, documents) for rate in BASELINE_RATES)]
+    if quick:
+        return runs
+    for seed in (1, 2):
+        runs += [Run("ours", RATE, seed, GOAL), *(Run("adamw", rate, seed, GOAL) for rate in BASELINE_RATES)]
+    for seed in (0, 1, 2):
+        runs += [Run("ours", rate, seed, GOAL) for rate in (RATE / 3, RATE * 3)]
+        runs += [Run("transformers", rate, seed, GOAL) for rate in BASELINE_RATES]
+    runs += [Run("ours", RATE, seed, 20_000) for seed in (0, 1, 2)]
+    runs += [Run("ours", rate, 0, GOAL, "tiny") for rate in (RATE / 3, RATE, RATE * 3)]
+    runs += [Run("ours", rate, 0, 500, "base", warmup=100) for rate in (RATE / 3, RATE, RATE * 3)]
+    return runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    training: list[list[int]]
+    """Ids of the documents trained on, in order."""
+    held_out: list[list[int]]
+    vocab_size: int
+
+
+@functools.cache
+def embedded_data() -> Data:
+    """The documents of the embedded library as a run with the default settings reads them."""
+    from trainer import python_library
+    from trainer.documents import open_documents
+    from trainer.samples import hash_text, is_held_out
+    from trainer.sources import embedded_source
+    from trainer.tokenizer import Tokenizer, collect_training_texts
+    from trainer.usable import usable_texts, why_unusable
+
+    library = python_library.prepare()
+    documents = open_documents(
+        "python-library", embedded=lambda: embedded_source(library.shards, library.revision), say=print
+    )
+    documents = dataclasses.replace(documents, repeat=False)
+    tokenizer = Tokenizer.train(collect_training_texts(usable_texts(documents)))
+    training, held_out = [], []
+    for document in documents:
+        if not why_unusable(document):
+            text = str(document.text)
+            ids = tokenizer.encode_prefix(text, LENGTH)
+            if len(ids) > 1:
+                (held_out if is_held_out(hash_text(text)) else training).append(ids)
+    return Data(training, held_out, tokenizer.vocab_size)
+
+
+class PlainAdamW:
+    """The usual AdamW, (0.9, 0.95) and weight decay 0.1 on matrices and embedding, in the place of `MuonAdamW`."""
+
+    recipe = Recipe()  # of which nothing is used
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.steps = 0
+        self._weights = dict(weights)
+        self._adamw = torch.optim.AdamW(
+            [
+                {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": 0.1},
+                {"params": [w for w in weights.values() if w.dim() == 1], "weight_decay": 0.0},
+            ],
+            lr=0.0,
+            betas=(0.9, 0.95),
+            fused=True,
+        )
+
+    def step(self, learning_rate: float, *, found_inf: torch.Tensor, grad_scale: torch.Tensor) -> None:
+        self._adamw.grad_scale, self._adamw.found_inf = grad_scale, found_inf  # type: ignore[attr-defined]
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: dict(self._adamw.state[weight]) for name, weight in self._weights.items()}
+
+    def misfit(self, state: Mapping[str, Any]) -> str:
+        return ""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, weight in self._weights.items():
+            self._adamw.state[weight] = dict(state[name])
+            self.steps = int(state[name]["step"])
+
+
+class PlainStep(TrainingStep):
+    """Our step with the usual AdamW; everything else is the same."""
+
+    def _make_optimizer(self, recipe: Recipe) -> Any:
+        return PlainAdamW(dict(zip(self._names, self._masters, strict=True)))
+
+
+def usual_start(model: LanguageModel, seed: int) -> None:
+    """Every matrix normal(0, 0.02)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.copy_(torch.empty(weight.shape).normal_(0.0, 0.02, generator=generator))
+
+
+@torch.no_grad()
+def held_out_nats(model: torch.nn.Module, held_out: Sequence[list[int]]) -> list[float]:
+    """Nats of each held-out document, all its predictions together, by a model of ours or of transformers."""
+    device = next(model.parameters()).device
+    objective, found = NextToken(), [0.0] * len(held_out)
+    order = sorted(range(len(held_out)), key=lambda place: len(held_out[place]))
+    for first in range(0, len(order), 8):
+        places = order[first : first + 8]
+        longest = len(held_out[places[-1]]) - 1
+        pairs = [objective.inputs_and_targets(held_out[place], longest) for place in places]
+        found_logits = model(torch.stack([inputs for inputs, _ in pairs]).to(device))
+        logits = getattr(found_logits, "logits", found_logits).cpu()
+        for place, row, (_, targets) in zip(places, logits, pairs, strict=True):
+            found[place] = objective.judge(row, targets).token_losses.double().sum().item()
+    return [round(nats, 4) for nats in found]
+
+
+def train(run: Run, folder: Path) -> None:
+    """One run, from where it was left; its losses and evaluations go to `NAME.json`."""
+    data, device = embedded_data(), choose_device("auto")
+    kept: dict[str, Any] = {"losses": [], "held_out": {}}
+    if len(read_run(folder, run)["losses"]) >= run.documents:
+        return
+    state_file = folder / f"{run.name}.state"
+    if run.contender == "transformers":
+        _write(folder, run, train_by_transformers(run, data))
+        return
+    model = LanguageModel(MODEL_SIZES[run.size], data.vocab_size, seed=run.seed)
+    if run.contender == "adamw":
+        usual_start(model, run.seed)
+    kind = PlainStep if run.contender == "adamw" else TrainingStep
+    step = kind(model.to(device), dtype=choose_dtype("auto", device), max_seq_length=LENGTH)
+    done = 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        step.load_state_dict(state["step"])
+        kept, done = json.loads(state["kept"]), state["done"]
+    for count in range(done + 1, run.documents + 1):
+        ids = data.training[(count - 1) % len(data.training)]
+        result = step(ids, warmup_then_constant(count - 1, run.rate, run.warmup))
+        kept["losses"].append(round(result.loss, 5) if result.finite else None)
+        if count % EVALUATION_INTERVAL == 0 or count == run.documents:
+            kept["held_out"][str(count)] = found = {"last": held_out_nats(model, data.held_out)}
+            if run.contender == "ours":
+                found["average"] = held_out_nats(step.averaged(), data.held_out)
+            print(run.name, count, {which: round(mean(nats, data), 4) for which, nats in found.items()}, flush=True)
+        if count % STATE_INTERVAL == 0 or count == run.documents:
+            unfinished = state_file.with_suffix(".new")
+            torch.save({"step": step.state_dict(), "kept": json.dumps(kept), "done": count}, unfinished)
+            unfinished.replace(state_file)
+            _write(folder, run, kept)
+
+
+def mean(nats: Sequence[float], data: Data) -> float:
+    """Nats per token of the held-out documents."""
+    return sum(nats) / sum(len(ids) - 1 for ids in data.held_out)
+
+
+def train_by_transformers(run: Run, data: Data) -> dict[str, Any]:
+    """The same by the `Trainer` of transformers: bf16, a batch of one, its own AdamW, clipping and precision."""
+    import transformers
+
+    model, training = _transformers_model(run, data), _Documents(data.training, run.documents)
+    kept: dict[str, Any] = {"losses": [], "held_out": {}}
+
+    class Watch(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
+            if "loss" in logs:
+                kept["losses"].append(round(logs["loss"], 5))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if state.global_step % EVALUATION_INTERVAL == 0:
+                with torch.autocast(model.device.type, torch.bfloat16):
+                    nats = held_out_nats(model, data.held_out)
+                kept["held_out"][str(state.global_step)] = {"last": nats}
+                print(run.name, state.global_step, round(mean(nats, data), 4), flush=True)
+
+    _transformers_trainer(model, training, run, [Watch()], logging_steps=1).train()
+    return kept
+
+
+def _transformers_model(run: Run, data: Data) -> Any:
+    import transformers
+
+    shape = MODEL_SIZES[run.size]
+    transformers.set_seed(run.seed)
+    config = transformers.Qwen3Config(**model_config(shape, data.vocab_size))
+    return transformers.Qwen3ForCausalLM(config)
+
+
+class _Documents(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
+    """In order: of an iterable the `Trainer` shuffles nothing."""
+
+    def __init__(self, documents: Sequence[list[int]], count: int) -> None:
+        self._documents, self._count = documents, count
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for place in range(self._count):
+            ids = torch.tensor(self._documents[place % len(self._documents)])
+            yield {"input_ids": ids, "labels": ids}
+
+
+def _transformers_trainer(
+    model: Any, training: _Documents, run: Run, callbacks: list[Any], logging_steps: int = 500
+) -> Any:
+    """As it is set by default (`logging_steps` too) but for what the comparison is about."""
+    import transformers
+
+    arguments = transformers.TrainingArguments(
+        output_dir=tempfile.gettempdir(),
+        max_steps=run.documents,
+        per_device_train_batch_size=1,
+        learning_rate=run.rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=run.warmup,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        save_strategy="no",
+        logging_steps=logging_steps,
+        disable_tqdm=True,
+        seed=run.seed,
+    )
+    return transformers.Trainer(model=model, args=arguments, train_dataset=training, callbacks=callbacks)
+
+
+def seconds_per_document(rounds: int = 3, documents: int = 60) -> dict[str, list[float]]:
+    """Seconds per document of ours and of transformers, in turns over the same documents; one number a round."""
+    import transformers
+
+    data = embedded_data()
+    device = choose_device("auto")
+    model = LanguageModel(MODEL_SIZES["small"], data.vocab_size).to(device)
+    step = TrainingStep(model, dtype=choose_dtype("auto", device), max_seq_length=LENGTH)
+    found: dict[str, list[float]] = {"ours": [], "transformers": []}
+    theirs = _transformers_model(Run("transformers", 1e-4, 0, documents), data)
+    for number in range(rounds):
+        part = data.training[number * documents :][:documents]
+        for ids in part[:10]:
+            step(ids, 1e-6)
+        since = time.monotonic()
+        for ids in part[10:]:
+            step(ids, 1e-6)
+        found["ours"].append((time.monotonic() - since) / (documents - 10))
+        moments: list[float] = []
+
+        class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+            def on_step_end(self, args: Any, state: Any, control: Any, moments: Any = moments, **rest: Any) -> None:
+                moments.append(time.monotonic())
+
+        run = Run("transformers", 1e-6, 0, documents)
+        _transformers_trainer(theirs, _Documents(part, documents), run, [Clock()]).train()
+        found["transformers"].append((moments[-1] - moments[9]) / (documents - 10))
+    return found
+
+
+def read_run(folder: Path, run: Run) -> dict[str, Any]:
+    """What is kept of a run so far."""
+    try:
+        kept: dict[str, Any] = json.loads((folder / f"{run.name}.json").read_text())
+    except FileNotFoundError:
+        return {"losses": [], "held_out": {}}
+    return kept
+
+
+def _write(folder: Path, run: Run, kept: Mapping[str, Any]) -> None:
+    path = folder / f"{run.name}.json"
+    path.with_suffix(".new").write_text(json.dumps(kept))
+    path.with_suffix(".new").replace(path)
