@@ -50,8 +50,8 @@ def turn_interval(width: int) -> int:
     """Steps between two turns of a matrix, each as many times as long: 16 for a width of 384.
 
     Orthogonalizing takes about 25 x width operations a weight, a document of T tokens 6 x T: in turns that is 600
-    operations a weight at any width, and less than half of what 255 tokens take. What the momentum forgets between two turns is the price: nothing measurable at 8
-    steps, 0.04 nats per token at 32 (`docs/learning.md`).
+    operations a weight at any width, less than half of what 255 tokens take. What the momentum forgets between two
+    turns is the price: nothing measurable at 8 steps, 0.04 nats per token at 32 (`docs/learning.md`).
     """
     return max(1, width // 24)
 
