@@ -166,40 +166,38 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw(folder: Path, runs: Sequence[Run], path: Path) -> None:
-    """Held-out loss over documents, and what another `--learning-rate` costs at each size."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    learning, rates = figure.subplots(1, 2)
+    """Held-out loss over documents, and what another `--learning-rate` costs at each size, as far as there are runs."""
+    ends: dict[str, dict[float, float]] = {}
+    for run in (run for run in runs if (run.contender, run.seed) == ("ours", 0) and run.documents <= GOAL):
+        curve = _curve(folder, run)
+        if run.documents in curve:
+            ends.setdefault(f"{run.size}, {run.documents:,} documents", {})[run.rate] = curve[run.documents]
+    several = {label: losses for label, losses in ends.items() if len(losses) > 1}
+    figure = Figure(figsize=(11 if several else 6.5, 4.2), layout="constrained")
+    learning, *rest = figure.subplots(1, 2 if several else 1, squeeze=False)[0]
+    styles = {"ours": {RATE / 3: ":", RATE: "-", RATE * 3: "--"}}
+    styles["adamw"] = dict(zip(BASELINE_RATES, (":", "-", "--", "-."), strict=True))
+    styles["transformers"] = styles["adamw"]
+    colors = {"ours": "#0072b2", "adamw": "#d55e00", "transformers": "#555555"}
     for run in runs:
         curve = _curve(folder, run)
         if run.size == "small" and run.seed == 0 and len(curve) > 2 and run.documents == GOAL:
-            is_ours = run.contender == "ours"
             learning.plot(
                 list(curve),
                 list(curve.values()),
-                label=f"{run.contender}, {run.rate:.2g}",
-                color="#0072b2" if is_ours else "#d55e00" if run.contender == "adamw" else "#555555",
-                linewidth=2 if run.rate == RATE else 1,
-                linestyle={0: "-", 1: "--", 2: ":", 3: "-."}[sorted({RATE / 3, RATE, RATE * 3}).index(run.rate)]
-                if is_ours
-                else {0: ":", 1: "-", 2: "--", 3: "-."}[BASELINE_RATES.index(run.rate)],
+                label=f"{run.contender}, {run.rate:.1e}",
+                color=colors[run.contender],
+                linewidth=2 if (run.contender, run.rate) == ("ours", RATE) else 1,
+                linestyle=styles[run.contender][run.rate],
             )
     learning.set(xlabel="documents", ylabel="held-out loss, nats per token", title="small, one seed")
     learning.legend(frameon=False)
-    for size in ("tiny", "small", "base"):
-        ends = {
-            run.rate: (run.documents, curve[run.documents])
-            for run in runs
-            if (run.contender, run.size, run.seed) == ("ours", size, 0) and run.documents <= GOAL
-            if run.documents in (curve := _curve(folder, run))
-        }
-        if ends:
-            order, best = sorted(ends), min(loss for _, loss in ends.values())
-            label = f"{size}, {ends[order[0]][0]:,} documents"
-            rates.plot(order, [ends[rate][1] - best for rate in order], marker="o", label=label)
-    rates.set(
-        xscale="log", xlabel="--learning-rate", ylabel="nats per token above the best", title="what the rate costs"
-    )
-    rates.legend(frameon=False)
+    for rates in rest:
+        for label, losses in several.items():
+            order = sorted(losses)
+            rates.plot(order, [losses[rate] - min(losses.values()) for rate in order], marker="o", label=label)
+        rates.set(xscale="log", xlabel="--learning-rate", ylabel="nats per token above the best", title="another rate")
+        rates.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
 
