@@ -22,19 +22,16 @@ class AveragedWeights:
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         self.weights = [weight.detach().clone() for weight in weights]
-        self._steps = 0
 
     @torch.no_grad()
-    def follow(self, weights: Sequence[Tensor]) -> None:
-        """Count one step, after which the weights stand there."""
-        self._steps += 1
-        if self._steps % INTERVAL == 0 or self._steps < INTERVAL:
-            looks = max(self._steps // INTERVAL, 1)
+    def follow(self, weights: Sequence[Tensor], steps: int) -> None:
+        """After `steps` steps in all the weights stand there. To be told of every step."""
+        if steps % INTERVAL == 0 or steps < INTERVAL:
+            looks = max(steps // INTERVAL, 1)
             torch._foreach_lerp_(self.weights, [weight.detach() for weight in weights], (DECAY + 1) / (DECAY + looks))
 
     @torch.no_grad()
-    def go_on(self, weights: Sequence[Tensor], steps: int) -> None:
-        """Take `weights` for the average of `steps` steps."""
-        self._steps = steps
+    def take(self, weights: Sequence[Tensor]) -> None:
+        """Be these weights."""
         for mine, weight in zip(self.weights, weights, strict=True):
             mine.copy_(weight)

@@ -120,7 +120,7 @@ class TrainingStep:
             seconds = time.monotonic() - since
         self.optimizer.forget()
         self._detector.forget()
-        self._average.go_on(self._masters, 0)
+        self._average.take(self._masters)
         return seconds
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class TrainingStep:
             self._write_weights()
         self.optimizer = self._make_optimizer(Recipe(**state["recipe"]))
         self.optimizer.load_state_dict(state["optimizer"])
-        self._average.go_on([state["average"][name] for name in self._names], self.optimizer.steps)
+        self._average.take([state["average"][name] for name in self._names])
         self._averaged_is_current = False
 
     def _misfit(self, state: Mapping[str, Any]) -> str:
@@ -213,7 +213,7 @@ class TrainingStep:
         """Move the masters as far as the verdict lets them, and write the weights."""
         self.optimizer.step(learning_rate, found_inf=verdict.found_inf, grad_scale=verdict.grad_scale)
         self._write_weights()
-        self._average.follow(self._masters)
+        self._average.follow(self._masters, self.optimizer.steps)
         self._averaged_is_current = False
         for weight in self._weights:
             weight.grad = None
