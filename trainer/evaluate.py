@@ -10,7 +10,7 @@ from pathlib import Path
 from trainer.config import FIELDS, TrainingConfig
 from trainer.device import choose_device, choose_dtype
 from trainer.documents import DocumentStream
-from trainer.errors import RunError, UserError
+from trainer.errors import UserError
 from trainer.evaluator import Evaluator
 from trainer.parts import held_out_of_run
 from trainer.records import Cursor, Document, Evaluation, Origin, Sample
@@ -18,7 +18,7 @@ from trainer.run_state import RUN_STATE, misfit
 from trainer.samples import SampleStream
 from trainer.sources import DataSource, Shard, kind_of
 from trainer.tokenizer import Tokenizer
-from trainer.trained_model import CommandParser, TrainedModel, open_trained_model
+from trainer.trained_model import CommandParser, TrainedModel, exit_code_of, open_trained_model
 from trainer.usable import hash_text
 
 MOST_SOURCES = 20
@@ -172,14 +172,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of `contract.md`: 0, 2 for the user's input, 3 for data out of reach, 130 after Ctrl-C."""
-    try:
-        evaluate(_parse(argv))
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code_of(lambda: evaluate(_parse(argv)))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from trainer.durable import sync_folder
-from trainer.errors import MachineError, RunError, UserError
+from trainer.errors import MachineError, UserError
 from trainer.model import LanguageModel
 from trainer.model_card import model_card
 from trainer.pretrained_tokenizer import PretrainedTokenizer
 from trainer.run_state import RUN_STATE, misfit
 from trainer.tokenizer import Tokenizer
 from trainer.tokenizer_json import special_tokens, to_tokenizer_json
-from trainer.trained_model import CommandParser, TrainedModel, open_trained_model
+from trainer.trained_model import CommandParser, TrainedModel, exit_code_of, open_trained_model
 from trainer.transformers_folder import CARRIED, model_config
 
 _MARK = {"exported_by": "train_slimpajama"}
@@ -198,14 +198,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of `contract.md`: 0, 2 the user's input, 4 diverged, 5 the machine, 130 after Ctrl-C."""
-    try:
-        export(_parse(argv))
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code_of(lambda: export(_parse(argv)))
 
 
 if __name__ == "__main__":

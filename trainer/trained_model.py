@@ -2,13 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trainer.checkpoint import CheckpointManager
-from trainer.errors import UserError
+from trainer.errors import RunError, UserError
 from trainer.model import LanguageModel, shape_of
 from trainer.pretrained_tokenizer import tokenizer_of
 from trainer.state_file import read_state
@@ -42,6 +42,18 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
+
+
+def exit_code_of(command: Callable[[], None]) -> int:
+    """Run a command and return the exit code of `contract.md`; a failure is one line on standard error."""
+    try:
+        command()
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def open_trained_model(checkpoint: Path | None, folder: Path) -> TrainedModel:
