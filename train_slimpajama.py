@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.arguments import Arguments, parse_arguments
-from trainer.config import FIELDS, TrainingConfig, check_combinations, refuse_ranks
+from trainer.arguments import Arguments, check_combinations, parse_arguments, refuse_ranks
+from trainer.config import FIELDS, TrainingConfig
 from trainer.errors import MachineError, RunError, UserError
 from trainer.signals import StopSignals
 

@@ -3,13 +3,11 @@
 import dataclasses
 import difflib
 import math
-import os
 import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
@@ -295,29 +293,3 @@ def check_value(setting: "dataclasses.Field[Any]", value: Any) -> None:
                 raise UserError("--prompt must not be empty")
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise UserError("--prompt is not valid UTF-8")
-
-
-def refuse_ranks(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise `UserError` when a launcher started more than one process: each would train the same documents."""
-    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-        value = environment.get(name, "1")
-        if value.isdigit() and int(value) > 1:
-            raise UserError(
-                f"{name}={value}: several ranks are not built yet, start one process: python train_slimpajama.py"
-            )
-
-
-def check_combinations(config: TrainingConfig) -> None:
-    """Raise `UserError` for settings that can't be together, and for a file that one names and that is not there."""
-    hub_only = {"dataset_config": None, "dataset_split": "train", "dataset_revision": None}
-    for name, default in hub_only.items():
-        if config.dataset in ("auto", "python-library") and getattr(config, name) != default:
-            raise UserError(
-                f"{FIELDS[name].metadata['flag']} {getattr(config, name)} is for a Hub dataset: name it with --dataset"
-            )
-    if config.tokenizer is not None and config.pretrained_checkpoint is not None:
-        raise UserError("--tokenizer and --pretrained-checkpoint both bring a tokenizer: keep one")
-    if config.tokenizer is not None and not Path(config.tokenizer).is_file():
-        raise UserError(f"--tokenizer {config.tokenizer}: no such file")
-    if config.pretrained_checkpoint is not None and not Path(config.pretrained_checkpoint).exists():
-        raise UserError(f"--pretrained-checkpoint {config.pretrained_checkpoint}: no such file or folder")

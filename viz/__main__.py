@@ -5,7 +5,8 @@ import sqlite3
 import sys
 from pathlib import Path
 
-from viz.charts import Chart, draw_run
+from viz.chart_files import draw_run
+from viz.charts import Chart
 from viz.exports import Exporter
 from viz.filesystem import replace_file
 from viz.reader import StoreReader

@@ -5,9 +5,7 @@ Never `pyplot`, which keeps every figure alive in a global list.
 """
 
 import io
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -17,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from viz.filesystem import replace_file
 from viz.panel_text import fill_text_panel, printable, shorten_to_width
-from viz.reader import Columns, StoreReader
+from viz.reader import Columns
 from viz.schema import Row
 from viz.smoothing import (
     Floats,
@@ -64,40 +61,6 @@ STYLE: dict[Any, Any] = {
     "legend.edgecolor": "white",
     "legend.labelcolor": INK,
 }
-
-
-def draw_run(chart: "Chart", store: StoreReader, columns: Columns, folder: Path, step: int) -> Path:
-    """Draw the run as of `step` finished documents: `training_step_000050.png`, and the latest if none is newer.
-
-    `columns` may reach further than `step`. Returns the picture's path. Raises OSError when it can't be written.
-    """
-    known = int(np.searchsorted(columns["steps"], step))
-    columns = {name: values[:known] for name, values in columns.items()}
-    picture = chart.draw(store.run(), columns, store.latest_text_sample(step), step, store.evaluations(step))
-    path = folder / f"training_step_{step:06d}.png"
-    replace_file(path, [picture])
-    if step >= max(numbered_charts(folder)):
-        replace_file(folder / "training_latest.png", [picture])
-    return path
-
-
-def numbered_charts(folder: Path) -> dict[int, Path]:
-    """Finished documents -> picture, of all the numbered pictures in a folder."""
-    pattern = re.compile(r"training_step_(\d{6,})\.png")
-    return {int(match[1]): path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
-
-
-def forget_charts(folder: Path, step: int) -> None:
-    """Remove the pictures of more than `step` documents, which the run has forgotten; the latest is the newest left."""
-    charts = numbered_charts(folder)
-    gone = [number for number in charts if number > step]
-    for number in gone:
-        charts.pop(number).unlink(missing_ok=True)
-    latest = folder / "training_latest.png"
-    if gone and charts:
-        replace_file(latest, [charts[max(charts)].read_bytes()])
-    elif gone:
-        latest.unlink(missing_ok=True)
 
 
 class Chart:

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from viz.charts import Chart, draw_run, forget_charts
+from viz.chart_files import draw_run, forget_charts
+from viz.charts import Chart
 from viz.exports import Exporter
 from viz.reader import Columns, StoreReader
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.arguments import parse_arguments, read_config_file
-from trainer.config import FIELDS, MODEL_SIZES, TrainingConfig, refuse_ranks
+from trainer.arguments import parse_arguments, read_config_file, refuse_ranks
+from trainer.config import FIELDS, MODEL_SIZES, TrainingConfig
 from trainer.errors import UserError
 
 # Every setting, typed on the command line as something other than its default.

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from viz.charts import HEIGHT, WIDTH, Chart, draw_run, forget_charts, short_number
+from viz.chart_files import draw_run, forget_charts
+from viz.charts import HEIGHT, WIDTH, Chart, short_number
 from viz.schema import rows_of
 from viz.store import Columns, StoreReader, StoreWriter
 
