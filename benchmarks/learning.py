@@ -132,11 +132,8 @@ def _nats(folder: Path, run: Run, which: str) -> Lengths:
 
 def _curve(folder: Path, run: Run) -> dict[int, float]:
     """Documents → held-out loss up to the end of the run, of ours by the averaged weights; AdamW's runs keep none."""
-    which, tokens = (
-        "average" if run.contender == "ours" else "last",
-        sum(len(ids) - 1 for ids in embedded_data().held_out),
-    )
-    found = read_run(folder, run)["held_out"]
+    which, found = "average" if run.contender == "ours" else "last", read_run(folder, run)["held_out"]
+    tokens = sum(len(ids) - 1 for ids in embedded_data().held_out)
     return {int(count): sum(found[count][which]) / tokens for count in found if int(count) <= run.documents}
 
 
@@ -175,9 +172,8 @@ def draw(folder: Path, runs: Sequence[Run], path: Path) -> None:
     several = {label: losses for label, losses in ends.items() if len(losses) > 1}
     figure = Figure(figsize=(11 if several else 6.5, 4.2), layout="constrained")
     learning, *rest = figure.subplots(1, 2 if several else 1, squeeze=False)[0]
-    styles = {"ours": {RATE / 3: ":", RATE: "-", RATE * 3: "--"}}
-    styles["adamw"] = dict(zip(BASELINE_RATES, (":", "-", "--", "-."), strict=True))
-    styles["transformers"] = styles["adamw"]
+    usual = dict(zip(BASELINE_RATES, (":", "-", "--", "-."), strict=True))
+    styles = {"ours": {RATE / 3: ":", RATE: "-", RATE * 3: "--"}, "adamw": usual, "transformers": usual}
     colors = {"ours": "#0072b2", "adamw": "#d55e00", "transformers": "#555555"}
     for run in runs:
         curve = _curve(folder, run)

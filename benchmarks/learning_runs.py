@@ -3,22 +3,20 @@
 import dataclasses
 import functools
 import json
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.baselines import Documents, PlainStep, transformers_model, transformers_trainer, usual_start
 from trainer.config import MODEL_SIZES
 from trainer.device import choose_device, choose_dtype
 from trainer.model import LanguageModel
 from trainer.objective import NextToken
-from trainer.optimizer import Recipe
 from trainer.schedule import warmup_then_constant
 from trainer.step import TrainingStep
-from trainer.transformers_folder import model_config
 
 LENGTH = 256
 RATE = 1e-3
@@ -97,59 +95,6 @@ def embedded_data() -> Data:
     return Data(training, held_out, tokenizer.vocab_size)
 
 
-class PlainAdamW:
-    """The usual AdamW, (0.9, 0.95) and weight decay 0.1 on matrices and embedding, in the place of `MuonAdamW`."""
-
-    recipe = Recipe()  # of which nothing is used
-
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
-        self.steps = 0
-        self._weights = dict(weights)
-        self._adamw = torch.optim.AdamW(
-            [
-                {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": 0.1},
-                {"params": [w for w in weights.values() if w.dim() == 1], "weight_decay": 0.0},
-            ],
-            lr=0.0,
-            betas=(0.9, 0.95),
-            fused=True,
-        )
-
-    def step(self, learning_rate: float, *, found_inf: torch.Tensor, grad_scale: torch.Tensor) -> None:
-        self._adamw.grad_scale, self._adamw.found_inf = grad_scale, found_inf  # type: ignore[attr-defined]
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
-        self._adamw.step()
-        self.steps += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: dict(self._adamw.state[weight]) for name, weight in self._weights.items()}
-
-    def misfit(self, state: Mapping[str, Any]) -> str:
-        return ""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, weight in self._weights.items():
-            self._adamw.state[weight] = dict(state[name])
-            self.steps = int(state[name]["step"])
-
-
-class PlainStep(TrainingStep):
-    """Our step with the usual AdamW; everything else is the same."""
-
-    def _make_optimizer(self, recipe: Recipe) -> Any:
-        return PlainAdamW(dict(zip(self._names, self._masters, strict=True)))
-
-
-def usual_start(model: LanguageModel, seed: int) -> None:
-    """Every matrix normal(0, 0.02)."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.copy_(torch.empty(weight.shape).normal_(0.0, 0.02, generator=generator))
-
-
 @torch.no_grad()
 def held_out_nats(model: torch.nn.Module, held_out: Sequence[list[int]]) -> list[float]:
     """Nats of each held-out document, all its predictions together, by a model of ours or of transformers."""
@@ -212,7 +157,7 @@ def train_by_transformers(run: Run, data: Data) -> dict[str, Any]:
     """The same by the `Trainer` of transformers: bf16, a batch of one, its own AdamW, clipping and precision."""
     import transformers
 
-    model, training = _transformers_model(run, data), _Documents(data.training, run.documents)
+    model = transformers_model(MODEL_SIZES[run.size], data.vocab_size, run.seed)
     kept: dict[str, Any] = {"losses": [], "held_out": {}}
 
     class Watch(transformers.TrainerCallback):  # type: ignore[misc]
@@ -227,53 +172,17 @@ def train_by_transformers(run: Run, data: Data) -> dict[str, Any]:
                 kept["held_out"][str(state.global_step)] = {"last": nats}
                 print(run.name, state.global_step, round(mean(nats, data), 4), flush=True)
 
-    _transformers_trainer(model, training, run, [Watch()], logging_steps=1).train()
-    return kept
-
-
-def _transformers_model(run: Run, data: Data) -> Any:
-    import transformers
-
-    shape = MODEL_SIZES[run.size]
-    transformers.set_seed(run.seed)
-    config = transformers.Qwen3Config(**model_config(shape, data.vocab_size))
-    return transformers.Qwen3ForCausalLM(config)
-
-
-class _Documents(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
-    """In order: of an iterable the `Trainer` shuffles nothing."""
-
-    def __init__(self, documents: Sequence[list[int]], count: int) -> None:
-        self._documents, self._count = documents, count
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for place in range(self._count):
-            ids = torch.tensor(self._documents[place % len(self._documents)])
-            yield {"input_ids": ids, "labels": ids}
-
-
-def _transformers_trainer(
-    model: Any, training: _Documents, run: Run, callbacks: list[Any], logging_steps: int = 500
-) -> Any:
-    """As it is set by default (`logging_steps` too) but for what the comparison is about."""
-    import transformers
-
-    arguments = transformers.TrainingArguments(
-        output_dir=tempfile.gettempdir(),
-        max_steps=run.documents,
-        per_device_train_batch_size=1,
-        learning_rate=run.rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=run.warmup,
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        report_to=[],
-        save_strategy="no",
-        logging_steps=logging_steps,
-        disable_tqdm=True,
+    transformers_trainer(
+        model,
+        Documents(data.training, run.documents),
+        steps=run.documents,
+        rate=run.rate,
+        warmup=run.warmup,
         seed=run.seed,
-    )
-    return transformers.Trainer(model=model, args=arguments, train_dataset=training, callbacks=callbacks)
+        callbacks=[Watch()],
+        logging_steps=1,
+    ).train()
+    return kept
 
 
 def seconds_per_document(rounds: int = 3, documents: int = 60) -> dict[str, list[float]]:
@@ -285,7 +194,7 @@ def seconds_per_document(rounds: int = 3, documents: int = 60) -> dict[str, list
     model = LanguageModel(MODEL_SIZES["small"], data.vocab_size).to(device)
     step = TrainingStep(model, dtype=choose_dtype("auto", device), max_seq_length=LENGTH)
     found: dict[str, list[float]] = {"ours": [], "transformers": []}
-    theirs = _transformers_model(Run("transformers", 1e-4, 0, documents), data)
+    theirs = transformers_model(MODEL_SIZES["small"], data.vocab_size, 0)
     for number in range(rounds):
         part = data.training[number * documents :][:documents]
         for ids in part[:10]:
@@ -300,8 +209,10 @@ def seconds_per_document(rounds: int = 3, documents: int = 60) -> dict[str, list
             def on_step_end(self, args: Any, state: Any, control: Any, moments: Any = moments, **rest: Any) -> None:
                 moments.append(time.monotonic())
 
-        run = Run("transformers", 1e-6, 0, documents)
-        _transformers_trainer(theirs, _Documents(part, documents), run, [Clock()]).train()
+        training = Documents(part, documents)
+        transformers_trainer(
+            theirs, training, steps=documents, rate=1e-6, warmup=0, seed=0, callbacks=[Clock()]
+        ).train()
         found["transformers"].append((moments[-1] - moments[9]) / (documents - 10))
     return found
 

@@ -1,0 +1,119 @@
+"""Who our update is held against: AdamW as it is usually set, in our step, and the `Trainer` of transformers."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from trainer.config import ModelShape
+from trainer.model import LanguageModel
+from trainer.optimizer import Recipe
+from trainer.step import TrainingStep
+from trainer.transformers_folder import model_config
+
+
+class PlainAdamW:
+    """The usual AdamW, (0.9, 0.95) and weight decay 0.1 on matrices and embedding, in the place of `MuonAdamW`."""
+
+    recipe = Recipe()  # of which nothing is used
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.steps = 0
+        self._weights = dict(weights)
+        self._adamw = torch.optim.AdamW(
+            [
+                {"params": [w for w in weights.values() if w.dim() > 1], "weight_decay": 0.1},
+                {"params": [w for w in weights.values() if w.dim() == 1], "weight_decay": 0.0},
+            ],
+            lr=0.0,
+            betas=(0.9, 0.95),
+            fused=True,
+        )
+
+    def step(self, learning_rate: float, *, found_inf: torch.Tensor, grad_scale: torch.Tensor) -> None:
+        self._adamw.grad_scale, self._adamw.found_inf = grad_scale, found_inf  # type: ignore[attr-defined]
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: dict(self._adamw.state[weight]) for name, weight in self._weights.items()}
+
+    def misfit(self, state: Mapping[str, Any]) -> str:
+        return ""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, weight in self._weights.items():
+            self._adamw.state[weight] = dict(state[name])
+            self.steps = int(state[name]["step"])
+
+
+class PlainStep(TrainingStep):
+    """Our step with the usual AdamW; everything else is the same."""
+
+    def _make_optimizer(self, recipe: Recipe) -> Any:
+        return PlainAdamW(dict(zip(self._names, self._masters, strict=True)))
+
+
+def usual_start(model: LanguageModel, seed: int) -> None:
+    """Every matrix normal(0, 0.02)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.copy_(torch.empty(weight.shape).normal_(0.0, 0.02, generator=generator))
+
+
+def transformers_model(shape: ModelShape, vocab_size: int, seed: int) -> Any:
+    """A new Qwen3 of that shape."""
+    import transformers
+
+    transformers.set_seed(seed)
+    config = transformers.Qwen3Config(**model_config(shape, vocab_size))
+    return transformers.Qwen3ForCausalLM(config)
+
+
+class Documents(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
+    """In order: of an iterable the `Trainer` shuffles nothing."""
+
+    def __init__(self, documents: Sequence[list[int]], count: int) -> None:
+        self._documents, self._count = documents, count
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for place in range(self._count):
+            ids = torch.tensor(self._documents[place % len(self._documents)])
+            yield {"input_ids": ids, "labels": ids}
+
+
+def transformers_trainer(
+    model: Any,
+    training: Documents,
+    *,
+    steps: int,
+    rate: float,
+    warmup: int,
+    seed: int,
+    callbacks: list[Any],
+    logging_steps: int = 500,
+) -> Any:
+    """Its `Trainer` as it is set by default (`logging_steps` too) but for what the comparison is about."""
+    import transformers
+
+    arguments = transformers.TrainingArguments(
+        output_dir=tempfile.gettempdir(),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        learning_rate=rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=warmup,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        save_strategy="no",
+        logging_steps=logging_steps,
+        disable_tqdm=True,
+        seed=seed,
+    )
+    return transformers.Trainer(model=model, args=arguments, train_dataset=training, callbacks=callbacks)
