@@ -24,6 +24,7 @@ BASELINE_RATES = (1.5e-4, 3e-4, 6e-4, 1e-3)
 GOAL = 5000
 """Documents after which contenders are compared."""
 EVALUATION_INTERVAL = 250
+"""Documents between two evaluations up to `GOAL`; behind it only every tenth is made."""
 STATE_INTERVAL = 500
 
 
@@ -136,10 +137,12 @@ def train(run: Run, folder: Path) -> None:
         ids = data.training[(count - 1) % len(data.training)]
         result = step(ids, warmup_then_constant(count - 1, run.rate, run.warmup))
         kept["losses"].append(round(result.loss, 5) if result.finite else None)
-        if count % EVALUATION_INTERVAL == 0 or count == run.documents:
-            kept["held_out"][str(count)] = found = {"last": held_out_nats(model, data.held_out)}
+        if count % (EVALUATION_INTERVAL * (1 if count <= GOAL else 10)) == 0 or count == run.documents:
+            kept["held_out"][str(count)] = found = {}
             if run.contender == "ours":
                 found["average"] = held_out_nats(step.averaged(), data.held_out)
+            if run.contender != "ours" or count in (GOAL, run.documents):
+                found["last"] = held_out_nats(model, data.held_out)
             print(run.name, count, {which: round(mean(nats, data), 4) for which, nats in found.items()}, flush=True)
         if count % STATE_INTERVAL == 0 or count == run.documents:
             unfinished = state_file.with_suffix(".new")
