@@ -31,12 +31,23 @@ class PlainAdamW:
             fused=True,
         )
 
-    def step(self, learning_rate: float, *, found_inf: torch.Tensor, grad_scale: torch.Tensor) -> None:
+    def step(
+        self,
+        gradients: Sequence[torch.Tensor],
+        learning_rate: float,
+        *,
+        found_inf: torch.Tensor,
+        grad_scale: torch.Tensor,
+    ) -> list[str]:
         self._adamw.grad_scale, self._adamw.found_inf = grad_scale, found_inf  # type: ignore[attr-defined]
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
+        for weight, gradient in zip(self._weights.values(), gradients, strict=True):
+            weight.grad = gradient.float()
         self._adamw.step()
+        self._adamw.zero_grad()
         self.steps += 1
+        return list(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {name: dict(self._adamw.state[weight]) for name, weight in self._weights.items()}

@@ -128,16 +128,18 @@ class LanguageModel(nn.Module):
 # --- training: one document, one step
 
 
+POLYNOMIALS = (8.3837, -24.7659, 18.3571), (3.969, -2.8424, 0.5167), (3.4626, -2.4982, 0.4802), (2.491, -1.78, 0.406)
+
+
 def learning_rate(step: int, full: float, warmup: int) -> float:
     return full * max(step, 1) / warmup if step < warmup else full
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal rows or columns, about, by Newton-Schulz iterations (Jordan et al., 2024)."""
-    x = matrix / (torch.linalg.matrix_norm(matrix) + 1e-12)
-    for _ in range(5):
-        gram = x.T @ x
-        x = 3.4445 * x + x @ (-4.7750 * gram + 2.0315 * gram @ gram)
+    """The nearest matrix with orthonormal rows or columns, about, by Newton-Schulz iterations (arXiv 2505.16932)."""
+    x = matrix / (1.05 * torch.linalg.matrix_norm(matrix.T @ matrix) + 1e-24) ** 0.5
+    for a, b, c in POLYNOMIALS:
+        x = a * x + x @ (b * (gram := x.T @ x) + c * gram @ gram)
     return x
 
 
@@ -157,8 +159,8 @@ class Update:
         for place, (matrix, momentum) in enumerate(self.momenta.items()):
             momentum.lerp_(matrix.grad, 0.05)
             if (step + 1 + place) % self.interval == 0:
-                height = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                matrix -= 3 * rate * self.interval * height * orthogonalize(momentum)
+                reach = 3 * rate * self.interval * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                matrix -= reach * orthogonalize(momentum)
 
 
 def train(arguments: argparse.Namespace) -> Iterator[tuple[float, float]]:
@@ -177,8 +179,7 @@ def train(arguments: argparse.Namespace) -> Iterator[tuple[float, float]]:
         loss = F.cross_entropy(logits, targets)
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-        for parameter in model.parameters():
-            parameter.grad /= norm.clamp(min=1.0)
+        torch._foreach_div_([p.grad for p in model.parameters()], norm.clamp(min=1.0))
         update(step, learning_rate(step, arguments.learning_rate, arguments.warmup_steps))
         model.zero_grad()
         yield loss.item(), (logits.argmax(-1) == targets).float().mean().item()

@@ -4,8 +4,6 @@ import contextlib
 import os
 import platform
 import re
-import shutil
-import sysconfig
 from pathlib import Path
 
 import torch
@@ -95,22 +93,3 @@ def describe_device(device: torch.device) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed. On a CPU torch says so by a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def prepare_compiler(device: torch.device, graphs: int) -> None:
-    """Set torch up, for the whole process, to compile up to `graphs` static graphs of one function, reproducibly."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * graphs)
-    if device.type == "cpu":
-        # The compiled backward of the embedding adds with atomics: two runs would differ in the last bits.
-        make_deterministic()
-
-
-def why_not_compile(device: torch.device) -> str:
-    """What `torch.compile` lacks here, or nothing. On a CPU it needs a C++ compiler and the Python headers."""
-    if device.type != "cpu":
-        return ""
-    if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
-        return "there is no C++ compiler"
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        return "the Python headers are missing"
-    return ""

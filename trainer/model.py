@@ -55,7 +55,15 @@ class LanguageModel(nn.Module):
 
     def hidden(self, ids: Tensor) -> Tensor:
         """(B, T) int64 → (B, T, width), what the output layer reads. No token has an effect on those left of it."""
-        output: Tensor = self.model(ids, self.rotary(ids.shape[1]))
+        return self.read(self.embed(ids))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, T) int64 → (B, T, width), the rows of the embedding."""
+        return F.embedding(ids, self.model.embed_tokens.weight)
+
+    def read(self, embedded: Tensor) -> Tensor:
+        """(B, T, width) → (B, T, width): `hidden` from what `embed` gave."""
+        output: Tensor = self.model(embedded, self.rotary(embedded.shape[1]))
         return output
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -224,5 +232,5 @@ class _Reader:
         if self.length > self.tables.shape[1]:
             self.tables = rotary_tables(self.model.shape, 2 * self.length, self.tables.device)
         new = torch.tensor([ids], device=self.tables.device)
-        hidden = self.model.model(new, self.tables[:, start : self.length], start, self.caches)
+        hidden = self.model.model(self.model.embed(new), self.tables[:, start : self.length], start, self.caches)
         return self.model.logits(hidden[0, -1])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trainer.average import AveragedWeights
-from trainer.device import prepare_compiler
+from trainer.compilation import allow_graphs
 from trainer.errors import UserError
 from trainer.model import LanguageModel
 from trainer.objective import Judgement, NextToken
@@ -31,6 +31,13 @@ def padded_lengths(max_seq_length: int) -> tuple[int, ...]:
     return tuple(lengths)
 
 
+def l2_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of all of them together, () fp32, whatever dtype they are in."""
+    norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for gradient in gradients])
+    norm: torch.Tensor = torch.linalg.vector_norm(norms)
+    return norm
+
+
 class TrainingStep:
     """The model's weights, their fp32 masters, the optimizer, the judge, and the step that moves the weights."""
 
@@ -40,7 +47,6 @@ class TrainingStep:
         *,
         dtype: torch.dtype,
         max_seq_length: int,
-        compile: bool = False,
         objective: NextToken | None = None,
         detector: InstabilityDetector | None = None,
         recipe: Recipe | None = None,
@@ -50,7 +56,6 @@ class TrainingStep:
             model: on its device, with fp32 weights; it is cast to `dtype` here.
             dtype: of the weights that compute. In bf16 the fp32 masters stay beside them, because an update smaller
                 than a weight's last bf16 bit would be lost.
-            compile: one static graph for each padded length.
             recipe: of the update; a resumed run brings its own along.
         """
         self.model = model
@@ -59,13 +64,11 @@ class TrainingStep:
         self._detector = detector or InstabilityDetector()
         self.device = model.device
         self._names = [name for name, _ in model.named_parameters()]
+        self._embedding = self._names.index("model.embed_tokens.weight")
         self._weights: list[torch.Tensor] = list(model.parameters())
         self._masters = self._weights
         if dtype != torch.float32:
             self._masters = [weight.detach().clone() for weight in self._weights]
-            self._master_gradients = [torch.empty_like(master) for master in self._masters]
-            for master, gradient in zip(self._masters, self._master_gradients, strict=True):
-                master.grad = gradient
             model.to(dtype)
         self._max_seq_length = max_seq_length
         self._dtype = dtype
@@ -74,9 +77,13 @@ class TrainingStep:
         self._averaged_model: LanguageModel | None = None
         self._averaged_is_current = False
         self._forward: Callable[[torch.Tensor, torch.Tensor], Judgement] = self._judge
-        if compile:
-            prepare_compiler(self.device, len(self.lengths))
-            self._forward = torch.compile(self._judge, dynamic=False)
+        self._norm: Callable[[Sequence[torch.Tensor]], torch.Tensor] = l2_norm
+
+    def compile(self) -> None:
+        """From now on one static graph for each padded length, made when the first sample of that length comes."""
+        allow_graphs(len(self.lengths))
+        self._forward = torch.compile(self._judge, dynamic=False)
+        self._norm = torch.compile(l2_norm, dynamic=False)
 
     def __call__(self, ids: Sequence[int], learning_rate: float) -> StepResult:
         """One step on one document.
@@ -87,10 +94,10 @@ class TrainingStep:
         """
         count = len(ids) - 1
         length = next(length for length in self.lengths if length >= count)
-        judged = self._backward(ids, length)
-        loss_before, norm_before = judged.loss.detach(), self._gradient_norm()
+        judged, gradients = self._gradients(ids, length)
+        loss_before, norm_before = judged.loss.detach(), self._norm(gradients)
         verdict = self._detector.judge(length, judged.logits_are_finite, loss_before, norm_before)
-        self._update(learning_rate, verdict)
+        self._update(gradients, learning_rate, verdict)
         # One transfer for all numbers: on a GPU each would be a wait of its own.
         scalars = torch.stack([loss_before, norm_before, verdict.found_inf])
         found = torch.cat([scalars, verdict.medians, verdict.faults, judged.token_losses[:count]]).cpu().numpy()
@@ -167,7 +174,7 @@ class TrainingStep:
         with torch.no_grad():
             for name, master in zip(self._names, self._masters, strict=True):
                 master.copy_(state["model"][name])
-            self._write_weights()
+            self._write_weights(self._names)
         self.optimizer = self._make_optimizer(Recipe(**state["recipe"]))
         self.optimizer.load_state_dict(state["optimizer"])
         self._average.take([state["average"][name] for name in self._names])
@@ -189,34 +196,43 @@ class TrainingStep:
             return "recipe"
         return self.optimizer.misfit(state["optimizer"])
 
-    def _judge(self, inputs: torch.Tensor, targets: torch.Tensor) -> Judgement:
-        return self._objective.judge(self.model(inputs.unsqueeze(0))[0], targets)
+    def _judge(self, embedded: torch.Tensor, targets: torch.Tensor) -> Judgement:
+        return self._objective.judge(self.model.logits(self.model.read(embedded))[0], targets)
 
-    def _backward(self, ids: Sequence[int], length: int) -> Judgement:
-        """Gradients of the mean loss, over a sample padded to `length` predictions, into the weights."""
-        inputs, targets = self._objective.inputs_and_targets(ids, length)
-        judged = self._forward(inputs.to(self.device), targets.to(self.device))
-        judged.loss.backward()  # type: ignore[no-untyped-call]
-        return judged
+    def _gradients(self, ids: Sequence[int], length: int) -> tuple[Judgement, list[torch.Tensor]]:
+        """The gradient of the mean loss for each weight, in its dtype, over a sample padded to `length` predictions."""
+        inputs, targets = (part.to(self.device) for part in self._objective.inputs_and_targets(ids, length))
+        embedded = self.model.embed(inputs.unsqueeze(0)).detach().requires_grad_()
+        judged = self._forward(embedded, targets)
+        *gradients, of_rows = torch.autograd.grad(judged.loss, [*self._weights, embedded])
+        self._add_rows(gradients[self._embedding], inputs, of_rows[0])
+        return judged, gradients
+
+    @staticmethod
+    @torch.no_grad()
+    def _add_rows(gradient: torch.Tensor, ids: torch.Tensor, of_rows: torch.Tensor) -> None:
+        """Add the gradients of the T embedded tokens to that of the output layer, which has the same weights.
+
+        Autograd would make a gradient of all V rows for them, and adds what repeats in the order of threads. Here each
+        token's sum is written wherever it stands, the same one each time.
+
+        Args:
+            gradient: (V, width), changed.
+            ids: (T,) the tokens.
+            of_rows: (T, width).
+        """
+        same = (ids[:, None] == ids[None, :]).float()
+        gradient[ids] = (gradient[ids].float() + same @ of_rows.float()).to(gradient.dtype)
 
     @torch.no_grad()
-    def _gradient_norm(self) -> torch.Tensor:
-        """Hand the gradients to the masters. Returns their L2 norm before clipping, () fp32."""
-        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        if self._masters is not self._weights:
-            torch._foreach_copy_(self._master_gradients, gradients)
-            gradients = self._master_gradients
-        return torch.nn.utils.get_total_norm(gradients)
-
-    @torch.no_grad()
-    def _update(self, learning_rate: float, verdict: Verdict) -> None:
-        """Move the masters as far as the verdict lets them, and write the weights."""
-        self.optimizer.step(learning_rate, found_inf=verdict.found_inf, grad_scale=verdict.grad_scale)
-        self._write_weights()
+    def _update(self, gradients: Sequence[torch.Tensor], learning_rate: float, verdict: Verdict) -> None:
+        """Move the masters as far as the verdict lets them, and write the weights that moved."""
+        moved = self.optimizer.step(
+            gradients, learning_rate, found_inf=verdict.found_inf, grad_scale=verdict.grad_scale
+        )
+        self._write_weights(moved)
         self._average.follow(self._masters, self.optimizer.steps)
         self._averaged_is_current = False
-        for weight in self._weights:
-            weight.grad = None
 
     def _make_optimizer(self, recipe: Recipe) -> MuonAdamW:
         return MuonAdamW(
@@ -227,6 +243,7 @@ class TrainingStep:
             dtype=self._dtype,
         )
 
-    def _write_weights(self) -> None:
+    def _write_weights(self, names: Sequence[str]) -> None:
         if self._masters is not self._weights:
-            torch._foreach_copy_(self._weights, self._masters)
+            places = [self._names.index(name) for name in names]
+            torch._foreach_copy_([self._weights[p] for p in places], [self._masters[p] for p in places])

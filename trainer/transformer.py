@@ -193,10 +193,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = RMSNorm(shape.width, shape.norm_epsilon)
 
-    def forward(
-        self, ids: Tensor, tables: Tensor, start: int = 0, caches: Sequence[LayerCache] | None = None
-    ) -> Tensor:
-        x = self.embed_tokens(ids)
+    def forward(self, x: Tensor, tables: Tensor, start: int = 0, caches: Sequence[LayerCache] | None = None) -> Tensor:
+        """(B, T, width) → (B, T, width), from the rows of the embedding on."""
         for index, layer in enumerate(self.layers):
             x = layer(x, tables, start, None if caches is None else caches[index])
         output: Tensor = self.norm(x)

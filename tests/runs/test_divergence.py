@@ -50,7 +50,7 @@ class Poisoned(TrainingStep):
             return super().__call__(ids, learning_rate)
         hooks, objective = [], self._objective
         if self.place == "logits":
-            hooks.append(self.model.register_forward_hook(lambda module, given, logits: logits * self.value))
+            hooks.append(self.model.model.norm.register_forward_hook(lambda module, given, hidden: hidden * self.value))
         elif self.place == "loss":
             self._objective = WrongLoss()
             self._objective.value = self.value
@@ -63,7 +63,7 @@ class Poisoned(TrainingStep):
         if self.place == "parameters":
             with torch.no_grad():
                 self._masters[0][7, 3] = self.value
-                self._write_weights()
+                self._write_weights(self._names)
         return result
 
 

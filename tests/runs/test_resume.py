@@ -39,7 +39,8 @@ def equal_runs(one: Path, other: Path, step: int) -> None:
 def _assert_equal(one: object, other: object) -> None:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
-        assert one.numpy().tobytes() == other.numpy().tobytes()  # bits, because NaN is not equal to itself
+        bits = [tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)]  # NaN is not equal to itself
+        assert torch.equal(*bits)
     elif isinstance(one, dict) and isinstance(other, dict):
         assert one.keys() == other.keys()
         for key in one:

@@ -10,7 +10,6 @@ from trainer.device import (
     describe_device,
     has_native_bf16,
     make_deterministic,
-    why_not_compile,
 )
 from trainer.errors import UserError
 
@@ -41,12 +40,6 @@ def test_bf16_is_taken_where_it_is_native_or_asked_for() -> None:
 
 def test_words() -> None:
     assert describe_device(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
-
-
-def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert why_not_compile(torch.device("cuda:0")) == ""
-    monkeypatch.setenv("PATH", "")
-    assert "compiler" in why_not_compile(torch.device("cpu"))
 
 
 def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

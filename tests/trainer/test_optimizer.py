@@ -29,10 +29,9 @@ def make_optimizer(weights: Mapping[str, Tensor], recipe: Recipe | None = None) 
     return MuonAdamW(weights, recipe or Recipe(), width=WIDTH, max_seq_length=256, dtype=torch.float32)
 
 
-def set_gradients(weights: Mapping[str, Tensor], seed: int) -> None:
+def make_gradients(weights: Mapping[str, Tensor], seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    for weight in weights.values():
-        weight.grad = torch.randn(weight.shape, generator=generator)
+    return [torch.randn(weight.shape, generator=generator) for weight in weights.values()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -43,8 +42,20 @@ def test_an_orthogonalized_matrix_has_the_same_singular_vectors(shape: tuple[int
     inside = left.T @ orthogonalize(matrix, dtype).float() @ right.T
     values = inside.diagonal()
     # Of a square one some singular value is nearly 0, and stays small: it is noise.
-    assert values.max() < 1.3 and (values > 0.6).float().mean() > 0.9
+    assert values.max() < 1.25 and (values > 0.7).float().mean() > 0.95
     assert (inside - values.diag()).abs().max() < (0.01 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [1, 2, 7])
+@pytest.mark.parametrize("size", [1e-8, 1.0, 1e6])
+def test_a_matrix_of_few_directions_keeps_within_bounds(rank: int, size: float, dtype: torch.dtype) -> None:
+    """The polynomials lead away from singular values above 1, and of one direction the norm is the singular value."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        left, right = (torch.randn(count, rank, generator=generator) for count in (96, 288))
+        values = torch.linalg.svdvals(orthogonalize(size * left @ right.T, dtype).float())
+        assert values.max() < 1.25 and values[rank - 1] > 0.7
 
 
 def test_nothing_is_orthogonalized_to_nothing() -> None:
@@ -58,8 +69,8 @@ def test_each_matrix_moves_once_a_round_and_as_far_as_the_recipe_says() -> None:
     moved: dict[str, int] = {}
     for number in range(4):
         before = {name: weight.clone() for name, weight in weights.items()}
-        set_gradients(weights, number)
-        optimizer.step(0.01, found_inf=NO, grad_scale=ONE)
+        said = optimizer.step(make_gradients(weights, number), 0.01, found_inf=NO, grad_scale=ONE)
+        assert sorted(said) == sorted(name for name in weights if not torch.equal(weights[name], before[name]))
         for name in ("wide", "tall", "square", "down"):
             change = weights[name] - before[name]
             if change.any():
@@ -76,11 +87,10 @@ def test_a_matrix_goes_against_its_momentum() -> None:
     optimizer = make_optimizer(weights)
     before, momentum = {name: weight.clone() for name, weight in weights.items()}, {}
     for number in range(4):
-        set_gradients(weights, number)
-        for name, weight in weights.items():
-            assert weight.grad is not None
-            momentum[name] = 0.95 * momentum.get(name, 0.0) + 0.05 * weight.grad / 2.5
-        optimizer.step(0.01, found_inf=NO, grad_scale=torch.tensor(2.5))
+        gradients = make_gradients(weights, number)
+        for name, gradient in zip(weights, gradients, strict=True):
+            momentum[name] = 0.95 * momentum.get(name, 0.0) + 0.05 * gradient / 2.5
+        optimizer.step(gradients, 0.01, found_inf=NO, grad_scale=torch.tensor(2.5))
         place = (3 - number) % 4
         name = ("wide", "tall", "square", "down")[place]
         expected = (
@@ -101,11 +111,10 @@ def test_embedding_and_norms_are_moved_by_adamw_at_their_own_rates() -> None:
         foreach=False,
     )
     for number in range(5):
-        set_gradients(weights, number)
-        embedding.grad = weights["model.embed_tokens.weight"].grad / 2.5  # type: ignore[operator]
-        norm.grad = weights["norm"].grad / 2.5  # type: ignore[operator]
+        gradients = make_gradients(weights, number)
+        embedding.grad, norm.grad = gradients[0] / 2.5, gradients[-1] / 2.5
         reference.step()
-        optimizer.step(0.01, found_inf=NO, grad_scale=torch.tensor(2.5))
+        optimizer.step(gradients, 0.01, found_inf=NO, grad_scale=torch.tensor(2.5))
     assert torch.allclose(weights["model.embed_tokens.weight"], embedding, atol=1e-6)
     assert torch.allclose(weights["norm"], norm, atol=1e-6)
 
@@ -113,13 +122,11 @@ def test_embedding_and_norms_are_moved_by_adamw_at_their_own_rates() -> None:
 def test_a_gradient_that_is_passed_by_moves_nothing_and_leaves_no_trace() -> None:
     weights = make_weights()
     optimizer = make_optimizer(weights)
-    set_gradients(weights, 0)
-    optimizer.step(0.01, found_inf=NO, grad_scale=ONE)
+    optimizer.step(make_gradients(weights, 0), 0.01, found_inf=NO, grad_scale=ONE)
     before = [value.clone() for value in (*weights.values(), *optimizer.memory())]
-    for weight in weights.values():
-        weight.grad = torch.full_like(weight, math.nan)
+    wrong = [torch.full_like(weight, math.nan) for weight in weights.values()]
     for _ in range(4):
-        optimizer.step(0.01, found_inf=ONE, grad_scale=torch.tensor(math.nan))
+        optimizer.step(wrong, 0.01, found_inf=ONE, grad_scale=torch.tensor(math.nan))
     after = [*weights.values(), *optimizer.memory()]
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
@@ -130,12 +137,12 @@ def test_the_momenta_are_the_same_where_no_number_may_be_looked_at(found_inf: Te
     weights = make_weights()
     seen, unseen = make_optimizer(weights), make_optimizer(weights)
     for number in range(3):
-        set_gradients(weights, number)
+        gradients = make_gradients(weights, number)[1:-1]
         if found_inf and number == 1:
-            weights["wide"].grad = torch.full_like(weights["wide"], math.nan)
+            gradients[0].fill_(math.nan)
         skip = found_inf if number == 1 else NO
-        seen._gather(skip, torch.tensor(2.5), may_look=True)
-        unseen._gather(skip, torch.tensor(2.5), may_look=False)
+        seen._gather(gradients, skip, torch.tensor(2.5), may_look=True)
+        unseen._gather(gradients, skip, torch.tensor(2.5), may_look=False)
     for one, other in zip(seen.memory(), unseen.memory(), strict=True):
         assert one.any() and torch.allclose(one, other, atol=1e-6)
 
@@ -144,8 +151,7 @@ def test_a_loaded_state_goes_on_bit_for_bit() -> None:
     whole, weights = make_weights(), make_weights()
     optimizer, first = make_optimizer(whole), make_optimizer(weights)
     for number in range(9):
-        set_gradients(whole, number)
-        optimizer.step(0.01, found_inf=NO, grad_scale=ONE)
+        optimizer.step(make_gradients(whole, number), 0.01, found_inf=NO, grad_scale=ONE)
     for number in range(9):
         if number == 3:  # in the middle of a round
             state = {
@@ -154,16 +160,14 @@ def test_a_loaded_state_goes_on_bit_for_bit() -> None:
             first = make_optimizer(weights)
             assert first.misfit(state) == ""
             first.load_state_dict(state)
-        set_gradients(weights, number)
-        first.step(0.01, found_inf=NO, grad_scale=ONE)
+        first.step(make_gradients(weights, number), 0.01, found_inf=NO, grad_scale=ONE)
     assert all(torch.equal(whole[name], weights[name]) for name in whole)
 
 
 def test_what_does_not_fit_is_named() -> None:
     weights = make_weights()
     optimizer = make_optimizer(weights)
-    set_gradients(weights, 0)
-    optimizer.step(0.01, found_inf=NO, grad_scale=ONE)
+    optimizer.step(make_gradients(weights, 0), 0.01, found_inf=NO, grad_scale=ONE)
     sound = optimizer.state_dict()
     assert optimizer.misfit({**sound, "wide": {**sound["wide"], "momentum": torch.zeros(3)}}) == "momentum of wide"
     assert optimizer.misfit({**sound, "norm": {}}) == "exp_avg of norm"

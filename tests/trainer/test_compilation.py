@@ -1,0 +1,30 @@
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.compilation import GAIN, compiling_pays, why_not_compile
+
+CPU = torch.device("cpu")
+
+
+def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_not_compile(torch.device("cuda:0")) == ""
+    monkeypatch.setenv("PATH", "")
+    assert "compiler" in why_not_compile(CPU)
+
+
+def test_missing_headers_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert why_not_compile(CPU) == ""
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert "headers" in why_not_compile(CPU)
+
+
+def test_it_pays_once_a_run_is_long_enough() -> None:
+    pays = [compiling_pays(steps, 0.1, layers=6, graphs=6) for steps in (100, 1_000, 5_000, 10_000, 20_000, 1_000_000)]
+    assert pays == sorted(pays) and not pays[0] and pays[-1]
+    first = next(steps for steps in range(1, 10**6) if compiling_pays(steps, 0.1, layers=6, graphs=6))
+    assert compiling_pays(first // 2 + 1, 0.2, layers=6, graphs=6)  # what counts is the time
+    assert not compiling_pays(first, 0.1, layers=6, graphs=7) and not compiling_pays(first, 0.1, layers=7, graphs=6)
+    assert 0 < GAIN < 1

@@ -1,0 +1,37 @@
+"""`torch.compile` for the step: whether it can be had here, and whether it pays in a run."""
+
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+SECONDS_PER_GRAPH, SECONDS_PER_LAYER = 6.0, 6.0
+"""What a graph takes to compile, in all and for each layer, with nothing in the cache: measured on two slow cores."""
+GAIN = 0.25
+"""Share of an eager step that a compiled one saves, at least: measured for every size (`docs/performance.md`)."""
+
+
+def allow_graphs(count: int) -> None:
+    """Set torch up, for the whole process, to compile up to `count` static graphs of one function."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * count)
+
+
+def why_not_compile(device: torch.device) -> str:
+    """What `torch.compile` lacks here, or nothing. On a CPU it needs a C++ compiler and the Python headers."""
+    if device.type != "cpu":
+        return ""
+    if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
+        return "there is no C++ compiler"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "the Python headers are missing"
+    return ""
+
+
+def compiling_pays(steps: int, seconds: float, *, layers: int, graphs: int) -> bool:
+    """Whether a run of `steps` steps ends sooner with a compiled step, if an eager one takes `seconds`.
+
+    Args:
+        graphs: padded lengths, each of which is compiled for itself.
+    """
+    return steps * seconds * GAIN > graphs * (SECONDS_PER_GRAPH + SECONDS_PER_LAYER * layers)
