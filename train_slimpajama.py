@@ -299,6 +299,7 @@ def _visualizer(
         parts.config,
         shape=parts.step.model.shape,
         recipe=dataclasses.asdict(parts.step.optimizer.recipe),
+        flops=parts.flops,
         source=parts.documents.source,
         tokenizer=parts.tokenizer,
         device=parts.step.device,
@@ -323,7 +324,7 @@ def _opening(parts: "Parts", run: "RunFolder", first: int, needed: int) -> list[
         device=parts.step.device,
         viz=run.viz,
         documents=documents,
-        seconds=documents * parts.step.trial_seconds(parts.typical_predictions),
+        seconds=documents * parts.trial_seconds,
         needed=needed,
     )
 

@@ -38,7 +38,7 @@ def opening_lines(
     """
     parameters = shape.parameters(tokenizer.vocab_size)
     where = f"{source.name} ({source.note})" if source.note else source.name
-    compiled = ", compiled" if config.compile else ""
+    compiled = ", compiled: the first document of each length takes up to a minute" if config.compile else ""
     advice = ". This GPU has room for more: --model-size base" if device.type == "cuda" and parameters < 5e7 else ""
     lines = [
         f"Data: {where}, revision {source.revision[:12]}; tokenizer {tokenizer.sha256[:12]}, "

@@ -165,7 +165,13 @@ class TrainingConfig:
         typed=True,
         undecided="auto",
     )
-    compile: bool | None = _setting(None, "compile the step (default: no)", "--compile", fixed=True, undecided=None)
+    compile: bool | None = _setting(
+        None,
+        "compile the step (default: where the run is long enough to end sooner with it)",
+        "--compile",
+        fixed=True,
+        undecided=None,
+    )
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps", "--device", metavar="DEVICE")
     pretrained_checkpoint: str | None = _setting(
         None,

@@ -13,13 +13,15 @@ import torch
 
 from trainer import python_library
 from trainer.checkpoint import CheckpointManager
+from trainer.compilation import compiling_pays, why_not_compile
 from trainer.config import FIELDS, ModelShape, TrainingConfig, size_of
-from trainer.device import choose_device, choose_dtype, has_native_bf16, make_deterministic, why_not_compile
+from trainer.device import choose_device, choose_dtype, has_native_bf16, make_deterministic
 from trainer.documents import DocumentStream, open_documents
 from trainer.errors import RunError, UserError
 from trainer.evaluations import evaluation_interval
 from trainer.evaluator import Evaluator
 from trainer.model import LanguageModel, shape_of
+from trainer.peak import flops_per_token, peak_flops
 from trainer.records import Cursor, Document, Sample
 from trainer.samples import held_out_samples
 from trainer.sources import DataSource, embedded_source, is_local, resolve_source
@@ -49,8 +51,10 @@ class Parts:
     tokenizer: Tokenizer
     step: TrainingStep
     evaluator: Evaluator | None
-    typical_predictions: int
-    """Of a document: of the first ones, or of those that the run has been trained on before."""
+    trial_seconds: float
+    """Of a step on a document as long as the first ones, or as those that the run has been trained on before."""
+    flops: Mapping[str, float]
+    """`per_token` and `per_token_squared` of a document, and the machine's `peak_per_second`."""
     pretrained: State | None
     """What checkpoints carry on of the folder that the weights once came from (`CARRIED`)."""
 
@@ -124,31 +128,54 @@ def make_parts(
         model.to(device),
         dtype=dtype,
         max_seq_length=config.max_seq_length,
-        compile=bool(config.compile),
         detector=InstabilityDetector(spike=config.spike),
     )
+    seconds = step.trial_seconds(max(1, round(typical)))
+    config = dataclasses.replace(config, compile=_compiles(config, step, seconds, say))
+    if config.compile:
+        step.compile()
     if state is not None:
         step.load_state_dict(state)  # here, so that what does not fit is refused before anything is touched
     evaluator = _evaluator(config, documents, tokenizer, step.averaged, note)
     pretrained = origin.state.get("pretrained") if origin is not None else None
-    return Parts(config, documents, tokenizer, step, evaluator, max(1, round(typical)), pretrained)
+    flops = _flops(step, tokenizer.vocab_size, dtype)
+    return Parts(config, documents, tokenizer, step, evaluator, seconds, flops, pretrained)
 
 
 def _decide(
     config: TrainingConfig, device: torch.device, state: State | None, say: Callable[[str], None]
 ) -> tuple[TrainingConfig, torch.dtype]:
-    """What is decided once per run: dtype, whether the step is compiled, how many threads compute."""
+    """What is decided once per run before its parts are made: dtype, how many threads compute."""
     if state is not None and state["kernels"]["threads"] <= (os.cpu_count() or 1):
         torch.set_num_threads(state["kernels"]["threads"])
     dtype = choose_dtype(config.dtype, device)
     if dtype == torch.bfloat16 and not has_native_bf16(device):
         say(f"bf16 is emulated on {device}, which is slower than fp32: --dtype fp32 is faster here")
-    compile = bool(config.compile)
-    if compile and (lacking := why_not_compile(device)):
-        say(f"--compile: {lacking}, so the step runs without it")
-        compile = False
-    name = "bf16" if dtype == torch.bfloat16 else "fp32"
-    return dataclasses.replace(config, dtype=name, compile=compile), dtype
+    return dataclasses.replace(config, dtype="bf16" if dtype == torch.bfloat16 else "fp32"), dtype
+
+
+def _compiles(config: TrainingConfig, step: TrainingStep, seconds: float, say: Callable[[str], None]) -> bool:
+    """Whether the step is compiled: as asked, else where a run of that length ends sooner with it.
+
+    Args:
+        seconds: that an eager step takes.
+    """
+    wanted, why = config.compile, "--compile"
+    if wanted is None:
+        layers, graphs = step.model.shape.layers, len(step.lengths)
+        wanted = step.device.type != "mps" and compiling_pays(config.num_steps, seconds, layers=layers, graphs=graphs)
+        why = f"A run of {config.num_steps:,} documents would be faster compiled"
+    lacking = why_not_compile(step.device) if wanted else ""
+    if lacking:
+        say(f"{why}: {lacking}, so the step runs without it")
+    return wanted and not lacking
+
+
+def _flops(step: TrainingStep, vocab_size: int, dtype: torch.dtype) -> dict[str, float]:
+    shape = step.model.shape
+    per_token, per_token_squared = flops_per_token(shape, vocab_size)
+    peak = peak_flops(shape, vocab_size, step.lengths[-1], dtype=dtype, device=step.device)
+    return {"per_token": per_token, "per_token_squared": per_token_squared, "peak_per_second": peak}
 
 
 def _open_documents(

@@ -25,6 +25,7 @@ def describe_run(
     *,
     shape: ModelShape,
     recipe: Mapping[str, float],
+    flops: Mapping[str, float],
     source: DataSource,
     tokenizer: Tokenizer,
     device: torch.device,
@@ -34,6 +35,7 @@ def describe_run(
 
     Args:
         recipe: what the update is made with, beside the settings (`trainer/optimizer.py`).
+        flops: what a document takes and what the machine can do (`trainer/peak.py`).
         program: the folder of this program, whose git commit is kept.
     """
     parameters = shape.parameters(tokenizer.vocab_size)
@@ -41,6 +43,7 @@ def describe_run(
     return {
         "config": config.to_dict(),
         "recipe": dict(recipe),
+        "flops": dict(flops),
         "versions": {"train_slimpajama": VERSION, "python": platform.python_version(), **libraries},
         "git_commit": _git_commit(program),
         "device": describe_device(device),

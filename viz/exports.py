@@ -36,12 +36,11 @@ class Exporter:
         """
         self._format_metrics(columns)
         self._format_samples(store)
-        through = int(columns["steps"][-1]) if self._rows else None
         failure = None
         for name, pieces in (
             ("metrics_history.json", self._metrics()),
             ("text_samples.json", (b"[", self._samples, b"\n]\n")),
-            ("run.json", (_dump(describe_run(store.run(), through), indent=2), b"\n")),
+            ("run.json", (_dump(describe_run(store.run(), columns), indent=2), b"\n")),
         ):
             try:
                 replace_file(folder / name, pieces)
@@ -93,17 +92,29 @@ def _strict(value: Any) -> Any:
     return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def describe_run(run: Mapping[str, Any], through: int | None) -> dict[str, Any]:
-    """The content of `run.json`: the row of `run` without the tokenizer's bytes, times in ISO 8601 UTC.
-
-    `through`: the last step that the JSON files hold, or None for no step.
+def describe_run(run: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """The content of `run.json`: the row of `run` without the tokenizer's bytes, times in ISO 8601 UTC, and what is
+    known from the rows: the last step that the JSON files hold (None for no step), and the MFU.
     """
+    through = int(columns["steps"][-1]) if len(columns["steps"]) else None
     known = {name: value for name, value in run.items() if name not in ("id", "tokenizer", "started", "ended")}
     return known | {
         "started": _iso(run["started"]),
         "ended": _iso(run["ended"]),
         "json_through_step": through,
+        "mfu": _mfu(run["flops"], columns),
     }
+
+
+def _mfu(flops: Mapping[str, float], columns: Columns) -> float | None:
+    """Model FLOPs utilization (arXiv 2204.02311, appendix B): the operations that the documents took as a share of what
+    the machine could have done in the time of these steps, all of it: waiting, writing and drawing too.
+    """
+    tokens, seconds = columns["tokens"], float(np.nansum(columns["seconds"]))
+    if not flops or not seconds:
+        return None
+    needed = flops["per_token"] * np.nansum(tokens) + flops["per_token_squared"] * np.nansum(tokens**2)
+    return float(needed / (seconds * flops["peak_per_second"]))
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -84,9 +84,10 @@ class StoreReader:
         self._db.close()
 
     def run(self) -> Row:
-        """The row of `run`; `config`, `recipe` and `versions` as objects, empty where the store has none."""
+        """The row of `run`; `config`, `recipe`, `flops` and `versions` as objects, empty where the store has none."""
         row = dict(self._db.execute("SELECT * FROM run").fetchone())
-        return row | {name: json.loads(row.get(name) or "{}") for name in ("config", "recipe", "versions")}
+        objects = (name for name, kind in schema.TABLES["run"].items() if kind is dict)
+        return row | {name: json.loads(row.get(name) or "{}") for name in objects}
 
     def columns(self, since_step: int = 0, below_step: int | None = None, rank: int = 0) -> Columns:
         """`COLUMNS` of one rank's steps, since_step <= step < below_step, in order: (N,) each.

@@ -13,7 +13,7 @@ import numpy as np
 
 from viz.blobs import encode_array
 
-VERSION = 2  # PRAGMA user_version: raise it with every change that an older reader would misread
+VERSION = 3  # PRAGMA user_version: raise it with every change that an older reader would misread
 APPLICATION_ID = 0x534C504A  # PRAGMA application_id: what tells a run store from any other SQLite file
 
 Array = np.ndarray[Any, Any]  # as a column's kind: kept as a blob of `viz/blobs.py`
@@ -32,9 +32,9 @@ SAMPLE = {"prompt": str, "reference": str, "source": str, "error": str, "accurac
 KEY = {"step": int, "rank": int}
 TABLES: dict[str, dict[str, Any]] = {
     "run": {
-        "run_id": str, "config": dict, "recipe": dict, "versions": dict, "git_commit": str, "device": str, "dtype": str,
-        "model": str, "parameters": int, "source": str, "revision": str, "note": str, "tokenizer": bytes,
-        "tokenizer_hash": str, "vocab_size": int, "started": float, "ended": float, "outcome": str,
+        "run_id": str, "config": dict, "recipe": dict, "flops": dict, "versions": dict, "git_commit": str,
+        "device": str, "dtype": str, "model": str, "parameters": int, "source": str, "revision": str, "note": str,
+        "tokenizer": bytes, "tokenizer_hash": str, "vocab_size": int, "started": float, "ended": float, "outcome": str,
     },
     "steps": KEY | STEP,
     "documents": KEY | DOCUMENT,

@@ -57,6 +57,22 @@ def test_what_is_not_finite_is_null_everywhere(tmp_path: Path) -> None:
     assert parse(tmp_path / "run.json")["config"] == {"rate": None, "deep": [{"x": None}]}
 
 
+def test_the_mfu_is_that_of_all_documents_over_all_seconds(tmp_path: Path) -> None:
+    flops = {"per_token": 100, "per_token_squared": 2, "peak_per_second": 1e4}
+    writer = StoreWriter(tmp_path / "run.db", {"flops": flops})
+    for step, (tokens, seconds) in enumerate(((10, 1.0), (30, 2.0))):
+        writer.add_rows(rows_of({"step": step, "loss": 1.0, "tokens": tokens, "seconds": seconds}))
+    writer.close()
+    export(tmp_path)
+    assert parse(tmp_path / "run.json")["mfu"] == pytest.approx((100 * 40 + 2 * (100 + 900)) / (3.0 * 1e4))
+
+
+def test_the_mfu_of_no_step_is_none(tmp_path: Path) -> None:
+    StoreWriter(tmp_path / "run.db", {"flops": {"per_token": 1, "per_token_squared": 1, "peak_per_second": 1}}).close()
+    export(tmp_path)
+    assert parse(tmp_path / "run.json")["mfu"] is None
+
+
 def test_samples_keep_what_the_model_said_and_say_when_it_failed(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     writer.add_rows(rows_of({"step": 0, "loss": 1.0, "accuracy": 0.5, "prompt": "p", "reference": "said"}, "in", "own"))
