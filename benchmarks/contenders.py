@@ -1,0 +1,118 @@
+"""Who is timed: our step and our whole run, and the `Trainer` of transformers, on documents of one length."""
+
+import json
+import os
+import random
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import zstandard
+
+from trainer.config import MODEL_SIZES
+from trainer.device import choose_device, choose_dtype
+from trainer.model import LanguageModel
+from trainer.step import TrainingStep
+
+PROJECT = Path(__file__).resolve().parents[1]
+VOCABULARY, LENGTH = 8192, 256
+
+
+def random_documents(count: int, length: int = LENGTH) -> list[list[int]]:
+    """Ids of documents of `length` tokens."""
+    generator = random.Random(0)
+    return [[generator.randrange(VOCABULARY) for _ in range(length)] for _ in range(count)]
+
+
+def make_step(
+    size: str = "small", *, dtype: str = "auto", compiled: bool = False, length: int = LENGTH
+) -> TrainingStep:
+    """A step with new weights on this machine's device."""
+    device = choose_device("auto")
+    model = LanguageModel(MODEL_SIZES[size], VOCABULARY).to(device)
+    step = TrainingStep(model, dtype=choose_dtype(dtype, device), max_seq_length=length)
+    if compiled:
+        step.compile()
+    return step
+
+
+def time_steps(step: TrainingStep, documents: list[list[int]]) -> float:
+    """Milliseconds a step, the median."""
+    times = []
+    for ids in documents:
+        since = time.perf_counter()
+        step(ids, 1e-4)
+        times.append(1000 * (time.perf_counter() - since))
+    return statistics.median(times)
+
+
+def write_corpus(path: Path, documents: int) -> None:
+    """A `.jsonl.zst` of documents that are longer than `LENGTH` tokens: words of an invented language."""
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefghijklmnop", k=generator.randint(2, 9))) for _ in range(20_000)]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+    with zstandard.open(path, "wt") as file:
+        for _ in range(documents):
+            file.write(json.dumps({"text": " ".join(generator.choices(words, weights, k=400))}) + "\n")
+
+
+def run_command(folder: Path, *flags: str, environment: dict[str, str] | None = None) -> str:
+    """Our whole command in a process of its own; what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "train_slimpajama.py"), *flags],
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def seconds_of_run(folder: Path, first: int) -> list[float]:
+    """Seconds of each step of the run in `folder`, from step `first` on, everything included."""
+    with sqlite3.connect(folder / "training_viz" / "run.db") as store:
+        rows = store.execute("SELECT seconds FROM steps WHERE step >= ? ORDER BY step", (first,)).fetchall()
+    return [row[0] for row in rows]
+
+
+def time_transformers(size: str, *, steps: int, first: int, bf16: bool, compiled: bool) -> float:
+    """Milliseconds a step of the `Trainer` of transformers from step `first` on, the mean: with its own optimizer,
+    data loader and logging, reporting to nobody.
+    """
+    import transformers
+
+    from benchmarks.baselines import Documents, transformers_model
+
+    ends: list[float] = []
+
+    class Watch(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: object, state: object, control: object, **rest: object) -> None:
+            ends.append(time.perf_counter())
+
+    torch._dynamo.reset()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=1,
+            learning_rate=3e-4,
+            bf16=bf16,
+            torch_compile=compiled,
+            use_cpu=not torch.cuda.is_available(),
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        transformers.Trainer(
+            model=transformers_model(MODEL_SIZES[size], VOCABULARY, 0),
+            args=arguments,
+            train_dataset=Documents(random_documents(16), steps),
+            callbacks=[Watch()],
+        ).train()
+    return 1000 * (ends[-1] - ends[first]) / (steps - 1 - first)

@@ -1,0 +1,65 @@
+"""Whether a run slows down or grows: step time and memory of `tiny` after 1,000 steps and at the end."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.contenders import PROJECT, seconds_of_run, write_corpus
+from benchmarks.timing import in_words, print_table
+
+WINDOW = 1000
+
+
+def main(steps: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_corpus(folder / "corpus.jsonl.zst", 3000)
+        flags = ["--dataset", "corpus.jsonl.zst", "--repeat", "--model-size", "tiny", "--steps", str(steps)]
+        with (folder / "words.txt").open("w") as words:
+            command = [sys.executable, str(PROJECT / "train_slimpajama.py"), *flags, "--evaluation-interval", "0"]
+            run = subprocess.Popen(command, cwd=folder, stdout=words, stderr=words)
+        memory: dict[int, float] = {}
+        while run.poll() is None:
+            time.sleep(0.5)
+            done = _steps_done(folder)
+            if done >= WINDOW:
+                memory[done] = _megabytes(run.pid) or memory.get(done, 0.0)
+        if run.returncode:
+            raise SystemExit((folder / "words.txt").read_text()[-2000:])
+        seconds = seconds_of_run(folder, 0)
+    first, last = ([1000 * value for value in window] for window in (seconds[WINDOW : 2 * WINDOW], seconds[-WINDOW:]))
+    early, late = min(memory), max(memory)
+    print_table(
+        f"`tiny`, {steps:,} steps, everything switched on",
+        [
+            ("after documents", "a step", "memory"),
+            (f"{WINDOW:,}", in_words(first), f"{memory[early]:.0f} MB"),
+            (f"{steps:,}", in_words(last), f"{memory[late]:.0f} MB"),
+            (
+                "end ÷ beginning",
+                f"{statistics.median(last) / statistics.median(first):.3f} (medians), "
+                f"{statistics.fmean(last) / statistics.fmean(first):.3f} (means)",
+                f"{memory[late] - memory[early]:+.0f} MB",
+            ),
+        ],
+    )
+
+
+def _steps_done(folder: Path) -> int:
+    """From the last line of the bar that is in the file."""
+    lines = (folder / "words.txt").read_text().splitlines()
+    counts = [line.split(" of ")[0].replace(",", "") for line in lines if " documents, loss" in line]
+    return int(counts[-1]) if counts else 0
+
+
+def _megabytes(pid: int) -> float | None:
+    """Resident memory of a process."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS")]
+    return found[0] if found else None

@@ -1,0 +1,135 @@
+"""The bare step on ready-made ids: against what the machine could do, eager, in fp32, on documents of mixed lengths."""
+
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.contenders import LENGTH, VOCABULARY, make_step, random_documents, time_steps
+from benchmarks.timing import in_words, print_table, ratio, take_turns
+from trainer.peak import flops_per_token, peak_flops
+from trainer.step import TrainingStep
+
+STEPS = 12
+"""In a turn."""
+ADAMW_BYTES = 28
+"""A weight: its bf16 gradient read, both moments and the master read and written, the bf16 weight written."""
+
+
+def main(size: str, rounds: int) -> None:
+    documents = random_documents(STEPS)
+    compiled, eager = make_step(size, compiled=True), make_step(size)
+    mixed = [ids[: random.Random(number).randint(10, LENGTH)] for number, ids in enumerate(random_documents(40))]
+    for ids in [documents[0], *mixed]:
+        compiled(ids, 1e-4)  # compiles every length
+        eager(ids, 1e-4)
+    fp32 = make_step(size, dtype="fp32", compiled=True)
+    fp32(documents[0], 1e-4)
+    times = take_turns(
+        {
+            "compiled": lambda: time_steps(compiled, documents),
+            "eager": lambda: time_steps(eager, documents),
+            "compiled, fp32": lambda: time_steps(fp32, documents),
+            "roofline": lambda: 1000 * roofline(compiled, len(documents[0]) - 1),
+            "compiled, a token of 10 to 256": lambda: _per_token(compiled, mixed),
+            "compiled, a token of 256": lambda: _per_token(compiled, documents),
+        },
+        rounds,
+    )
+    bf16 = ratio(times, "roofline", "compiled")
+    print_table(
+        f"`{size}`, {LENGTH} tokens, vocabulary {VOCABULARY:,}",
+        [
+            ("what", "time", "ratio"),
+            ("step, compiled", in_words(times["compiled"]), "1"),
+            ("step, eager", in_words(times["eager"]), f"{ratio(times, 'eager', 'compiled'):.2f} × the compiled one"),
+            ("step, compiled, fp32", in_words(times["compiled, fp32"]), ""),
+            ("roofline: products at their peak, AdamW's bytes", in_words(times["roofline"]), f"{bf16:.2f} of the step"),
+            (
+                "a token of 10 to 256 tokens",
+                in_words(times["compiled, a token of 10 to 256"]),
+                f"{ratio(times, 'compiled, a token of 256', 'compiled, a token of 10 to 256'):.2f} × the tokens/s of "
+                f"{LENGTH}",
+            ),
+        ],
+    )
+    _profile(compiled, documents, rounds)
+
+
+def roofline(step: TrainingStep, predictions: int) -> float:
+    """Seconds that a step's products would take at their measured peak, and AdamW's memory traffic at the bandwidth."""
+    shape = step.model.shape
+    dtype = next(step.model.parameters()).dtype
+    per_token, _ = flops_per_token(shape, VOCABULARY)
+    peak = peak_flops(shape, VOCABULARY, step.lengths[-1], dtype=dtype, device=step.device)
+    return per_token * predictions / peak + ADAMW_BYTES * shape.parameters(VOCABULARY) / bandwidth(step.device)
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second of reading and writing memory in place, the best of five."""
+    values, best = torch.ones(50_000_000, device=device), float("inf")
+    for _ in range(5):
+        since = time.perf_counter()
+        values.mul_(1.0001).sum().item() if device.type == "cuda" else values.mul_(1.0001)
+        best = min(best, time.perf_counter() - since)
+    return 8 * values.numel() / best
+
+
+def _per_token(step: TrainingStep, documents: list[list[int]]) -> float:
+    """Milliseconds a prediction, over all documents."""
+    since = time.perf_counter()
+    for ids in documents:
+        step(ids, 1e-4)
+    return 1000 * (time.perf_counter() - since) / sum(len(ids) - 1 for ids in documents)
+
+
+def _profile(step: TrainingStep, documents: list[list[int]], rounds: int) -> None:
+    """Where a step's time goes: clocks around its parts, in the order in which they come."""
+    seconds: dict[str, float] = defaultdict(float)
+
+    def clocked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any, **named: Any) -> Any:
+            since = time.perf_counter()
+            found = call(*given, **named)
+            seconds[name] += time.perf_counter() - since
+            return found
+
+        return timed
+
+    optimizer: Any = step.optimizer
+    parts: list[tuple[str, Any, str]] = [
+        ("forward and loss", step, "_forward"),
+        ("forward, backward", step, "_gradients"),
+        ("gradient norm", step, "_norm"),
+        ("verdict", step._detector, "judge"),
+        ("update", step, "_update"),
+        ("of it: AdamW", optimizer._adamw, "step"),
+        ("of it: momenta", optimizer, "_gather"),
+        ("of it: optimizer in all", optimizer, "step"),
+        ("of it: average", step._average, "follow"),
+    ]
+    for name, owner, attribute in parts:
+        setattr(owner, attribute, clocked(name, getattr(owner, attribute)))
+    whole = []
+    for _ in range(rounds):
+        for ids in documents:
+            since = time.perf_counter()
+            step(ids, 1e-4)
+            whole.append(time.perf_counter() - since)
+    count, total = len(whole), sum(whole)
+    seconds["backward"] = seconds.pop("forward, backward") - seconds["forward and loss"]
+    told = ["forward and loss", "backward", "gradient norm", "verdict", "update"]
+    seconds["of it: orthogonalizing"] = (
+        seconds.pop("of it: optimizer in all") - seconds["of it: AdamW"] - seconds["of it: momenta"]
+    )
+    rows = [(name, seconds[name]) for name in told]
+    rows[5:] = [(name, seconds[name]) for name in sorted(seconds) if name.startswith("of it")]
+    rows.append(("numbers to Python, and the rest", total - sum(seconds[name] for name in told)))
+    print_table(
+        f"Where a step's time goes ({1000 * statistics.fmean(whole):.1f} ms)",
+        [("part", "ms", "share"), *((name, f"{1000 * s / count:.2f}", f"{s / total:.1%}") for name, s in rows)],
+    )
