@@ -1,5 +1,7 @@
 """Whether a run slows down or grows: step time and memory of `tiny` after 1,000 steps and at the end."""
 
+import contextlib
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -23,7 +25,7 @@ def main(steps: int) -> None:
             run = subprocess.Popen(command, cwd=folder, stdout=words, stderr=words)
         memory: dict[int, float] = {}
         while run.poll() is None:
-            time.sleep(0.5)
+            time.sleep(0.2)
             done = _steps_done(folder)
             if done >= WINDOW:
                 memory[done] = _megabytes(run.pid) or memory.get(done, 0.0)
@@ -49,10 +51,13 @@ def main(steps: int) -> None:
 
 
 def _steps_done(folder: Path) -> int:
-    """From the last line of the bar that is in the file."""
-    lines = (folder / "words.txt").read_text().splitlines()
-    counts = [line.split(" of ")[0].replace(",", "") for line in lines if " documents, loss" in line]
-    return int(counts[-1]) if counts else 0
+    """Rows in the store: 0 before there is one."""
+    with (
+        contextlib.suppress(sqlite3.Error),
+        sqlite3.connect(f"file:{folder}/training_viz/run.db?mode=ro", uri=True) as store,
+    ):
+        return int(store.execute("SELECT count(*) FROM steps").fetchone()[0])
+    return 0
 
 
 def _megabytes(pid: int) -> float | None:

@@ -1,16 +1,51 @@
-"""The compiled step: the same losses as the eager one, and exact across a resume in another process."""
+"""The compiled step: the same losses as the eager one, exact over a resume in another process, chosen where it pays."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Run
-from tests.runs.conftest import SMALL, STEPS, table
+from tests.runs.conftest import SMALL, STEPS, Train, table
 from tests.runs.test_resume import equal_runs
+from trainer.step import TrainingStep
 
-pytestmark = pytest.mark.full  # compiling takes a minute
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[TrainingStep]:
+    """The steps that are asked to compile, which then run as they are; every run is long enough to do so."""
+    asked: list[TrainingStep] = []
+    monkeypatch.setattr(TrainingStep, "compile", lambda step: asked.append(step))
+    monkeypatch.setattr("trainer.parts.compiling_pays", lambda steps, seconds, layers, graphs: True)
+    return asked
 
 
+def test_a_run_that_is_long_enough_is_compiled_and_stays_so(
+    train: Train, compiled: list[TrainingStep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train("--steps", 4) == 0
+    assert len(compiled) == 1
+    assert json.loads((tmp_path / "training_viz" / "run.json").read_bytes())["config"]["compile"] is True
+    monkeypatch.setattr("trainer.parts.compiling_pays", lambda steps, seconds, layers, graphs: False)
+    assert train("--resume", "--steps", 6) == 0
+    assert len(compiled) == 2
+
+
+def test_what_is_typed_decides(train: Train, compiled: list[TrainingStep]) -> None:
+    assert train("--steps", 2, "--no-compile") == 0
+    assert not compiled
+
+
+def test_a_long_run_says_what_it_lacks_to_be_compiled(
+    train: Train, compiled: list[TrainingStep], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert train("--steps", 2) == 0
+    assert "2 documents would be faster compiled: there is no C++ compiler" in capsys.readouterr().out
+    assert not compiled
+
+
+@pytest.mark.full  # compiling takes a minute
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_compiled_equals_eager_and_resumes_exactly(tmp_path: Path, corpus: Path, run_command: Run, dtype: str) -> None:
     flags = [*SMALL, "--dtype", dtype, "--dataset", corpus]
@@ -25,6 +60,7 @@ def test_compiled_equals_eager_and_resumes_exactly(tmp_path: Path, corpus: Path,
     assert losses[0] == pytest.approx(losses[1], rel=1e-5 if dtype == "fp32" else 1e-2)
 
 
+@pytest.mark.full
 def test_without_a_compiler_it_says_so_and_goes_on(tmp_path: Path, corpus: Path, run_command: Run) -> None:
     done = run_command(
         *SMALL, "--dataset", corpus, "--steps", 2, "--compile", cwd=tmp_path, environment={"PATH": str(tmp_path)}

@@ -1,0 +1,67 @@
+"""The benchmarks of speed on a tiny model, too short to mean anything: that they run, and what they make of numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import contenders, generate, growth, step, timing
+from trainer.step import TrainingStep
+
+
+def rows_of(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+    """First cell → the others, of all tables that were printed."""
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    return {first.strip(): [cell.strip() for cell in rest] for first, *rest in lines}
+
+
+def test_contenders_take_turns_and_are_compared_within_a_round() -> None:
+    order = []
+
+    def one() -> float:
+        order.append("one")
+        return 2.0 * len(order)
+
+    def other() -> float:
+        order.append("other")
+        return 1.0 * (len(order) - 1)
+
+    times = timing.take_turns({"one": one, "other": other}, 3)
+    assert order == ["one", "other"] * 3
+    assert timing.ratio(times, "one", "other") == 2.0
+    assert timing.in_words([10.0, 11.0, 9.0, 10.0]) == "10 ms ± 8 %"
+    assert timing.in_words([0.12345], "s") == "0.1235 s"
+
+
+def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(TrainingStep, "compile", lambda step: None)
+    monkeypatch.setattr(step, "STEPS", 2)
+    step.main("tiny", 3)
+    rows = rows_of(capsys)
+    assert 0 < float(rows["roofline: products at their peak, AdamW's bytes"][1].split(" of")[0]) < 2
+    parts = {name: float(cells[1].rstrip("%")) for name, cells in rows.items() if cells[-1].endswith("%")}
+    whole = sum(share for name, share in parts.items() if not name.startswith("of it"))
+    assert whole == pytest.approx(100, abs=1) and parts["backward"] > 5
+
+
+def test_generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(generate, "TOKENS", 5)
+    generate.main("tiny", 3)
+    rows = rows_of(capsys)
+    assert float(rows["ours, bf16"][1]) > 0 and float(rows["ours, fp32"][1]) > 0
+
+
+def test_a_step_of_transformers_is_timed() -> None:
+    assert contenders.time_transformers("tiny", steps=6, first=2, bf16=False, compiled=False) > 0
+
+
+def test_growth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(growth, "WINDOW", 10)
+    growth.main(400)
+    rows = rows_of(capsys)
+    assert float(rows["400"][1].split()[0]) > 50 and "ms" in rows["10"][0]
+
+
+def test_the_corpus_is_of_whole_documents(tmp_path: Path) -> None:
+    contenders.write_corpus(tmp_path / "corpus.jsonl.zst", 3)
+    texts = contenders.zstandard.open(tmp_path / "corpus.jsonl.zst", "rt").read().splitlines()
+    assert len(texts) == 3 and all(len(text.split()) > contenders.LENGTH for text in texts)
