@@ -52,11 +52,9 @@ def main(steps: int) -> None:
 
 def _steps_done(folder: Path) -> int:
     """Rows in the store: 0 before there is one."""
-    with (
-        contextlib.suppress(sqlite3.Error),
-        sqlite3.connect(f"file:{folder}/training_viz/run.db?mode=ro", uri=True) as store,
-    ):
-        return int(store.execute("SELECT count(*) FROM steps").fetchone()[0])
+    store = f"file:{folder}/training_viz/run.db?mode=ro"
+    with contextlib.suppress(sqlite3.Error), sqlite3.connect(store, uri=True) as database:
+        return int(database.execute("SELECT count(*) FROM steps").fetchone()[0])
     return 0
 
 

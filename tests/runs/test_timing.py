@@ -54,6 +54,7 @@ def test_a_step_of_transformers_is_timed() -> None:
     assert contenders.time_transformers("tiny", steps=6, first=2, bf16=False, compiled=False) > 0
 
 
+@pytest.mark.full  # the tokenizer of a corpus of that size takes half a minute
 def test_growth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(growth, "WINDOW", 10)
     growth.main(400)
