@@ -128,6 +128,7 @@ def resume(arguments: Arguments, stop: StopSignals) -> int:
 
 def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose steps are not those of the record: going on would overwrite another history."""
+    from viz.schema import VERSION
     from viz.store import StoreReader
 
     store = run.viz / "run.db"
@@ -135,6 +136,11 @@ def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> Non
         return
     try:
         with StoreReader(store) as record:
+            if record.version < VERSION:
+                raise UserError(
+                    f"{store} is the record of an earlier version of this program, which can be read but not gone on "
+                    f"with: --pretrained-checkpoint {path} starts a new run from its weights"
+                )
             run_id, steps = record.run()["run_id"], record.columns(max(state["step"] - 1, 0))["steps"]
     except ValueError as error:
         raise UserError(f"{error}. Move it away to go on with a new record") from error

@@ -1,35 +1,30 @@
 """`python -m benchmarks step | run | growth | generate | startup`: each prints one table, measured here and now."""
 
 import argparse
+import importlib
+
+WHAT = {
+    "step": "the bare step: against the machine's roofline, eager, in fp32, on mixed lengths; where its time goes",
+    "run": "the whole run against the bare step and the Trainer of transformers",
+    "growth": "step time and memory of `tiny` at the beginning and at the end of a long run",
+    "generate": "a hundred tokens, against transformers",
+    "startup": "--test from the return key to the last file",
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition(": ")[2])
-    parser.add_argument("what", choices=("step", "run", "growth", "generate", "startup"))
-    parser.add_argument("--model-size", default="small")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
-    parser.add_argument("--steps", type=int, default=100_000, help="of `growth`")
-    arguments = parser.parse_args()
-    if arguments.what == "step":
-        from benchmarks import step
-
-        step.main(arguments.model_size, arguments.rounds)
-    elif arguments.what == "run":
-        from benchmarks import run
-
-        run.main(arguments.model_size, arguments.rounds)
-    elif arguments.what == "growth":
-        from benchmarks import growth
-
-        growth.main(arguments.steps)
-    elif arguments.what == "generate":
-        from benchmarks import generate
-
-        generate.main(arguments.model_size, arguments.rounds)
-    else:
-        from benchmarks import startup
-
-        startup.main(arguments.rounds)
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Each prints one table, measured now.")
+    commands = parser.add_subparsers(dest="what", required=True)
+    for name, told in WHAT.items():
+        command = commands.add_parser(name, help=told, description=told)
+        if name == "growth":
+            command.add_argument("--steps", type=int, default=100_000)
+            continue
+        command.add_argument("--rounds", type=int, default=5, help="turns of each contender")
+        if name != "startup":
+            command.add_argument("--size", default="small", help="tiny, small, base or large")
+    arguments = vars(parser.parse_args(words))
+    importlib.import_module(f"benchmarks.{arguments.pop('what')}").main(**arguments)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class PlainAdamW:
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         for weight, gradient in zip(self._weights.values(), gradients, strict=True):
-            weight.grad = gradient.float()
+            weight.grad = torch.empty_like(weight).copy_(gradient)
         self._adamw.step()
         self._adamw.zero_grad()
         self.steps += 1

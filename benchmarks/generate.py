@@ -44,7 +44,7 @@ def main(size: str, rounds: int) -> None:
             (f"ours, {name}", in_words(times[f"ours, {name}"]), quotient),
             (f"`generate` of transformers, {name}", in_words(times[f"transformers, {name}"]), ""),
         ]
-    print_table(f"`{size}`, a prompt of {len(prompt)} tokens", rows)
+    print_table(f"`{size}`, a prompt of {len(prompt)} tokens", rows, device=torch.device("cpu"))
 
 
 def _clock(write: Callable[..., Any], *given: Any, **named: Any) -> float:

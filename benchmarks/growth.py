@@ -21,7 +21,7 @@ def main(steps: int) -> None:
         write_corpus(folder / "corpus.jsonl.zst", 3000)
         flags = ["--dataset", "corpus.jsonl.zst", "--repeat", "--model-size", "tiny", "--steps", str(steps)]
         with (folder / "words.txt").open("w") as words:
-            command = [sys.executable, str(PROJECT / "train_slimpajama.py"), *flags, "--evaluation-interval", "0"]
+            command = [sys.executable, str(PROJECT / "train_slimpajama.py"), *flags]
             run = subprocess.Popen(command, cwd=folder, stdout=words, stderr=words)
         memory: dict[int, float] = {}
         while run.poll() is None:
@@ -51,10 +51,10 @@ def main(steps: int) -> None:
 
 
 def _steps_done(folder: Path) -> int:
-    """Rows in the store: 0 before there is one."""
+    """The last step in the store: 0 before there is one."""
     store = f"file:{folder}/training_viz/run.db?mode=ro"
     with contextlib.suppress(sqlite3.Error), sqlite3.connect(store, uri=True) as database:
-        return int(database.execute("SELECT count(*) FROM steps").fetchone()[0])
+        return int(database.execute("SELECT max(step) FROM steps").fetchone()[0] or 0)
     return 0
 
 

@@ -57,7 +57,8 @@ def main(size: str, rounds: int) -> None:
             ),
         ],
     )
-    _profile(compiled, documents, rounds)
+    if compiled.device.type == "cpu":  # elsewhere a clock around a call tells when it was asked for
+        _profile(compiled, documents, rounds)
 
 
 def roofline(step: TrainingStep, predictions: int) -> float:
@@ -74,7 +75,9 @@ def bandwidth(device: torch.device) -> float:
     values, best = torch.ones(50_000_000, device=device), float("inf")
     for _ in range(5):
         since = time.perf_counter()
-        values.mul_(1.0001).sum().item() if device.type == "cuda" else values.mul_(1.0001)
+        values.mul_(1.0001)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         best = min(best, time.perf_counter() - since)
     return 8 * values.numel() / best
 

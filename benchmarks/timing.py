@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from trainer.device import describe_cpu, describe_device
+from trainer.device import choose_device, describe_cpu, describe_device
 
 Times = Mapping[str, Sequence[float]]
 """Contender → what each of its turns took, in one unit."""
@@ -34,9 +34,9 @@ def in_words(values: Sequence[float], unit: str = "ms") -> str:
     return f"{median:.4g} {unit} ± {100 * (high - low) / 2 / median:.0f} %"
 
 
-def print_table(title: str, rows: Sequence[Sequence[str]]) -> None:
+def print_table(title: str, rows: Sequence[Sequence[str]], *, device: torch.device | None = None) -> None:
     """A Markdown table: the first row is its head. Above it what was measured, and on what."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or choose_device("auto")
     print(f"{title}: {describe_device(device)}, {describe_cpu()}, torch {torch.__version__}\n")
     head, *body = rows
     for line in (head, ["---"] * len(head), *body):

@@ -1,5 +1,6 @@
-"""`torch.compile` for the step: whether it can be had here, and whether it pays in a run."""
+"""What `torch.compile` needs, and what it gives a run: when a step is compiled."""
 
+import importlib.util
 import shutil
 import sysconfig
 from pathlib import Path
@@ -20,12 +21,17 @@ def allow_graphs(count: int) -> None:
 def why_not_compile(device: torch.device) -> str:
     """What `torch.compile` lacks here, or nothing. On a CPU it needs a C++ compiler and the Python headers."""
     if device.type != "cpu":
-        return ""
+        return "" if importlib.util.find_spec("triton") else "triton is not installed"
     if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
         return "there is no C++ compiler"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "the Python headers are missing"
     return ""
+
+
+def seconds_to_compile(layers: int) -> float:
+    """Of one graph."""
+    return SECONDS_PER_GRAPH + SECONDS_PER_LAYER * layers
 
 
 def compiling_pays(steps: int, seconds: float, *, layers: int, graphs: int) -> bool:
@@ -34,4 +40,4 @@ def compiling_pays(steps: int, seconds: float, *, layers: int, graphs: int) -> b
     Args:
         graphs: padded lengths, each of which is compiled for itself.
     """
-    return steps * seconds * GAIN > graphs * (SECONDS_PER_GRAPH + SECONDS_PER_LAYER * layers)
+    return steps * seconds * GAIN > graphs * seconds_to_compile(layers)

@@ -55,13 +55,13 @@ class LanguageModel(nn.Module):
 
     def hidden(self, ids: Tensor) -> Tensor:
         """(B, T) int64 → (B, T, width), what the output layer reads. No token has an effect on those left of it."""
-        return self.read(self.embed(ids))
+        return self.hidden_from(self.embed(ids))
 
     def embed(self, ids: Tensor) -> Tensor:
         """(B, T) int64 → (B, T, width), the rows of the embedding."""
         return F.embedding(ids, self.model.embed_tokens.weight)
 
-    def read(self, embedded: Tensor) -> Tensor:
+    def hidden_from(self, embedded: Tensor) -> Tensor:
         """(B, T, width) → (B, T, width): `hidden` from what `embed` gave."""
         output: Tensor = self.model(embedded, self.rotary(embedded.shape[1]))
         return output

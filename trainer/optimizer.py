@@ -72,7 +72,7 @@ def turn_interval(width: int) -> int:
 def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest matrix with orthonormal rows or columns, about: singular values between 0.78 and 1.22.
 
-    Those below a 300th of the root of the sum of all their fourth powers stay smaller. A matrix of zeros stays one.
+    Those below a 300th of the fourth root of the sum of their fourth powers stay smaller. A matrix of zeros stays one.
     Newton-Schulz iterations in `dtype` (Jordan et al., "Muon", 2024).
 
     Args:
@@ -104,8 +104,7 @@ class MuonAdamW:
         Args:
             weights: name → fp32 weight.
             width: of the model.
-            dtype: that the device multiplies matrices in, and that the matrices' momenta are kept in: the update
-                rounds them to it anyway.
+            dtype: that the device multiplies matrices in, and that the matrices' momenta are kept in.
         """
         self.recipe = recipe
         self._weights = dict(weights)
@@ -134,7 +133,7 @@ class MuonAdamW:
     def step(
         self, gradients: Sequence[Tensor], learning_rate: float, *, found_inf: Tensor, grad_scale: Tensor
     ) -> list[str]:
-        """Move weights by their gradients. Nobody waits for the device. Returns the names of those that moved.
+        """Move weights by their gradients. Nobody waits for the device. Returns the names of those that may have moved.
 
         Clipping, and passing by a gradient, cost AdamW nothing: the fused kernel divides each gradient by `grad_scale`
         as it reads it, and does nothing where `found_inf` is set.
@@ -154,7 +153,7 @@ class MuonAdamW:
             if name in self._momenta:
                 fresh.append(gradient)
             else:
-                weight.grad = gradient.float()
+                weight.grad = torch.empty_like(weight).copy_(gradient)  # the fused kernel asks for the same strides
                 moved.append(name)
         self._adamw.step()
         self._adamw.zero_grad()

@@ -21,7 +21,7 @@ from trainer.errors import RunError, UserError
 from trainer.evaluations import evaluation_interval
 from trainer.evaluator import Evaluator
 from trainer.model import LanguageModel, shape_of
-from trainer.peak import flops_per_token, peak_flops
+from trainer.peak import measure_flops
 from trainer.records import Cursor, Document, Sample
 from trainer.samples import held_out_samples
 from trainer.sources import DataSource, embedded_source, is_local, resolve_source
@@ -52,9 +52,9 @@ class Parts:
     step: TrainingStep
     evaluator: Evaluator | None
     trial_seconds: float
-    """Of a step on a document as long as the first ones, or as those that the run has been trained on before."""
+    """Of a step, not compiled, on a document as long as the first ones, or as those trained on before."""
     flops: Mapping[str, float]
-    """`per_token` and `per_token_squared` of a document, and the machine's `peak_per_second`."""
+    """As `measure_flops` finds them."""
     pretrained: State | None
     """What checkpoints carry on of the folder that the weights once came from (`CARRIED`)."""
 
@@ -138,7 +138,7 @@ def make_parts(
         step.load_state_dict(state)  # here, so that what does not fit is refused before anything is touched
     evaluator = _evaluator(config, documents, tokenizer, step.averaged, note)
     pretrained = origin.state.get("pretrained") if origin is not None else None
-    flops = _flops(step, tokenizer.vocab_size, dtype)
+    flops = measure_flops(shape, tokenizer.vocab_size, step.lengths[-1], dtype=dtype, device=device)
     return Parts(config, documents, tokenizer, step, evaluator, seconds, flops, pretrained)
 
 
@@ -163,19 +163,13 @@ def _compiles(config: TrainingConfig, step: TrainingStep, seconds: float, say: C
     wanted, why = config.compile, "--compile"
     if wanted is None:
         layers, graphs = step.model.shape.layers, len(step.lengths)
-        wanted = step.device.type != "mps" and compiling_pays(config.num_steps, seconds, layers=layers, graphs=graphs)
+        # What it takes and gives was measured on CPUs alone.
+        wanted = step.device.type == "cpu" and compiling_pays(config.num_steps, seconds, layers=layers, graphs=graphs)
         why = f"A run of {config.num_steps:,} documents would be faster compiled"
     lacking = why_not_compile(step.device) if wanted else ""
     if lacking:
         say(f"{why}: {lacking}, so the step runs without it")
     return wanted and not lacking
-
-
-def _flops(step: TrainingStep, vocab_size: int, dtype: torch.dtype) -> dict[str, float]:
-    shape = step.model.shape
-    per_token, per_token_squared = flops_per_token(shape, vocab_size)
-    peak = peak_flops(shape, vocab_size, step.lengths[-1], dtype=dtype, device=step.device)
-    return {"per_token": per_token, "per_token_squared": per_token_squared, "peak_per_second": peak}
 
 
 def _open_documents(

@@ -1,4 +1,4 @@
-"""How much arithmetic a document takes, and how much of it this machine can do in a second."""
+"""The arithmetic of a training step, measured in what this machine can do."""
 
 import time
 from collections.abc import Iterator
@@ -8,8 +8,20 @@ from torch import Tensor
 
 from trainer.config import ModelShape
 
-SECONDS = 0.02
-"""That each product is repeated for."""
+SECONDS = 0.007
+"""That a product is repeated for, three times."""
+LONGEST = 256
+"""Rows of a product that is timed: more are no faster, and take a long document's time at each start."""
+LARGE = 4096
+
+
+def measure_flops(
+    shape: ModelShape, vocab_size: int, length: int, *, dtype: torch.dtype, device: torch.device
+) -> dict[str, float]:
+    """`per_token` and `per_token_squared` of a step, and the `peak_per_second` of its matrix products, measured now."""
+    per_token, per_token_squared = flops_per_token(shape, vocab_size)
+    peak = peak_flops(shape, vocab_size, length, dtype=dtype, device=device)
+    return {"per_token": per_token, "per_token_squared": per_token_squared, "peak_per_second": peak}
 
 
 def flops_per_token(shape: ModelShape, vocab_size: int) -> tuple[int, int]:
@@ -24,22 +36,29 @@ def flops_per_token(shape: ModelShape, vocab_size: int) -> tuple[int, int]:
 def peak_flops(shape: ModelShape, vocab_size: int, length: int, *, dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of the matrix products that a step on `length` predictions consists of, measured now.
 
-    Each is made alone and again and again, forward and for both gradients, and counts by its share of the step. The
-    best of three: what the machine can do, not what others leave of it.
+    On a CPU each is made alone and again and again, forward and for both gradients, and counts by its share of the
+    step. Elsewhere such products end before Python has asked for the next, so it is one large product that is timed.
+    The best of three: what the machine can do, not what others leave of it.
     """
+    rows = min(length, LONGEST)
+    if device.type != "cpu":
+        rows, matrices = LARGE, iter([(LARGE, LARGE, 1)])
+    else:
+        matrices = _matrices(shape, vocab_size)
     operations = seconds = 0.0
-    for rows, columns, count in _matrices(shape, vocab_size):
-        weight = torch.randn(rows, columns, device=device).to(dtype)
-        inputs = torch.randn(length, columns, device=device).to(dtype)
-        outputs = torch.randn(length, rows, device=device).to(dtype)
-        for left, right in ((inputs, weight.T), (outputs, weight), (outputs.T, inputs)):
-            operations += count * 2.0 * length * rows * columns
-            seconds += count * min(_seconds(left, right) for _ in range(3))
+    for outputs, inputs, count in matrices:
+        weight, given, gradient = (
+            torch.ones(size, dtype=dtype, device=device)
+            for size in ((outputs, inputs), (rows, inputs), (rows, outputs))
+        )
+        for left, right in ((given, weight.T), (gradient, weight), (gradient.T, given)):
+            operations += count * 2.0 * rows * outputs * inputs
+            seconds += count * _seconds(left, right)
     return operations / seconds
 
 
 def _matrices(shape: ModelShape, vocab_size: int) -> Iterator[tuple[int, int, int]]:
-    """Rows, columns, how many there are."""
+    """Outputs, inputs, how many there are."""
     inner, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     yield inner, shape.width, shape.layers
     yield keys, shape.width, 2 * shape.layers
@@ -50,21 +69,19 @@ def _matrices(shape: ModelShape, vocab_size: int) -> Iterator[tuple[int, int, in
 
 
 def _seconds(left: Tensor, right: Tensor) -> float:
-    """Of one product, from as many as take `SECONDS / 3`."""
+    """Of one product. One that takes long is made once."""
+    best = _repeat(left, right, 1)  # also pays for what is done once
+    if best < SECONDS:
+        count = max(1, round(SECONDS / max(_repeat(left, right, 1), 1e-7)))
+        best = min(_repeat(left, right, count) for _ in range(3))
+    return best
 
-    def wait() -> None:
-        if left.device.type == "cuda":
-            torch.cuda.synchronize(left.device)
 
-    left @ right  # pays for what is done once
-    count, end = 0, 0.0
-    wait()
+def _repeat(left: Tensor, right: Tensor, count: int) -> float:
+    """Seconds of one of `count` products in a row."""
     since = time.perf_counter()
-    while end - since < SECONDS / 3:
+    for _ in range(count):
         left @ right
-        count += 1
-        if count % 8 == 0:
-            wait()
-        end = time.perf_counter()
-    wait()
+    if left.device.type != "cpu":
+        torch.accelerator.synchronize(left.device)
     return (time.perf_counter() - since) / count

@@ -62,6 +62,7 @@ def describe_run(
 def kernels(device: torch.device) -> dict[str, Any]:
     """What, beside the settings, decides the last bits of a step: kept with each checkpoint."""
     return {
+        "train_slimpajama": VERSION,
         "torch": str(torch.__version__),
         "device": str(device) if device.type == "cpu" else describe_device(device),
         "cpu": describe_cpu(),
@@ -82,7 +83,8 @@ def changes(state: Mapping[str, Any], config: TrainingConfig, device: torch.devi
     changed = [key for key in FIELDS if old[key] != new[key] and not key.endswith("_dir")]
     words = [f"{key} {old[key]} → {new[key]}" for key in changed]
     here = kernels(device)
-    inexact = [f"{key} {state['kernels'][key]} → {here[key]}" for key in here if state["kernels"][key] != here[key]]
+    there = {"train_slimpajama": "before 0.2.0", **state["kernels"]}
+    inexact = [f"{key} {there[key]} → {here[key]}" for key in here if there[key] != here[key]]
     if device.type == "mps" or (device.type != "cpu" and not config.deterministic):
         inexact.append(f"{device.type} without --deterministic" if device.type == "cuda" else device.type)
     before, now = (make_scheduler(settings).get_learning_rate for settings in (old, new))

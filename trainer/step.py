@@ -64,7 +64,7 @@ class TrainingStep:
         self._detector = detector or InstabilityDetector()
         self.device = model.device
         self._names = [name for name, _ in model.named_parameters()]
-        self._embedding = self._names.index("model.embed_tokens.weight")
+        self._places = {name: place for place, name in enumerate(self._names)}
         self._weights: list[torch.Tensor] = list(model.parameters())
         self._masters = self._weights
         if dtype != torch.float32:
@@ -121,7 +121,7 @@ class TrainingStep:
         Nothing is learned from it: at rate zero an update leaves the weights as they are, and the moments are dropped.
         """
         ids = [0] * (length + 1)
-        for _ in range(2):  # the first pays for allocations, and for compilation
+        for _ in range(2):  # the first pays for allocations
             since = time.monotonic()
             self(ids, 0.0)
             seconds = time.monotonic() - since
@@ -147,8 +147,8 @@ class TrainingStep:
         return bool(torch.isfinite(torch.stack(greatest)).all())
 
     def state_dict(self) -> dict[str, Any]:
-        """`model`: name → fp32 weight; `average`: name → its average; `optimizer`: name → its moments and step count;
-        `recipe`: what the update is made with; `stability`: the judge's memory.
+        """`model`: name → fp32 weight; `average`: name → its average; `optimizer`: name → its momentum or moments, and
+        step count; `recipe`: what the update is made with; `stability`: the judge's memory.
 
         The tensors are the living ones: whoever keeps them clones them.
         """
@@ -197,15 +197,15 @@ class TrainingStep:
         return self.optimizer.misfit(state["optimizer"])
 
     def _judge(self, embedded: torch.Tensor, targets: torch.Tensor) -> Judgement:
-        return self._objective.judge(self.model.logits(self.model.read(embedded))[0], targets)
+        return self._objective.judge(self.model.logits(self.model.hidden_from(embedded))[0], targets)
 
     def _gradients(self, ids: Sequence[int], length: int) -> tuple[Judgement, list[torch.Tensor]]:
         """The gradient of the mean loss for each weight, in its dtype, over a sample padded to `length` predictions."""
-        inputs, targets = (part.to(self.device) for part in self._objective.inputs_and_targets(ids, length))
-        embedded = self.model.embed(inputs.unsqueeze(0)).detach().requires_grad_()
-        judged = self._forward(embedded, targets)
+        inputs, targets = self._objective.inputs_and_targets(ids, length)
+        embedded = self.model.embed(inputs.unsqueeze(0).to(self.device)).detach().requires_grad_()
+        judged = self._forward(embedded, targets.to(self.device))
         *gradients, of_rows = torch.autograd.grad(judged.loss, [*self._weights, embedded])
-        self._add_rows(gradients[self._embedding], inputs, of_rows[0])
+        self._add_rows(gradients[self._places["model.embed_tokens.weight"]], inputs, of_rows[0])
         return judged, gradients
 
     @staticmethod
@@ -213,16 +213,16 @@ class TrainingStep:
     def _add_rows(gradient: torch.Tensor, ids: torch.Tensor, of_rows: torch.Tensor) -> None:
         """Add the gradients of the T embedded tokens to that of the output layer, which has the same weights.
 
-        Autograd would make a gradient of all V rows for them, and adds what repeats in the order of threads. Here each
-        token's sum is written wherever it stands, the same one each time.
+        Autograd would make a gradient of all V rows for them. Compiled, it adds what repeats in the order of threads.
 
         Args:
             gradient: (V, width), changed.
-            ids: (T,) the tokens.
+            ids: (T,) the tokens, on the CPU.
             of_rows: (T, width).
         """
-        same = (ids[:, None] == ids[None, :]).float()
-        gradient[ids] = (gradient[ids].float() + same @ of_rows.float()).to(gradient.dtype)
+        tokens, places = (found.to(gradient.device) for found in torch.unique(ids, return_inverse=True))
+        sums = gradient[tokens].float().index_add_(0, places, of_rows.float())
+        gradient[tokens] = sums.to(gradient.dtype)
 
     @torch.no_grad()
     def _update(self, gradients: Sequence[torch.Tensor], learning_rate: float, verdict: Verdict) -> None:
@@ -245,5 +245,5 @@ class TrainingStep:
 
     def _write_weights(self, names: Sequence[str]) -> None:
         if self._masters is not self._weights:
-            places = [self._names.index(name) for name in names]
+            places = [self._places[name] for name in names]
             torch._foreach_copy_([self._weights[p] for p in places], [self._masters[p] for p in places])

@@ -185,7 +185,9 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Everything but the output layer. Attributes are named so that weights are called as in `Qwen3ForCausalLM`."""
+    """The layers and the last norm, and the embedding, which is the output layer too. Attributes are named so that
+    weights are called as in `Qwen3ForCausalLM`.
+    """
 
     def __init__(self, shape: ModelShape, vocab_size: int) -> None:
         super().__init__()

@@ -210,6 +210,19 @@ def test_a_record_that_ends_before_the_checkpoint_gets_no_hole(
     assert [row[0] for row in table(tmp_path / "training_viz", STEPS)] == [0, 1, 2, 3, 4]
 
 
+def test_a_run_of_an_earlier_version_is_refused_before_anything_moves(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--steps", 9, "--checkpoint-interval", 3) == 0
+    with sqlite3.connect(tmp_path / "training_viz" / "run.db") as database:
+        database.execute("PRAGMA user_version = 2")
+    database.close()
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert train("--resume", "checkpoints/checkpoint_step_3.bin", "--steps", 12) == 2
+    assert "earlier version of this program" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
+
+
 def test_a_resume_that_fails_moves_nothing(train: Train, tmp_path: Path) -> None:
     assert train("--steps", 9, "--checkpoint-interval", 3) == 0
     before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

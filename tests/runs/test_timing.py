@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks import contenders, generate, growth, step, timing
 from trainer.step import TrainingStep
 
@@ -48,6 +49,13 @@ def test_generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     generate.main("tiny", 3)
     rows = rows_of(capsys)
     assert float(rows["ours, bf16"][1]) > 0 and float(rows["ours, fp32"][1]) > 0
+
+
+def test_what_is_not_a_benchmark_or_not_a_flag_of_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["learning"], ["growth", "--rounds", "3"], ["startup", "--size", "tiny"], []):
+        with pytest.raises(SystemExit, match="2"):
+            command.main(words)
+    capsys.readouterr()
 
 
 def test_a_step_of_transformers_is_timed() -> None:

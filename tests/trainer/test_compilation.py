@@ -1,3 +1,4 @@
+import importlib.util
 import sysconfig
 from pathlib import Path
 
@@ -10,6 +11,9 @@ CPU = torch.device("cpu")
 
 
 def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "triton" in why_not_compile(torch.device("cuda:0"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert why_not_compile(torch.device("cuda:0")) == ""
     monkeypatch.setenv("PATH", "")
     assert "compiler" in why_not_compile(CPU)

@@ -25,8 +25,10 @@ def make_weights() -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def make_optimizer(weights: Mapping[str, Tensor], recipe: Recipe | None = None) -> MuonAdamW:
-    return MuonAdamW(weights, recipe or Recipe(), width=WIDTH, max_seq_length=256, dtype=torch.float32)
+def make_optimizer(
+    weights: Mapping[str, Tensor], recipe: Recipe | None = None, dtype: torch.dtype = torch.float32
+) -> MuonAdamW:
+    return MuonAdamW(weights, recipe or Recipe(), width=WIDTH, max_seq_length=256, dtype=dtype)
 
 
 def make_gradients(weights: Mapping[str, Tensor], seed: int) -> list[Tensor]:
@@ -131,25 +133,28 @@ def test_a_gradient_that_is_passed_by_moves_nothing_and_leaves_no_trace() -> Non
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("found_inf", [NO, ONE])
-def test_the_momenta_are_the_same_where_no_number_may_be_looked_at(found_inf: Tensor) -> None:
+def test_the_momenta_are_the_same_where_no_number_may_be_looked_at(found_inf: Tensor, dtype: torch.dtype) -> None:
     """What a GPU does, on a CPU."""
     weights = make_weights()
-    seen, unseen = make_optimizer(weights), make_optimizer(weights)
+    seen, unseen = make_optimizer(weights, dtype=dtype), make_optimizer(weights, dtype=dtype)
     for number in range(3):
-        gradients = make_gradients(weights, number)[1:-1]
+        gradients = [gradient.to(dtype) for gradient in make_gradients(weights, number)[1:-1]]
         if found_inf and number == 1:
             gradients[0].fill_(math.nan)
         skip = found_inf if number == 1 else NO
         seen._gather(gradients, skip, torch.tensor(2.5), may_look=True)
         unseen._gather(gradients, skip, torch.tensor(2.5), may_look=False)
     for one, other in zip(seen.memory(), unseen.memory(), strict=True):
-        assert one.any() and torch.allclose(one, other, atol=1e-6)
+        assert one.dtype == other.dtype == dtype
+        assert one.any() and torch.allclose(one.float(), other.float(), atol=1e-6 if dtype == torch.float32 else 2e-3)
 
 
-def test_a_loaded_state_goes_on_bit_for_bit() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_state_goes_on_bit_for_bit(dtype: torch.dtype) -> None:
     whole, weights = make_weights(), make_weights()
-    optimizer, first = make_optimizer(whole), make_optimizer(weights)
+    optimizer, first = make_optimizer(whole, dtype=dtype), make_optimizer(weights, dtype=dtype)
     for number in range(9):
         optimizer.step(make_gradients(whole, number), 0.01, found_inf=NO, grad_scale=ONE)
     for number in range(9):
@@ -157,11 +162,22 @@ def test_a_loaded_state_goes_on_bit_for_bit() -> None:
             state = {
                 name: {key: value.clone() for key, value in kept.items()} for name, kept in first.state_dict().items()
             }
-            first = make_optimizer(weights)
+            first = make_optimizer(weights, dtype=dtype)
             assert first.misfit(state) == ""
             first.load_state_dict(state)
         first.step(make_gradients(weights, number), 0.01, found_inf=NO, grad_scale=ONE)
     assert all(torch.equal(whole[name], weights[name]) for name in whole)
+
+
+def test_a_gradient_may_lie_in_memory_as_it_likes() -> None:
+    """A compiled step is free to hand over a transposed one, and the fused kernel would read it wrongly."""
+    weights, others = make_weights(), make_weights()
+    gradients = make_gradients(weights, 0)
+    make_optimizer(weights).step(gradients, 0.01, found_inf=NO, grad_scale=ONE)
+    turned = [gradient.T.contiguous().T if gradient.dim() == 2 else gradient for gradient in gradients]
+    assert turned[0].stride() != gradients[0].stride()
+    make_optimizer(others).step(turned, 0.01, found_inf=NO, grad_scale=ONE)
+    assert all(torch.allclose(weights[name], others[name], atol=1e-6) for name in weights)
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -39,6 +39,20 @@ def test_loss_accuracy_and_norm_are_those_of_plain_torch() -> None:
     assert len(result.token_ranks) == len(IDS) - 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_those_of_autograd_also_of_tokens_that_repeat(dtype: torch.dtype) -> None:
+    ids = [7, 3, 0, 3, 3, 9, 0, 3, 250, 299]  # 0 is also what a short document is padded with
+    step = make_step(dtype)
+    model = LanguageModel(MODEL_SIZES["tiny"], 300).to(dtype)
+    loss = torch.nn.functional.cross_entropy(model(torch.tensor([ids[:-1]]))[0].float(), torch.tensor(ids[1:]))
+    loss.backward()
+    _, gradients = step._gradients(ids, 32)
+    for (name, weight), gradient in zip(model.named_parameters(), gradients, strict=True):
+        assert weight.grad is not None and gradient.dtype == dtype
+        difference = (gradient.float() - weight.grad.float()).norm() / weight.grad.float().norm().clamp(min=1e-6)
+        assert difference < (1e-4 if dtype == torch.float32 else 0.03), name
+
+
 def test_the_embedding_is_updated_by_the_clipped_gradient() -> None:
     """The fused kernel's `grad_scale` does what clipping would: as a plain AdamW on clipped gradients."""
     step, model = make_step(), LanguageModel(MODEL_SIZES["tiny"], 300)
