@@ -192,7 +192,11 @@ def draw(folder: Path, runs: Sequence[Run], path: Path) -> None:
         for label, losses in several.items():
             order = sorted(losses)
             rates.plot(order, [losses[rate] - min(losses.values()) for rate in order], marker="o", label=label)
-        rates.set(xscale="log", xlabel="--learning-rate", ylabel="nats per token above the best", title="another rate")
+        tried = sorted({rate for losses in several.values() for rate in losses})
+        rates.set_xscale("log")
+        rates.set_xticks(tried, labels=[f"{rate:.1e}" for rate in tried])
+        rates.minorticks_off()
+        rates.set(xlabel="--learning-rate", ylabel="nats per token above the best", title="another rate")
         rates.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
