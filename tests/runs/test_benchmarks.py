@@ -13,6 +13,7 @@ from benchmarks.learning_runs import Run
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning_runs, "STATE_INTERVAL", 4)
     monkeypatch.setattr(learning_runs, "EVALUATION_INTERVAL", 4)
+    monkeypatch.setattr(learning_runs, "GOAL", 4)
     data = learning_runs.embedded_data()
     few = learning_runs.Data(data.training[:20], data.held_out[:5], data.vocab_size)
     for module in (learning, learning_runs):
