@@ -10,7 +10,7 @@ import torch
 SECONDS_PER_GRAPH, SECONDS_PER_LAYER = 6.0, 6.0
 """What a graph takes to compile, in all and for each layer, with nothing in the cache: measured on two slow cores."""
 GAIN = 0.25
-"""Share of an eager step that a compiled one saves: for `small` 0.15 to 0.35 on two cores, in turns, in 2026."""
+"""Share of an eager step that a compiled one saves (`docs/performance.md`)."""
 
 
 def allow_graphs(count: int) -> None:
