@@ -13,7 +13,7 @@ Train = Callable[..., int]
 
 SMALL = (
     "--model-size tiny --max-seq-length 48 --vocab-size 400 --dtype fp32 --device cpu "
-    "--warmup-steps 10 --viz-interval 1000 --display-samples 1000"
+    "--warmup-steps 10 --viz-interval 1000 --display-samples 1000 --no-compile"
 ).split()
 
 

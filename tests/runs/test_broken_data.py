@@ -69,7 +69,7 @@ def broken(tmp_path: Path) -> Path:
 def test_what_can_be_read_is_read_and_the_rest_is_counted_and_told(
     train: Train, tmp_path: Path, broken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("--dataset", broken, "--steps", 10_000, "--no-compile", "--out", "whole") == 0
+    assert train("--dataset", broken, "--steps", 10_000, "--out", "whole") == 0
     said = capsys.readouterr().out
     viz = tmp_path / "whole" / "training_viz"
     bad = [detail.removeprefix(f"{broken}/") for (detail,) in table(viz, EVENTS)]

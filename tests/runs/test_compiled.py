@@ -10,6 +10,8 @@ from tests.runs.conftest import SMALL, STEPS, Train, table
 from tests.runs.test_resume import equal_runs
 from trainer.step import TrainingStep
 
+UNDECIDED = [word for word in SMALL if word != "--no-compile"]
+
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[TrainingStep]:
@@ -21,9 +23,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[TrainingStep]:
 
 
 def test_a_run_that_is_long_enough_is_compiled_and_stays_so(
-    train: Train, compiled: list[TrainingStep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, compiled: list[TrainingStep], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert train("--steps", 4) == 0
+    assert train(*UNDECIDED, "--dataset", corpus, "--steps", 4, small=False) == 0
     assert len(compiled) == 1
     assert json.loads((tmp_path / "training_viz" / "run.json").read_bytes())["config"]["compile"] is True
     monkeypatch.setattr("trainer.parts.compiling_pays", lambda steps, seconds, layers, graphs: False)
@@ -32,15 +34,19 @@ def test_a_run_that_is_long_enough_is_compiled_and_stays_so(
 
 
 def test_what_is_typed_decides(train: Train, compiled: list[TrainingStep]) -> None:
-    assert train("--steps", 2, "--no-compile") == 0
+    assert train("--steps", 2) == 0  # with --no-compile
     assert not compiled
 
 
 def test_a_long_run_says_what_it_lacks_to_be_compiled(
-    train: Train, compiled: list[TrainingStep], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train: Train,
+    compiled: list[TrainingStep],
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    assert train("--steps", 2) == 0
+    assert train(*UNDECIDED, "--dataset", corpus, "--steps", 2, small=False) == 0
     assert "2 documents would be faster compiled: there is no C++ compiler" in capsys.readouterr().out
     assert not compiled
 
