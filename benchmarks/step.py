@@ -110,7 +110,7 @@ def _profile(step: TrainingStep, documents: list[list[int]], rounds: int) -> Non
         ("gradient norm", step, "_norm"),
         ("verdict", step._detector, "judge"),
         ("update", step, "_update"),
-        ("of it: AdamW", optimizer._adamw, "step"),
+        ("of it: AdamW", optimizer, "_adamw"),
         ("of it: momenta", optimizer, "_gather"),
         ("of it: optimizer in all", optimizer, "step"),
         ("of it: average", step._average, "follow"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 POLYNOMIALS = (
     (8.3837, -24.7659, 18.3571),
@@ -114,20 +115,16 @@ class MuonAdamW:
         self._dtype = dtype
         self.steps = 0
         """Taken so far, those included that moved nothing."""
-        norms = [weight for weight in weights.values() if weight.dim() == 1]
-        embeddings = [w for name, w in weights.items() if w.dim() > 1 and name not in self._matrices]
-        # `fused` walks over the weights once, and takes `grad_scale` and `found_inf`.
-        self._adamw = torch.optim.AdamW(
-            [
-                {"params": embeddings, "rate": recipe.embedding_rate},
-                {"params": norms, "rate": recipe.norm_rate},
-            ],
-            lr=0.0,
-            betas=(recipe.beta1, recipe.beta2(max_seq_length)),
-            eps=1e-8,
-            weight_decay=0.0,
-            fused=True,
-        )
+        self._beta2 = recipe.beta2(max_seq_length)
+        self._moments = {
+            name: {
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+                "step": torch.zeros((), dtype=torch.float32, device=weight.device),
+            }
+            for name, weight in weights.items()
+            if name not in self._matrices
+        }
 
     @torch.no_grad()
     def step(
@@ -144,21 +141,14 @@ class MuonAdamW:
             found_inf: () fp32, 1 where nothing must move and nothing be remembered.
             grad_scale: () fp32, what the gradients are divided by.
         """
-        self._adamw.grad_scale = grad_scale  # type: ignore[attr-defined]
-        self._adamw.found_inf = found_inf  # type: ignore[attr-defined]
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate * group["rate"]
-        moved, fresh = [], []
-        for (name, weight), gradient in zip(self._weights.items(), gradients, strict=True):
-            if name in self._momenta:
-                fresh.append(gradient)
-            else:
-                weight.grad = torch.empty_like(weight).copy_(gradient)  # the fused kernel asks for the same strides
-                moved.append(name)
-        self._adamw.step()
-        self._adamw.zero_grad()
+        by_name = dict(zip(self._weights, gradients, strict=True))
+        for dims, rate in ((2, self.recipe.embedding_rate), (1, self.recipe.norm_rate)):
+            names = [name for name in self._moments if self._weights[name].dim() == dims]
+            self._adamw(names, by_name, learning_rate * rate, found_inf, grad_scale)
+        fresh = [by_name[name] for name in self._momenta]
         self._gather(fresh, found_inf, grad_scale, may_look=found_inf.device.type == "cpu")
         self.steps += 1
+        moved = [*self._moments]
         reach = learning_rate * self.recipe.matrix_rate * self._interval
         for place, (name, weight) in enumerate(self._matrices.items()):
             if (self.steps + place) % self._interval == 0:
@@ -168,6 +158,35 @@ class MuonAdamW:
                 weight.addcmul_(direction.to(weight.dtype), factor)
                 moved.append(name)
         return moved
+
+    def _adamw(
+        self, names: Sequence[str], gradients: Mapping[str, Tensor], rate: float, found_inf: Tensor, grad_scale: Tensor
+    ) -> None:
+        """AdamW for these weights: the kernel that walks over them once.
+
+        By its function: the first step of a `torch.optim.Optimizer` imports the compiler, which takes a second.
+        """
+        weights = [self._weights[name] for name in names]
+        moments = [self._moments[name] for name in names]
+        adamw(
+            weights,
+            # It asks for gradients with the weights' strides.
+            [torch.empty_like(self._weights[name]).copy_(gradients[name]) for name in names],
+            [kept["exp_avg"] for kept in moments],
+            [kept["exp_avg_sq"] for kept in moments],
+            [],
+            [kept["step"] for kept in moments],
+            fused=True,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            amsgrad=False,
+            beta1=self.recipe.beta1,
+            beta2=self._beta2,
+            lr=rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
     def _gather(self, gradients: list[Tensor], found_inf: Tensor, grad_scale: Tensor, *, may_look: bool) -> None:
         """Let the gradients into the momenta. `may_look`: at numbers, where that waits for nobody."""
@@ -187,15 +206,14 @@ class MuonAdamW:
     def memory(self) -> Iterator[Tensor]:
         """Every tensor that is remembered from step to step."""
         yield from self._momenta.values()
-        for state in self._adamw.state.values():
-            yield state["exp_avg"]
-            yield state["exp_avg_sq"]
+        for kept in self._moments.values():
+            yield kept["exp_avg"]
+            yield kept["exp_avg_sq"]
 
     def forget(self) -> None:
         """Begin again without memory."""
-        self._adamw.state.clear()
-        for momentum in self._momenta.values():
-            momentum.zero_()
+        for value in (*self._momenta.values(), *(value for kept in self._moments.values() for value in kept.values())):
+            value.zero_()
         self.steps = 0
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -204,8 +222,8 @@ class MuonAdamW:
         return {
             name: {"momentum": self._momenta[name], "step": steps}
             if name in self._momenta
-            else dict(self._adamw.state.get(weight, {}))
-            for name, weight in self._weights.items()
+            else dict(self._moments[name])
+            for name in self._weights
         }
 
     def misfit(self, state: Mapping[str, Any]) -> str:
@@ -220,12 +238,9 @@ class MuonAdamW:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state without misfit. Only its numbers: rates and the like are this recipe's, whatever it says."""
-        self.forget()
-        for name, weight in self._weights.items():
-            kept = state[name]
-            if name in self._momenta:
-                self._momenta[name].copy_(kept["momentum"])
-                self.steps = int(kept["step"])
-            else:
-                moments = {key: kept[key].to(weight.device, torch.float32, copy=True) for key in _ADAMW}
-                self._adamw.state[weight] = moments
+        for name, momentum in self._momenta.items():
+            momentum.copy_(state[name]["momentum"])
+            self.steps = int(state[name]["step"])
+        for name, moments in self._moments.items():
+            for key, value in moments.items():
+                value.copy_(state[name][key])

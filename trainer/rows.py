@@ -71,15 +71,18 @@ def read_rows(
             else:
                 paragraphs = enumerate(_paragraphs(_lines(_decompressed(file, address)), text_column))
                 yield from islice(paragraphs, first, None)
-    except _faults_of_decoding() as error:
+    except _faults_of_decoding(kind) as error:
         raise Damaged(one_line(error) or type(error).__name__) from error
 
 
-def _faults_of_decoding() -> tuple[type[Exception], ...]:
-    import pyarrow as pa
-
+def _faults_of_decoding(kind: str) -> tuple[type[Exception], ...]:
     # Arrow says OSError of a damaged page. Files raise other things when they can't be read (below, and `HubFile`).
-    return (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowInvalid, pa.ArrowNotImplementedError)
+    faults = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+    if kind != "parquet":
+        return faults
+    import pyarrow as pa  # here: it takes a fifth of a second, and most runs do without it
+
+    return (*faults, pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 class _LocalFile(io.FileIO):

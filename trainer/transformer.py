@@ -123,9 +123,21 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, enable_gqa=True)
 
 
-def _matrix(inputs: int, outputs: int) -> nn.Linear:
-    # By way of `meta`, where the default initialization draws no random numbers: `initialize` does that.
-    return nn.Linear(inputs, outputs, bias=False, device="meta").to_empty(device="cpu")
+class Matrix(nn.Linear):
+    """A matrix whose first weights `LanguageModel.initialize` draws, and nobody before it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """Likewise."""
+
+    def reset_parameters(self) -> None:
+        pass
 
 
 class Attention(nn.Module):
@@ -134,10 +146,10 @@ class Attention(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
-        self.q_proj = _matrix(shape.width, shape.heads * shape.head_dim)
-        self.k_proj = _matrix(shape.width, shape.kv_heads * shape.head_dim)
-        self.v_proj = _matrix(shape.width, shape.kv_heads * shape.head_dim)
-        self.o_proj = _matrix(shape.heads * shape.head_dim, shape.width)
+        self.q_proj = Matrix(shape.width, shape.heads * shape.head_dim)
+        self.k_proj = Matrix(shape.width, shape.kv_heads * shape.head_dim)
+        self.v_proj = Matrix(shape.width, shape.kv_heads * shape.head_dim)
+        self.o_proj = Matrix(shape.heads * shape.head_dim, shape.width)
         self.q_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
         self.k_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
 
@@ -159,9 +171,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.gate_proj = _matrix(shape.width, shape.hidden)
-        self.up_proj = _matrix(shape.width, shape.hidden)
-        self.down_proj = _matrix(shape.hidden, shape.width)
+        self.gate_proj = Matrix(shape.width, shape.hidden)
+        self.up_proj = Matrix(shape.width, shape.hidden)
+        self.down_proj = Matrix(shape.hidden, shape.width)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -191,7 +203,7 @@ class Decoder(nn.Module):
 
     def __init__(self, shape: ModelShape, vocab_size: int) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(vocab_size, shape.width, device="meta").to_empty(device="cpu")
+        self.embed_tokens = Embedding(vocab_size, shape.width)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = RMSNorm(shape.width, shape.norm_epsilon)
 

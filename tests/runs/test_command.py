@@ -248,8 +248,26 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--max-seq-length" in capsys.readouterr().out
 
 
+def test_a_run_imports_no_library_that_it_does_without(tmp_path: Path, corpus: Path) -> None:
+    """The compiler alone takes a second of every start; torch imports it where an optimizer of its own makes a step."""
+    libraries = {"torch._dynamo", "pyarrow", "datasets", "huggingface_hub", "tokenizers", "safetensors", "matplotlib"}
+    script = f"""
+import sys
+sys.path.insert(0, {str(PROJECT)!r})
+import train_slimpajama
+train_slimpajama.main(sys.argv[1:])
+import trainer.generate
+print("imported:", {libraries} & sys.modules.keys())
+"""
+    words = [*SMALL, "--dataset", str(corpus), "--steps", "20"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=True
+    )
+    assert "imported: set()" in done.stdout
+
+
 def test_a_store_of_a_running_run_can_be_read(tmp_path: Path, corpus: Path) -> None:
-    flags = "--model-size tiny --max-seq-length 48 --vocab-size 400 --dtype fp32 --steps 100000 --repeat".split()
+    flags = [*SMALL, "--viz-interval", "50", "--steps", "100000", "--repeat"]
     process = subprocess.Popen(
         [sys.executable, PROJECT / "train_slimpajama.py", *flags, "--dataset", corpus],
         cwd=tmp_path,

@@ -1,9 +1,6 @@
 """A byte-level tokenizer of others, used like ours, against `AutoTokenizer` on the same file."""
 
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -140,10 +137,3 @@ def test_damaged_bytes_are_refused_or_still_a_tokenizer() -> None:
             refused += 1
     assert refused > 40
     assert not is_byte_level(b"[" * 100_000)
-
-
-def test_a_run_with_our_own_tokenizer_does_without_the_libraries() -> None:
-    loaded = "import sys, trainer.parts, trainer.generate; print({'tokenizers', 'safetensors'} & set(sys.modules))"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", loaded], cwd=root, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "set()\n", done.stderr
