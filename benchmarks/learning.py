@@ -4,10 +4,11 @@ Trains the same model on the same documents of the embedded library, in the same
 and constant rate: by our defaults, by AdamW as it is usually set (0.9, 0.95, weight decay 0.1) at four rates, and by
 the `Trainer` of transformers. Measures each on the held-out documents, then prints the table of `docs/learning.md`.
 
-A run is a file in `--runs`, kept from call to call; one that was stopped goes on where it was (one of transformers
-begins again). `--quick` runs one seed for 1,000 documents. `--only NAME` (a pattern) runs some of the plan, `--table`
-none, `--draw FILE.png` draws the curves. `--time` measures seconds per document of ours and of transformers in turns,
-on an otherwise idle machine. Needs `requirements-bench.txt`.
+A run is a file in `--runs`, kept from call to call: those of the table are in `benchmarks/learned/`. One that was
+stopped goes on where it was (one of transformers begins again); one that was made with another recipe or other
+documents counts as missing. `--quick` runs one seed for 1,000 documents. `--only NAME` (a pattern) runs some of the
+plan, `--table` none, `--draw FILE.png` draws the curves. `--time` measures seconds per document of ours and of
+transformers in turns, on an otherwise idle machine. Needs `requirements-bench.txt`.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from benchmarks.learning_runs import (
     train,
 )
 
+LEARNED = Path(__file__).parent / "learned"
 Lengths = np.ndarray[Any, np.dtype[Any]]
 """(D,) a number for each held-out document."""
 
@@ -204,7 +206,7 @@ def draw(folder: Path, runs: Sequence[Run], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, 1,000 documents")
-    parser.add_argument("--runs", type=Path, default=Path("learning_runs"), metavar="DIR")
+    parser.add_argument("--runs", type=Path, default=LEARNED, metavar="DIR")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="of the names of runs, like 'ours-small-*'")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
     parser.add_argument("--table", action="store_true", help="train nothing")

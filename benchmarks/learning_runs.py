@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from trainer.config import MODEL_SIZES
 from trainer.device import choose_device, choose_dtype
 from trainer.model import LanguageModel
 from trainer.objective import NextToken
+from trainer.optimizer import Recipe
 from trainer.schedule import warmup_then_constant
 from trainer.step import TrainingStep
 
@@ -69,6 +71,11 @@ class Data:
     held_out: list[list[int]]
     vocab_size: int
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """The same only for the same ids in the same order; another Python has other documents."""
+        return hashlib.sha256(json.dumps([self.training, self.held_out]).encode()).hexdigest()[:12]
+
 
 @functools.cache
 def embedded_data() -> Data:
@@ -110,13 +117,13 @@ def held_out_nats(model: torch.nn.Module, held_out: Sequence[list[int]]) -> list
         logits = getattr(found_logits, "logits", found_logits).cpu()
         for place, row, (_, targets) in zip(places, logits, pairs, strict=True):
             found[place] = objective.judge(row, targets).token_losses.double().sum().item()
-    return [round(nats, 4) for nats in found]
+    return [round(nats, 3) for nats in found]
 
 
 def train(run: Run, folder: Path) -> None:
     """One run, from where it was left; its losses and evaluations go to `NAME.json`."""
     data, device = embedded_data(), choose_device("auto")
-    kept: dict[str, Any] = {"losses": [], "held_out": {}}
+    kept = _nothing(run, data)
     if len(read_run(folder, run)["losses"]) >= run.documents:
         return
     state_file = folder / f"{run.name}.state"
@@ -131,12 +138,14 @@ def train(run: Run, folder: Path) -> None:
     done = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
-        step.load_state_dict(state["step"])
-        kept, done = json.loads(state["kept"]), state["done"]
+        before = json.loads(state["kept"])
+        if before["made_with"] == kept["made_with"]:
+            step.load_state_dict(state["step"])
+            kept, done = before, state["done"]
     for count in range(done + 1, run.documents + 1):
         ids = data.training[(count - 1) % len(data.training)]
         result = step(ids, warmup_then_constant(count - 1, run.rate, run.warmup))
-        kept["losses"].append(round(result.loss, 5) if result.finite else None)
+        kept["losses"].append(round(result.loss, 4) if result.finite else None)
         if count % (EVALUATION_INTERVAL * (1 if count <= GOAL else 10)) == 0 or count == run.documents:
             kept["held_out"][str(count)] = found = {}
             if run.contender == "ours":
@@ -161,12 +170,12 @@ def train_by_transformers(run: Run, data: Data) -> dict[str, Any]:
     import transformers
 
     model = transformers_model(MODEL_SIZES[run.size], data.vocab_size, run.seed)
-    kept: dict[str, Any] = {"losses": [], "held_out": {}}
+    kept = _nothing(run, data)
 
     class Watch(transformers.TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
             if "loss" in logs:
-                kept["losses"].append(round(logs["loss"], 5))
+                kept["losses"].append(round(logs["loss"], 4))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             if state.global_step % EVALUATION_INTERVAL == 0:
@@ -220,16 +229,23 @@ def seconds_per_document(rounds: int = 3, documents: int = 60) -> dict[str, list
     return found
 
 
+def _nothing(run: Run, data: Data) -> dict[str, Any]:
+    """What is kept of a run that has not begun."""
+    recipe = dataclasses.asdict(Recipe()) if run.contender == "ours" else {}
+    return {"made_with": {"data": data.digest, **recipe}, "losses": [], "held_out": {}}
+
+
 def read_run(folder: Path, run: Run) -> dict[str, Any]:
-    """What is kept of a run so far."""
+    """What is kept of a run so far: nothing, where it was made with other documents or another recipe."""
+    nothing = _nothing(run, embedded_data())
     try:
         kept: dict[str, Any] = json.loads((folder / f"{run.name}.json").read_text())
     except FileNotFoundError:
-        return {"losses": [], "held_out": {}}
-    return kept
+        return nothing
+    return kept if kept["made_with"] == nothing["made_with"] else nothing
 
 
 def _write(folder: Path, run: Run, kept: Mapping[str, Any]) -> None:
     path = folder / f"{run.name}.json"
-    path.with_suffix(".new").write_text(json.dumps(kept))
+    path.with_suffix(".new").write_text(json.dumps(kept, separators=(",", ":")))
     path.with_suffix(".new").replace(path)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Several tests run at once, and each starts processes: a second thread for a tiny product only waits for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

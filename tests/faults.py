@@ -107,7 +107,7 @@ class Warm:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults"],
             cwd=PROJECT,
-            env={**command_environment(), "LD_PRELOAD": str(library)},
+            env={**command_environment(), "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "2"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -209,7 +209,6 @@ USED_BY_A_RUN = (
 def serve() -> None:
     """The warm process: a request a line on standard input, an answer a line on what was standard output."""
     import torch
-    import torch._dynamo  # torch itself imports it at the first initialization: more than a second
 
     for name in USED_BY_A_RUN:
         importlib.import_module(name)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainer.config import ModelShape
 
-SECONDS = 0.007
+SECONDS = 0.003
 """That a product is repeated for, three times."""
 LONGEST = 256
 """Rows of a product that is timed: more are no faster, and take a long document's time at each start."""

@@ -193,12 +193,20 @@ ODD_TEXTS: list[tuple[object, bool]] = [
     ("<s> and </s> and <unk> and <pad> are only text here", True),
     ("<s></s><unk><s></s><unk>", True),
     ("\u202e right to left and \ufeff marks \u2028 of \u2029 lines", True),
-    ("word " * 2_000_000, True),
-    ("x" * 10_000_000, True),
-    ("🎉👩‍👩‍👧" * 200_000, True),
-    ("".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=10_000_000)), True),
-    ("三" * 3_400_000, True),
 ]
+
+
+def long_texts(size: int) -> list[tuple[object, bool]]:
+    """Of about so many bytes each."""
+    letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=size)
+    return [
+        ("word " * (size // 5), True),
+        ("x" * size, True),
+        ("🎉👩‍👩‍👧" * (size // 50), True),
+        ("".join(letters), True),
+        ("三" * (size // 3), True),
+    ]
+
 
 PEAK = f"""
 import resource, sys
@@ -210,11 +218,12 @@ sys.exit(code)
 """
 
 
-def test_odd_documents_are_counted_or_trained_on_in_bounded_memory(tmp_path: Path) -> None:
-    texts = make_texts(40)
+@pytest.mark.parametrize("size", [200_000, pytest.param(10_000_000, marks=pytest.mark.full)])
+def test_odd_documents_are_counted_or_trained_on_in_bounded_memory(tmp_path: Path, size: int) -> None:
+    texts, odd_texts = make_texts(40), [*ODD_TEXTS, *long_texts(size)]
     tokenizer = Tokenizer.train(texts, 400)
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.model_bytes)
-    odd = [json.dumps({"text": text}).encode() for text, _ in ODD_TEXTS]
+    odd = [json.dumps({"text": text}).encode() for text, _ in odd_texts]
     plain = [json.dumps({"text": text}).encode() for text in texts]
     (tmp_path / "odd.jsonl").write_bytes(b"\n".join([*plain[:5], *odd, *plain[5:]]))
     (tmp_path / "plain.jsonl").write_bytes(b"\n".join(plain))
@@ -237,21 +246,21 @@ def test_odd_documents_are_counted_or_trained_on_in_bounded_memory(tmp_path: Pat
     trained = {row for _, row in table(viz, ORIGINS)}
     samples = read_state(next((tmp_path / "odd" / "checkpoints").glob("*.bin")))["samples"]
     assert samples["held_out"] <= 2
-    missing = {5 + place for place, (_, is_used) in enumerate(ODD_TEXTS) if is_used} - trained
+    missing = {5 + place for place, (_, is_used) in enumerate(odd_texts) if is_used} - trained
     assert len(missing) <= samples["held_out"]
-    assert not {5 + place for place, (_, is_used) in enumerate(ODD_TEXTS) if not is_used} & trained
+    assert not {5 + place for place, (_, is_used) in enumerate(odd_texts) if not is_used} & trained
     assert samples["skipped"] == {
         "text is no string": 5,
         "shorter than 10 characters": 2,
         "half a surrogate pair": 1,
     }
-    assert len(trained) == samples["trained"] == len(texts) + len(ODD_TEXTS) - 8 - samples["held_out"]
+    assert len(trained) == samples["trained"] == len(texts) + len(odd_texts) - 8 - samples["held_out"]
     assert table(viz, EVENTS) == []  # they can be read: they are no bad rows
     reason = re.search(r"skipped: (.*)", outputs["odd"])
     assert reason and "5 text is no string" in reason[1]
     control = [piece for piece in range(tokenizer.GetPieceSize()) if tokenizer.piece_bytes[piece] == 0]
     assert control == [0, 1, 2]
-    for text, is_used in ODD_TEXTS:
+    for text, is_used in odd_texts:
         if is_used:
             ids = tokenizer.encode_prefix(str(text)[:10_000], 48)
             assert not set(ids) & set(control)

@@ -31,7 +31,7 @@ from viz.store import StoreReader
 def smoke(tmp_path_factory: pytest.TempPathFactory, run_command: Run) -> tuple[Path, str]:
     """The folder and the output of `python train_slimpajama.py --test`, as a newcomer runs it."""
     folder = tmp_path_factory.mktemp("smoke")
-    return folder, run_command("--test", cwd=folder).stdout
+    return folder, run_command("--test", cwd=folder, environment={"OMP_NUM_THREADS": "2"}).stdout
 
 
 def strict_json(path: Path) -> Any:

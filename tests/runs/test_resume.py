@@ -98,7 +98,7 @@ def _rows(folder: Path) -> int:
 
 
 def test_ctrl_c_saves_says_where_and_resume_goes_on(train: Train, corpus: Path, tmp_path: Path) -> None:
-    steps = 400
+    steps = 200
     words = [*SMALL, "--dataset", str(corpus), "--steps", str(steps), "--repeat"]
     code, output = start_and_signal(signal.SIGINT, words, tmp_path / "cut", rows=20)
     assert code == 130, output
