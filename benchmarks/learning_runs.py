@@ -231,7 +231,7 @@ def seconds_per_document(rounds: int = 3, documents: int = 60) -> dict[str, list
 
 def _nothing(run: Run, data: Data) -> dict[str, Any]:
     """What is kept of a run that has not begun."""
-    recipe = dataclasses.asdict(Recipe()) if run.contender == "ours" else {}
+    recipe = dataclasses.asdict(Recipe.for_width(MODEL_SIZES[run.size].width)) if run.contender == "ours" else {}
     return {"made_with": {"data": data.digest, **recipe}, "losses": [], "held_out": {}}
 
 

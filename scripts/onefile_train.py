@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         layers, width, *rest = SIZES[size]
         self.embedding = nn.Embedding(vocab_size, width)
-        self.layers = nn.ModuleList(Layer(width, *rest) for _ in range(layers))
+        self.layers = nn.Sequential(*(Layer(width, *rest) for _ in range(layers)))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():  # norms stay ones, all else is normal(0, 0.02) …
@@ -119,14 +119,10 @@ class LanguageModel(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(T,) token ids → (T, vocabulary) logits; the output layer is the embedding."""
-        x = self.embedding(ids)
-        for layer in self.layers:
-            x = layer(x)
-        return self.norm(x) @ self.embedding.weight.T
+        return self.norm(self.layers(self.embedding(ids))) @ self.embedding.weight.T
 
 
 # --- training: one document, one step
-
 
 POLYNOMIALS = (8.3837, -24.7659, 18.3571), (3.969, -2.8424, 0.5167), (3.4626, -2.4982, 0.4802), (2.491, -1.78, 0.406)
 
@@ -148,7 +144,8 @@ class Update:
 
     def __init__(self, model: LanguageModel, max_seq_length: int) -> None:
         self.momenta = {p: torch.zeros_like(p) for p in model.layers.parameters() if p.dim() > 1}
-        self.interval = max(1, model.embedding.embedding_dim // 24)
+        self.width = model.embedding.embedding_dim
+        self.interval = max(1, self.width // 24)
         others = [p for p in model.parameters() if p not in self.momenta]
         self.adamw = torch.optim.AdamW(others, betas=(0.9, 2 ** ((1 - max_seq_length) / 10e6)), weight_decay=0.0)
 
@@ -159,7 +156,7 @@ class Update:
         for place, (matrix, momentum) in enumerate(self.momenta.items()):
             momentum.lerp_(matrix.grad, 0.05)
             if (step + 1 + place) % self.interval == 0:
-                reach = 3 * rate * self.interval * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                reach = 20 * rate * self.interval * (max(1.0, matrix.shape[0] / matrix.shape[1]) / self.width) ** 0.5
                 matrix -= reach * orthogonalize(momentum)
 
 

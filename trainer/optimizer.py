@@ -26,6 +26,8 @@ MARGIN = 1.05
 """By which a matrix is made smaller than its norm asks for: bf16 must not carry a singular value above 1, from where
 the polynomials lead away.
 """
+MATRIX_RATE = 20.0
+"""`Recipe.matrix_rate` times the root of the width."""
 _ADAMW, _MUON = ("exp_avg", "exp_avg_sq", "step"), ("momentum", "step")
 
 
@@ -43,8 +45,17 @@ class Recipe:
     """Rate of the embedding, which is also the output layer: this times the base learning rate."""
     norm_rate: float = 3.0
     """Rate of the gains of the norms, likewise."""
-    matrix_rate: float = 3.0
+    matrix_rate: float = 2.5
     """Spectral norm of a matrix's step, likewise, as a share of sqrt(max(1, rows / columns))."""
+
+    @classmethod
+    def for_width(cls, width: int) -> "Recipe":
+        """What a new run begins with: the wider the model, the shorter a matrix's step.
+
+        By the root of the width, so that one base learning rate is right for every size: measured at widths of 64 and
+        384 (`docs/learning.md`).
+        """
+        return cls(matrix_rate=MATRIX_RATE / math.sqrt(width))
 
     def __post_init__(self) -> None:
         if not 0 < self.half_life <= 1e12 or not 0 <= self.beta1 < 1 or not 0 <= self.momentum < 1:

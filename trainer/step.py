@@ -72,7 +72,7 @@ class TrainingStep:
             model.to(dtype)
         self._max_seq_length = max_seq_length
         self._dtype = dtype
-        self.optimizer = self._make_optimizer(recipe or Recipe())
+        self.optimizer = self._make_optimizer(recipe or Recipe.for_width(model.shape.width))
         self._average = AveragedWeights(self._masters)
         self._averaged_model: LanguageModel | None = None
         self._averaged_is_current = False

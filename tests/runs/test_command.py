@@ -84,7 +84,7 @@ def test_run_json(smoke: tuple[Path, str]) -> None:
     run = strict_json(smoke[0] / "training_viz" / "run.json")
     assert run["config"]["num_steps"] == 100 and run["source"] == "python-library" and len(run["revision"]) == 64
     assert run["versions"]["torch"] and run["outcome"] == "done" and run["json_through_step"] == 99
-    assert run["recipe"] == dataclasses.asdict(Recipe())
+    assert run["recipe"] == dataclasses.asdict(Recipe.for_width(384))
     assert run["flops"]["peak_per_second"] > 0 and 0.01 < run["mfu"] < 1
 
 

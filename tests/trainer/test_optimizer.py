@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -96,7 +97,7 @@ def test_a_matrix_goes_against_its_momentum() -> None:
         place = (3 - number) % 4
         name = ("wide", "tall", "square", "down")[place]
         expected = (
-            -orthogonalize(momentum[name], torch.float32) * 0.01 * 3.0 * 4 * (math.sqrt(3) if name == "tall" else 1)
+            -orthogonalize(momentum[name], torch.float32) * 0.01 * 2.5 * 4 * (math.sqrt(3) if name == "tall" else 1)
         )
         assert torch.allclose(weights[name] - before[name], expected, atol=1e-5)
 
@@ -188,6 +189,12 @@ def test_what_does_not_fit_is_named() -> None:
     assert optimizer.misfit({**sound, "wide": {**sound["wide"], "momentum": torch.zeros(3)}}) == "momentum of wide"
     assert optimizer.misfit({**sound, "norm": {}}) == "exp_avg of norm"
     assert optimizer.misfit({**sound, "tall": {"momentum": sound["tall"]["momentum"]}}) == "step count of tall"
+
+
+def test_the_wider_a_model_the_shorter_a_step_of_its_matrices() -> None:
+    rates = [Recipe.for_width(width).matrix_rate for width in (64, 256, 1024)]
+    assert rates == [2.5, 1.25, 0.625]
+    assert dataclasses.replace(Recipe.for_width(1024), matrix_rate=2.5) == Recipe()
 
 
 def test_the_second_moment_has_its_half_life_in_tokens() -> None:
