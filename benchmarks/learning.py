@@ -68,13 +68,7 @@ def table(folder: Path, runs: Sequence[Run]) -> list[str]:
         rates = {run.rate for run in rivals}
         best = min(rates, key=lambda rate: min(there[run][goal] for run in rivals if run.rate == rate))
         lines += ["", *_comparison(folder, there, best, goal, lengths)]
-    for run in there:
-        if run.documents == 20_000:
-            losses = [math.nan if loss is None else loss for loss in read_run(folder, run)["losses"]]
-            averages = np.convolve(losses, np.ones(200) / 200, "valid")
-            rise = float(np.max(averages - np.minimum.accumulate(averages)))
-            lines.append(f"{run.name}: 20,000 steps, {np.isnan(losses).sum()} not finite, the average of 200 documents")
-            lines[-1] += f" is at most {rise:.2f} nats above its best before"
+    lines += [_steadiness(folder, run, there[run]) for run in there if run.documents > goal]
     return lines
 
 
@@ -104,6 +98,21 @@ def _comparison(
     if len(gaps) > 1:
         lines.append(f"over seeds: {_spread(gaps)} below AdamW; {_spread(ratios)} x fewer documents")
     return lines
+
+
+def _steadiness(folder: Path, run: Run, curve: Mapping[int, float]) -> str:
+    """Whether a long run broke: how far the mean of 200 training losses, and the held-out loss, rose above their best.
+
+    The former rises by what the documents differ, too; the latter is of the same documents each time.
+    """
+    losses = [math.nan if loss is None else loss for loss in read_run(folder, run)["losses"]]
+    averages = np.convolve(losses, np.ones(200) / 200, "valid")
+    held_out = np.array([curve[count] for count in sorted(curve)])
+    rises = [float(np.max(values - np.minimum.accumulate(values))) for values in (averages, held_out)]
+    return (
+        f"{run.name}: {run.documents:,} documents, {np.isnan(losses).sum()} not finite; above its best before, the "
+        f"average of 200 is at most {rises[0]:.2f} nats, the held-out loss {rises[1]:.3f}"
+    )
 
 
 def _against_transformers(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import learning, learning_runs
 from benchmarks.learning_runs import Run
@@ -40,3 +41,33 @@ def test_a_run_that_was_stopped_goes_on_as_it_was_and_the_table_has_it(tmp_path:
 def test_documents_to_a_loss() -> None:
     curve = {250: 6.0, 500: 5.0, 750: 4.0}
     assert [learning._documents_to(curve, loss) for loss in (6.5, 5.5, 4.0, 3.9)] == [250, 375, 750, float("inf")]
+
+
+@pytest.mark.usefixtures("quick")
+def test_how_far_a_long_run_rose_and_what_was_not_finite(tmp_path: Path) -> None:
+    run = Run("ours", 1e-3, 0, 600, "tiny")
+    losses: list[float | None] = [5.0] * 200 + [4.0] * 200 + [4.5] * 200
+    kept = {**learning_runs.read_run(tmp_path, run), "losses": losses}
+    (tmp_path / f"{run.name}.json").write_text(json.dumps(kept))
+    assert "0 not finite; above its best before, the average of 200 is at most 0.50 nats, the held-out loss 0.250" in (
+        learning._steadiness(tmp_path, run, {200: 4.9, 400: 3.5, 600: 3.75})
+    )
+    kept["losses"][500] = None
+    (tmp_path / f"{run.name}.json").write_text(json.dumps(kept))
+    assert "1 not finite" in learning._steadiness(tmp_path, run, {200: 4.9})
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_with_another_recipe_counts_as_missing(tmp_path: Path) -> None:
+    run = Run("ours", 1e-3, 0, 4, "tiny")
+    learning_runs.train(run, tmp_path)
+    path = tmp_path / f"{run.name}.json"
+    kept = json.loads(path.read_text())
+    assert kept["made_with"]["matrix_rate"] == 2.5 and len(kept["losses"]) == 4
+    path.write_text(json.dumps({**kept, "made_with": {**kept["made_with"], "matrix_rate": 3.0}}))
+    assert learning_runs.read_run(tmp_path, run)["losses"] == []
+    state = tmp_path / f"{run.name}.state"
+    saved = torch.load(state, weights_only=True)
+    torch.save({**saved, "kept": path.read_text(), "done": 2}, state)
+    learning_runs.train(run, tmp_path)  # from its first document, not from that state
+    assert json.loads(path.read_text()) == kept
