@@ -107,11 +107,12 @@ def resume(arguments: Arguments, stop: StopSignals) -> int:
                 f"{path} was set aside or copied out of run {state['run_id']}, whose record may have gone another way: "
                 f"--pretrained-checkpoint {path} starts a new run from its weights"
             )
-        _check_record(run, path, state)
         config = arguments.merge({**state["config"], "dataset_names": [state["source"]["name"]]})
         config = dataclasses.replace(config, viz_dir=str(run.viz), checkpoint_dir=str(run.checkpoints))
+        is_current = _check_record(run, path, state)
         if state["step"] >= config.num_steps:
-            _finish_record(run, state["step"])
+            if is_current:
+                _finish_record(run, state["step"])
             typed = {FIELDS[key].metadata["flag"]: value for key, value in arguments.typed.items()}
             again = [f" {flag} {typed[flag]}" for flag in TYPED if flag in typed]
             print(
@@ -120,27 +121,31 @@ def resume(arguments: Arguments, stop: StopSignals) -> int:
                 f"--steps {state['step'] + typed.get('--cooldown', state['step'])}"
             )
             return 0
+        if not is_current:
+            raise UserError(
+                f"{run.viz / 'run.db'} is the record of an earlier version of this program, which can be read but not "
+                f"gone on with: --pretrained-checkpoint {path} starts a new run from its weights"
+            )
         print(f"Resuming run {run.run_id} after {state['step']:,} documents, from {path}")
         return _train(arguments, config, run, state, stop, events)
     finally:
         run.release()
 
 
-def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose steps are not those of the record: going on would overwrite another history."""
+def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> bool:
+    """Refuse a checkpoint whose steps are not those of the record: going on would overwrite another history.
+
+    Returns whether the record is one that this version can go on with.
+    """
     from viz.schema import VERSION
     from viz.store import StoreReader
 
     store = run.viz / "run.db"
     if not store.exists():
-        return
+        return True
     try:
         with StoreReader(store) as record:
-            if record.version < VERSION:
-                raise UserError(
-                    f"{store} is the record of an earlier version of this program, which can be read but not gone on "
-                    f"with: --pretrained-checkpoint {path} starts a new run from its weights"
-                )
+            is_current = record.version >= VERSION
             run_id, steps = record.run()["run_id"], record.columns(max(state["step"] - 1, 0))["steps"]
     except ValueError as error:
         raise UserError(f"{error}. Move it away to go on with a new record") from error
@@ -153,6 +158,7 @@ def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> Non
         raise UserError(
             f"{path} is of step {state['step']:,}, but {store} ends before that: resume from an older checkpoint"
         )
+    return is_current
 
 
 def _finish_record(run: "RunFolder", step: int) -> None:

@@ -16,7 +16,7 @@ from trainer.transformers_folder import model_config
 class PlainAdamW:
     """The usual AdamW, (0.9, 0.95) and weight decay 0.1 on matrices and embedding, in the place of `MuonAdamW`."""
 
-    recipe = Recipe()  # of which nothing is used
+    recipe = Recipe(matrix_rate=0.0)  # of which nothing is used
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         self.steps = 0
@@ -108,6 +108,8 @@ def transformers_trainer(
     seed: int,
     callbacks: list[Any],
     logging_steps: int = 500,
+    bf16: bool = True,
+    compiled: bool = False,
 ) -> Any:
     """Its `Trainer` as it is set by default (`logging_steps` too) but for what the comparison is about."""
     import transformers
@@ -119,7 +121,8 @@ def transformers_trainer(
         learning_rate=rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=warmup,
-        bf16=True,
+        bf16=bf16,
+        torch_compile=compiled,
         use_cpu=not torch.cuda.is_available(),
         report_to=[],
         save_strategy="no",

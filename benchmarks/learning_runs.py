@@ -232,7 +232,8 @@ def seconds_per_document(rounds: int = 3, documents: int = 60) -> dict[str, list
 def _nothing(run: Run, data: Data) -> dict[str, Any]:
     """What is kept of a run that has not begun."""
     recipe = dataclasses.asdict(Recipe.for_width(MODEL_SIZES[run.size].width)) if run.contender == "ours" else {}
-    return {"made_with": {"data": data.digest, **recipe}, "losses": [], "held_out": {}}
+    dtype = str(choose_dtype("auto", choose_device("auto"))).removeprefix("torch.")
+    return {"made_with": {"data": data.digest, "dtype": dtype, **recipe}, "losses": [], "held_out": {}}
 
 
 def read_run(folder: Path, run: Run) -> dict[str, Any]:
@@ -242,7 +243,7 @@ def read_run(folder: Path, run: Run) -> dict[str, Any]:
         kept: dict[str, Any] = json.loads((folder / f"{run.name}.json").read_text())
     except FileNotFoundError:
         return nothing
-    return kept if kept["made_with"] == nothing["made_with"] else nothing
+    return kept if kept.get("made_with") == nothing["made_with"] else nothing
 
 
 def _write(folder: Path, run: Run, kept: Mapping[str, Any]) -> None:

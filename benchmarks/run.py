@@ -8,10 +8,10 @@ from pathlib import Path
 from benchmarks.contenders import (
     LENGTH,
     make_step,
+    mean_step,
     random_documents,
     run_command,
     seconds_of_run,
-    time_steps,
     time_transformers,
     write_corpus,
 )
@@ -36,7 +36,6 @@ def main(size: str, rounds: int) -> None:
 
         step, documents = make_step(size, compiled=True), random_documents(40)
         whole()  # fills the compiler's cache
-        time_steps(step, documents[:3])
         kinds = list(itertools.product((False, True), (False, True)))
         theirs = {
             (bf16, compiled): time_transformers(size, steps=40, first=15, bf16=bf16, compiled=compiled)
@@ -50,7 +49,7 @@ def main(size: str, rounds: int) -> None:
         times = take_turns(
             {
                 "whole": whole,
-                "bare": lambda: time_steps(step, documents),
+                "bare": lambda: mean_step(step, documents),
                 "best": lambda: transformers(*best),
                 "as it ships": lambda: transformers(False, False),
             },

@@ -1,7 +1,9 @@
 """What `torch.compile` needs, and what it gives a run: when a step is compiled."""
 
 import importlib.util
+import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -20,13 +22,24 @@ def allow_graphs(count: int) -> None:
 
 def why_not_compile(device: torch.device) -> str:
     """What `torch.compile` lacks here, or nothing. On a CPU it needs a C++ compiler and the Python headers."""
-    if device.type != "cpu":
+    if device.type == "cuda":
         return "" if importlib.util.find_spec("triton") else "triton is not installed"
-    if not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")):
-        return "there is no C++ compiler"
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # no other is tried
+    if not shutil.which(compiler):
+        return f"there is no C++ compiler ({compiler})"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "the Python headers are missing"
     return ""
+
+
+def is_failure_to_compile(error: BaseException) -> bool:
+    """Whether the compiler could not make a graph: of a memory or a disk that is full, say. No weight has moved then.
+
+    One in the forward pass comes as torch's own kind of exception, one in the backward pass as it was raised.
+    """
+    return isinstance(error, torch._dynamo.exc.TorchDynamoException) or type(error).__module__.startswith(
+        "torch._inductor"
+    )
 
 
 def seconds_to_compile(layers: int) -> float:

@@ -167,9 +167,9 @@ class TrainingConfig:
     )
     compile: bool | None = _setting(
         None,
-        "compile the step (default: where the run is long enough to end sooner with it)",
+        "compile the step (default: on a CPU, where the run is long enough to end sooner with it)",
         "--compile",
-        fixed=True,
+        typed=True,
         undecided=None,
     )
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps", "--device", metavar="DEVICE")

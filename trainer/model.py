@@ -59,7 +59,8 @@ class LanguageModel(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """(B, T) int64 → (B, T, width), the rows of the embedding."""
-        return F.embedding(ids, self.model.embed_tokens.weight)
+        embedded: Tensor = self.model.embed_tokens(ids)
+        return embedded
 
     def hidden_from(self, embedded: Tensor) -> Tensor:
         """(B, T, width) → (B, T, width): `hidden` from what `embed` gave."""

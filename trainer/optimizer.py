@@ -35,6 +35,8 @@ _ADAMW, _MUON = ("exp_avg", "exp_avg_sq", "step"), ("momentum", "step")
 class Recipe:
     """What the update is made with; fixed for a run, and kept with its checkpoints."""
 
+    matrix_rate: float
+    """Spectral norm of a matrix's step: this times the base learning rate, times sqrt(max(1, rows / columns))."""
     half_life: float = 10e6
     """Tokens after which a squared gradient counts half in AdamW's second moment."""
     beta1: float = 0.9
@@ -45,8 +47,12 @@ class Recipe:
     """Rate of the embedding, which is also the output layer: this times the base learning rate."""
     norm_rate: float = 3.0
     """Rate of the gains of the norms, likewise."""
-    matrix_rate: float = 2.5
-    """Spectral norm of a matrix's step, likewise, as a share of sqrt(max(1, rows / columns))."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.half_life <= 1e12 or not 0 <= self.beta1 < 1 or not 0 <= self.momentum < 1:
+            raise ValueError("a half-life is above 0 and at most 1e12, a decay from 0 to below 1")
+        if not all(math.isfinite(number) and number >= 0 for number in dataclasses.astuple(self)):
+            raise ValueError("a number of the recipe is negative, or none")
 
     @classmethod
     def for_width(cls, width: int) -> "Recipe":
@@ -56,12 +62,6 @@ class Recipe:
         384 (`docs/learning.md`).
         """
         return cls(matrix_rate=MATRIX_RATE / math.sqrt(width))
-
-    def __post_init__(self) -> None:
-        if not 0 < self.half_life <= 1e12 or not 0 <= self.beta1 < 1 or not 0 <= self.momentum < 1:
-            raise ValueError("a half-life is above 0 and at most 1e12, a decay from 0 to below 1")
-        if not all(math.isfinite(number) and number >= 0 for number in dataclasses.astuple(self)):
-            raise ValueError("a number of the recipe is negative, or none")
 
     def beta2(self, max_seq_length: int) -> float:
         """The second moment's decay for steps of `max_seq_length - 1` predictions (arXiv 2507.07101, section 3).
@@ -208,7 +208,8 @@ class MuonAdamW:
                 torch._foreach_mul_(momenta, decay)
                 torch._foreach_add_(momenta, gradients, alpha=(1 - decay) / float(grad_scale))
             return
-        fresh = torch._foreach_mul(gradients, (1 - decay) / grad_scale)
+        # In their dtype: with a scalar of another one, a GPU takes a kernel for each tensor instead of one for all.
+        fresh = torch._foreach_mul(gradients, ((1 - decay) / grad_scale).to(momenta[0].dtype))
         torch._foreach_add_(fresh, momenta, alpha=decay)
         skipped = found_inf.bool()
         for momentum, new in zip(momenta, fresh, strict=True):

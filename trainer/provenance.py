@@ -83,14 +83,14 @@ def changes(state: Mapping[str, Any], config: TrainingConfig, device: torch.devi
     changed = [key for key in FIELDS if old[key] != new[key] and not key.endswith("_dir")]
     words = [f"{key} {old[key]} → {new[key]}" for key in changed]
     here = kernels(device)
-    there = {"train_slimpajama": "before 0.2.0", **state["kernels"]}
+    there = state["kernels"]
     inexact = [f"{key} {there[key]} → {here[key]}" for key in here if there[key] != here[key]]
     if device.type == "mps" or (device.type != "cpu" and not config.deterministic):
         inexact.append(f"{device.type} without --deterministic" if device.type == "cuda" else device.type)
     before, now = (make_scheduler(settings).get_learning_rate for settings in (old, new))
     if before(state["step"] - 1) != now(state["step"] - 1):  # schedules part for good, so the last step tells of all
         inexact.append(f"learning rate of the next step {before(state['step']):.2e} → {now(state['step']):.2e}")
-    is_exact = not inexact and not any(FIELDS[key].metadata.get("typed") or key == "compile" for key in changed)
+    is_exact = not inexact and not any(FIELDS[key].metadata.get("typed") for key in changed)
     return ", ".join(words + inexact), is_exact
 
 

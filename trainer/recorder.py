@@ -1,6 +1,7 @@
 """What becomes of a step that is done: counted, written down in one row, shown on the bar, told where it was odd."""
 
 import dataclasses
+import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -85,7 +86,12 @@ class Recorder:
             failure = failure or error
         if failure is not None:
             raise failure
-        self.progress.show(done, self.tally, learning_rate, sum(self.step_times) / len(self.step_times))
+        self.progress.show(done, self.tally, learning_rate, self._seconds_per_step())
+
+    def _seconds_per_step(self) -> float:
+        """Of the last 100, without those that something else held up: a graph was compiled, the network was away."""
+        middle = sorted(self.step_times)[(len(self.step_times) - 1) // 2]
+        return statistics.fmean(seconds for seconds in self.step_times if seconds <= 20 * middle)
 
     def rewind(self, done: int, epoch: int) -> None:
         """The run went back: only `done` documents are finished, the last in `epoch`."""

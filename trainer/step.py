@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from trainer.average import AveragedWeights
-from trainer.compilation import allow_graphs
-from trainer.errors import UserError
+from trainer.compilation import allow_graphs, is_failure_to_compile
+from trainer.errors import MachineError, UserError
 from trainer.model import LanguageModel
 from trainer.objective import Judgement, NextToken
 from trainer.optimizer import MuonAdamW, Recipe
@@ -91,11 +91,22 @@ class TrainingStep:
         Args:
             ids: (T,) token ids, 2 <= T <= max_seq_length.
             learning_rate: the base rate of this step.
+
+        Raises:
+            MachineError: a graph for documents of that length can't be compiled. Nothing has changed then.
         """
         count = len(ids) - 1
         length = next(length for length in self.lengths if length >= count)
-        judged, gradients = self._gradients(ids, length)
-        loss_before, norm_before = judged.loss.detach(), self._norm(gradients)
+        try:
+            judged, gradients = self._gradients(ids, length)
+            loss_before, norm_before = judged.loss.detach(), self._norm(gradients)
+        except Exception as error:
+            if is_failure_to_compile(error):
+                raise MachineError(
+                    f"the step can't be compiled for {length} tokens ({str(error).strip().partition(chr(10))[0]}). "
+                    "--resume tries again, --resume --no-compile goes on without"
+                ) from error
+            raise
         verdict = self._detector.judge(length, judged.logits_are_finite, loss_before, norm_before)
         self._update(gradients, learning_rate, verdict)
         # One transfer for all numbers: on a GPU each would be a wait of its own.
@@ -116,19 +127,19 @@ class TrainingStep:
         )
 
     def trial_seconds(self, length: int) -> float:
-        """Seconds of one step of `length` predictions, measured before any other.
+        """Seconds of one step of `length` predictions, the faster of two, measured before any other.
 
         Nothing is learned from it: at rate zero an update leaves the weights as they are, and the moments are dropped.
         """
-        ids = [0] * (length + 1)
-        for _ in range(2):  # the first pays for allocations
+        ids, seconds = [0] * (length + 1), []
+        for _ in range(3):  # the first pays for allocations
             since = time.monotonic()
             self(ids, 0.0)
-            seconds = time.monotonic() - since
+            seconds.append(time.monotonic() - since)
         self.optimizer.forget()
         self._detector.forget()
         self._average.take(self._masters)
-        return seconds
+        return min(seconds[1:])
 
     @torch.no_grad()
     def averaged(self) -> LanguageModel:
@@ -202,25 +213,27 @@ class TrainingStep:
     def _gradients(self, ids: Sequence[int], length: int) -> tuple[Judgement, list[torch.Tensor]]:
         """The gradient of the mean loss for each weight, in its dtype, over a sample padded to `length` predictions."""
         inputs, targets = self._objective.inputs_and_targets(ids, length)
+        # Here, because a copy to a GPU waits for what it was asked before, which soon is the whole backward pass.
+        tokens, places = (found.to(self.device) for found in torch.unique(inputs, return_inverse=True))
         embedded = self.model.embed(inputs.unsqueeze(0).to(self.device)).detach().requires_grad_()
         judged = self._forward(embedded, targets.to(self.device))
         *gradients, of_rows = torch.autograd.grad(judged.loss, [*self._weights, embedded])
-        self._add_rows(gradients[self._places["model.embed_tokens.weight"]], inputs, of_rows[0])
+        self._add_rows(gradients[self._places["model.embed_tokens.weight"]], tokens, places, of_rows[0])
         return judged, gradients
 
     @staticmethod
     @torch.no_grad()
-    def _add_rows(gradient: torch.Tensor, ids: torch.Tensor, of_rows: torch.Tensor) -> None:
+    def _add_rows(gradient: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor, of_rows: torch.Tensor) -> None:
         """Add the gradients of the T embedded tokens to that of the output layer, which has the same weights.
 
         Autograd would make a gradient of all V rows for them. Compiled, it adds what repeats in the order of threads.
 
         Args:
             gradient: (V, width), changed.
-            ids: (T,) the tokens, on the CPU.
+            tokens: (N,) the different ones.
+            places: (T,) where in `tokens` each of the T is.
             of_rows: (T, width).
         """
-        tokens, places = (found.to(gradient.device) for found in torch.unique(ids, return_inverse=True))
         sums = gradient[tokens].float().index_add_(0, places, of_rows.float())
         gradient[tokens] = sums.to(gradient.dtype)
 

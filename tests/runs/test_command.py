@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+import tomllib
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -84,7 +85,7 @@ def test_run_json(smoke: tuple[Path, str]) -> None:
     run = strict_json(smoke[0] / "training_viz" / "run.json")
     assert run["config"]["num_steps"] == 100 and run["source"] == "python-library" and len(run["revision"]) == 64
     assert run["versions"]["torch"] and run["outcome"] == "done" and run["json_through_step"] == 99
-    assert run["recipe"] == dataclasses.asdict(Recipe.for_width(384))
+    assert run["recipe"] == pytest.approx(dataclasses.asdict(Recipe.for_width(384)), rel=1e-5)
     assert run["flops"]["peak_per_second"] > 0 and 0.01 < run["mfu"] < 1
 
 
@@ -245,7 +246,10 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             train_slimpajama.main([flag])
         assert caught.value.code == 0
-    assert "--max-seq-length" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--max-seq-length" in said
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert said.endswith(f"train_slimpajama {project['version']}\n")
 
 
 def test_a_run_imports_no_library_that_it_does_without(tmp_path: Path, corpus: Path) -> None:

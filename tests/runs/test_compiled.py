@@ -1,13 +1,17 @@
 """The compiled step: the same losses as the eager one, exact over a resume in another process, chosen where it pays."""
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch._inductor.exc import CppCompileError
 
 from tests.conftest import Run
 from tests.runs.conftest import SMALL, STEPS, Train, table
 from tests.runs.test_resume import equal_runs
+from trainer.objective import Judgement
 from trainer.step import TrainingStep
 
 UNDECIDED = [word for word in SMALL if word != "--no-compile"]
@@ -49,6 +53,29 @@ def test_a_long_run_says_what_it_lacks_to_be_compiled(
     assert train(*UNDECIDED, "--dataset", corpus, "--steps", 2, small=False) == 0
     assert "2 documents would be faster compiled: there is no C++ compiler" in capsys.readouterr().out
     assert not compiled
+
+
+def test_a_graph_that_can_not_be_made_ends_the_run_and_nothing_is_lost(
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile_badly(step: TrainingStep) -> None:
+        works, count = step._forward, itertools.count()
+
+        def forward(*given: torch.Tensor) -> Judgement:
+            if next(count) == 5:
+                raise CppCompileError(["g++", "main.cpp"], "No space left on device")
+            return works(*given)
+
+        step._forward = forward
+
+    monkeypatch.setattr(TrainingStep, "compile", compile_badly)
+    assert train("--steps", 9, "--compile") == 5
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "can't be compiled" in error and "--resume --no-compile" in error
+    assert (tmp_path / "checkpoints" / "checkpoint_step_5.bin").exists()
+    assert train("--resume", "--no-compile") == 0
+    assert train("--steps", 9, "--out", "whole") == 0
+    equal_runs(tmp_path / "whole", tmp_path, 9)
 
 
 @pytest.mark.full  # compiling takes a minute

@@ -221,6 +221,8 @@ def test_a_run_of_an_earlier_version_is_refused_before_anything_moves(
     assert train("--resume", "checkpoints/checkpoint_step_3.bin", "--steps", 12) == 2
     assert "earlier version of this program" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
+    assert train("--resume") == 0  # there is nothing to go on with
+    assert "Already finished" in capsys.readouterr().out
 
 
 def test_a_resume_that_fails_moves_nothing(train: Train, tmp_path: Path) -> None:

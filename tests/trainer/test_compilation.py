@@ -10,13 +10,19 @@ from trainer.compilation import GAIN, compiling_pays, why_not_compile
 CPU = torch.device("cpu")
 
 
-def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "triton" in why_not_compile(torch.device("cuda:0"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert why_not_compile(torch.device("cuda:0")) == ""
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    other = tmp_path / "c++"  # which torch does not look for
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
     assert "compiler" in why_not_compile(CPU)
+    monkeypatch.setenv("CXX", "c++")
+    assert why_not_compile(CPU) == ""
 
 
 def test_missing_headers_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

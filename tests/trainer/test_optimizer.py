@@ -29,7 +29,7 @@ def make_weights() -> dict[str, Tensor]:
 def make_optimizer(
     weights: Mapping[str, Tensor], recipe: Recipe | None = None, dtype: torch.dtype = torch.float32
 ) -> MuonAdamW:
-    return MuonAdamW(weights, recipe or Recipe(), width=WIDTH, max_seq_length=256, dtype=dtype)
+    return MuonAdamW(weights, recipe or Recipe.for_width(WIDTH), width=WIDTH, max_seq_length=256, dtype=dtype)
 
 
 def make_gradients(weights: Mapping[str, Tensor], seed: int) -> list[Tensor]:
@@ -97,14 +97,18 @@ def test_a_matrix_goes_against_its_momentum() -> None:
         place = (3 - number) % 4
         name = ("wide", "tall", "square", "down")[place]
         expected = (
-            -orthogonalize(momentum[name], torch.float32) * 0.01 * 2.5 * 4 * (math.sqrt(3) if name == "tall" else 1)
+            -orthogonalize(momentum[name], torch.float32)
+            * 0.01
+            * optimizer.recipe.matrix_rate
+            * 4
+            * (math.sqrt(3) if name == "tall" else 1)
         )
         assert torch.allclose(weights[name] - before[name], expected, atol=1e-5)
 
 
 def test_embedding_and_norms_are_moved_by_adamw_at_their_own_rates() -> None:
     weights, plain = make_weights(), make_weights()
-    optimizer = make_optimizer(weights, Recipe(embedding_rate=3.0, norm_rate=0.5))
+    optimizer = make_optimizer(weights, Recipe(matrix_rate=1.0, embedding_rate=3.0, norm_rate=0.5))
     embedding, norm = (plain[name].requires_grad_() for name in ("model.embed_tokens.weight", "norm"))
     beta2 = 2 ** (-255 / 10e6)
     reference = torch.optim.AdamW(
@@ -194,14 +198,14 @@ def test_what_does_not_fit_is_named() -> None:
 def test_the_wider_a_model_the_shorter_a_step_of_its_matrices() -> None:
     rates = [Recipe.for_width(width).matrix_rate for width in (64, 256, 1024)]
     assert rates == [2.5, 1.25, 0.625]
-    assert dataclasses.replace(Recipe.for_width(1024), matrix_rate=2.5) == Recipe()
+    assert dataclasses.replace(Recipe.for_width(1024), matrix_rate=2.5) == Recipe.for_width(64)
 
 
 def test_the_second_moment_has_its_half_life_in_tokens() -> None:
     for length in (2, 129, 256, 4096):
         steps = 10e6 / (length - 1)
-        assert Recipe().beta2(length) ** steps == pytest.approx(0.5, rel=1e-6)
-    assert Recipe().beta2(256) == pytest.approx(0.99998232, abs=1e-8)
+        assert Recipe.for_width(64).beta2(length) ** steps == pytest.approx(0.5, rel=1e-6)
+    assert Recipe.for_width(64).beta2(256) == pytest.approx(0.99998232, abs=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -209,4 +213,4 @@ def test_the_second_moment_has_its_half_life_in_tokens() -> None:
 )
 def test_a_recipe_that_can_not_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError):
-        Recipe(**wrong)
+        Recipe(**{"matrix_rate": 1.0, **wrong})
