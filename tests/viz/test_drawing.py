@@ -297,7 +297,8 @@ def test_the_export_after_a_rewind_holds_no_forgotten_row(tmp_path: Path, metric
     worker = worker_of_after_a_chart(viz, metrics)
     train(viz, metrics, range(1, 40), every=100)
     viz._drawing.ask({"export": True, "force": True})
-    wait_for(lambda: (tmp_path / "run.json").exists())
+    viz.generate_charts(39)
+    wait_for(lambda: viz._drawing._drawn == 39)  # the export is made, and every answer was read
     os.kill(worker, signal.SIGSTOP)
     viz.generate_charts(39)
     viz.flush()
