@@ -1,7 +1,6 @@
 """What becomes of a step that is done: counted, written down in one row, shown on the bar, told where it was odd."""
 
 import dataclasses
-import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from trainer.display import Generation
 from trainer.progress import Progress
 from trainer.records import Evaluation, Sample, StepResult, Visualizer
-from trainer.tally import Tally
+from trainer.tally import Tally, usual_mean
 
 
 class Recorder:
@@ -86,12 +85,7 @@ class Recorder:
             failure = failure or error
         if failure is not None:
             raise failure
-        self.progress.show(done, self.tally, learning_rate, self._seconds_per_step())
-
-    def _seconds_per_step(self) -> float:
-        """Of the last 100, without those that something else held up: a graph was compiled, the network was away."""
-        middle = sorted(self.step_times)[(len(self.step_times) - 1) // 2]
-        return statistics.fmean(seconds for seconds in self.step_times if seconds <= 20 * middle)
+        self.progress.show(done, self.tally, learning_rate, usual_mean(self.step_times))
 
     def rewind(self, done: int, epoch: int) -> None:
         """The run went back: only `done` documents are finished, the last in `epoch`."""

@@ -1,12 +1,22 @@
 """The run's running numbers: what the bar shows and the closing lines sum up."""
 
 import math
+import statistics
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 WINDOW = 100
 """Documents that the averages of the bar and of the closing lines are taken over."""
+
+
+def usual_mean(seconds: Collection[float]) -> float:
+    """The mean of some durations without those that something else held up: a graph was compiled, a network was away.
+
+    Those are the ones of more than 20 times the lower median.
+    """
+    middle = sorted(seconds)[(len(seconds) - 1) // 2]
+    return statistics.fmean(one for one in seconds if one <= 20 * middle)
 
 
 def format_time(seconds: float) -> str:

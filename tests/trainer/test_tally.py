@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from trainer.tally import WINDOW, DebiasedAverage, Tally, format_time
+from trainer.tally import WINDOW, DebiasedAverage, Tally, format_time, usual_mean
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,12 @@ from trainer.tally import WINDOW, DebiasedAverage, Tally, format_time
 )
 def test_format_time(seconds: float, text: str) -> None:
     assert format_time(seconds) == text
+
+
+def test_what_held_up_a_few_steps_is_no_part_of_the_usual_mean() -> None:
+    assert usual_mean([46.0]) == 46.0  # there is nothing else
+    assert usual_mean([46.0, 0.25]) == 0.25
+    assert usual_mean([46.0, *[0.25] * 50, *[0.75] * 48, 60.0]) == pytest.approx((0.25 * 50 + 0.75 * 48) / 98)
 
 
 def test_the_average_is_not_pulled_to_zero_and_forgets_slowly() -> None:
