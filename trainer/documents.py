@@ -254,7 +254,8 @@ def _within(seconds: float, work: Callable[[], Result], should_stop: Callable[[]
         except BaseException as error:  # noqa: BLE001  # handed over, and raised by who waits
             answers.put((None, error))
 
-    threading.Thread(target=run, name="first document", daemon=True).start()
+    thread = threading.Thread(target=run, name="first document", daemon=True)
+    thread.start()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if should_stop():
@@ -263,6 +264,7 @@ def _within(seconds: float, work: Callable[[], Result], should_stop: Callable[[]
             result, error = answers.get(timeout=POLL_SECONDS)
         except queue.Empty:
             continue
+        thread.join()  # it may be letting go of what Arrow holds: a process that ends beneath it is aborted
         if error is not None:
             raise error
         return result  # type: ignore[return-value]  # of the kind that work returns

@@ -17,7 +17,8 @@ def parquet_rows(file: BinaryIO, text_column: str, first: int) -> Iterator[tuple
     import pyarrow.parquet as pq
 
     ahead = _ReadAhead(file)
-    with pq.ParquetFile(ahead) as parquet:
+    # pre_buffer would read in a thread of Arrow's own, which aborts a process that ends while it lets go of our bytes.
+    with pq.ParquetFile(ahead, pre_buffer=False) as parquet:
         names = parquet.schema_arrow.names
         columns = [name for name in (text_column, "meta", "source") if name in names] if text_column in names else names
         number = 0

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import rows
+from trainer import parquet_rows, rows
 from trainer.errors import SourceUnreachable, UserError
 from trainer.rows import TOO_LONG, Damaged, read_rows
 from trainer.sources import kind_of
@@ -76,6 +77,21 @@ def test_parquet_reads_only_the_columns_that_are_needed(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": [1], "text": ["a"], "meta": [{"redpajama_set_name": "C4"}]}), path)
     assert next(read_rows(str(path), "parquet", "text")) == (0, {"text": "a", "meta": {"redpajama_set_name": "C4"}})
     assert set(next(read_rows(str(path), "parquet", "nope"))[1]) == {"id", "text", "meta"}
+
+
+def test_parquet_is_read_in_the_thread_that_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of Arrow's own that still holds what it read when the process ends aborts it."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [str(row) for row in range(300)]}), path, row_group_size=100)
+    read_of_arrow, threads = parquet_rows._ReadAhead.read, set()
+
+    def watched(self: parquet_rows._ReadAhead, count: int = -1) -> bytes:
+        threads.add(threading.get_ident())
+        return read_of_arrow(self, count)
+
+    monkeypatch.setattr(parquet_rows._ReadAhead, "read", watched)
+    assert len(read(path)) == 300
+    assert threads == {threading.get_ident()}
 
 
 def test_parquet_with_a_row_that_is_not_utf8(tmp_path: Path) -> None:
