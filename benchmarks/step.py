@@ -105,7 +105,8 @@ def _profile(step: TrainingStep, documents: list[list[int]], rounds: int) -> Non
 
     optimizer: Any = step.optimizer
     parts: list[tuple[str, Any, str]] = [
-        ("forward and loss", step, "_forward"),
+        ("forward", step.model, "hidden_from"),
+        ("output layer and loss", step, "_judge_hidden"),
         ("forward, backward", step, "_gradients"),
         ("gradient norm", step, "_norm"),
         ("verdict", step._detector, "judge"),
@@ -124,13 +125,13 @@ def _profile(step: TrainingStep, documents: list[list[int]], rounds: int) -> Non
             step(ids, 1e-4)
             whole.append(time.perf_counter() - since)
     count, total = len(whole), sum(whole)
-    seconds["backward"] = seconds.pop("forward, backward") - seconds["forward and loss"]
-    told = ["forward and loss", "backward", "gradient norm", "verdict", "update"]
+    seconds["backward"] = seconds.pop("forward, backward") - seconds["forward"] - seconds["output layer and loss"]
+    told = ["forward", "output layer and loss", "backward", "gradient norm", "verdict", "update"]
     seconds["of it: orthogonalizing"] = (
         seconds.pop("of it: optimizer in all") - seconds["of it: AdamW"] - seconds["of it: momenta"]
     )
     rows = [(name, seconds[name]) for name in told]
-    rows[5:] = [(name, seconds[name]) for name in sorted(seconds) if name.startswith("of it")]
+    rows[len(told) :] = [(name, seconds[name]) for name in sorted(seconds) if name.startswith("of it")]
     rows.append(("numbers to Python, and the rest", total - sum(seconds[name] for name in told)))
     print_table(
         f"Where a step's time goes ({1000 * statistics.fmean(whole):.1f} ms)",

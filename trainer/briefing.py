@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import zstandard
 
-from trainer.compilation import seconds_to_compile
 from trainer.config import ModelShape, TrainingConfig
 from trainer.device import describe_device
 from trainer.schedule import make_scheduler
@@ -39,16 +38,14 @@ def opening_lines(
     """
     parameters = shape.parameters(tokenizer.vocab_size)
     where = f"{source.name} ({source.note})" if source.note else source.name
-    wait = format_time(seconds_to_compile(shape.layers))
-    trial = "by a trial pass before compiling" if config.compile else "by a trial pass"
-    compiled = f", compiled: the first document of each length takes about {wait}" if config.compile else ""
+    compiled = ", compiled" if config.compile else ""
     advice = ". This GPU has room for more: --model-size base" if device.type == "cuda" and parameters < 5e7 else ""
     lines = [
         f"Data: {where}, revision {source.revision[:12]}; tokenizer {tokenizer.sha256[:12]}, "
         f"{tokenizer.vocab_size:,} pieces",
         f"Model: {config.model_size or shape}, {parameters / 1e6:.1f} M parameters, on {describe_device(device)} in "
         f"{config.dtype}{compiled}{advice}",
-        f"This run: {documents:,} documents, about {format_time(seconds)} {trial}, "
+        f"This run: {documents:,} documents, about {format_time(seconds)} by a trial pass, "
         f"at most {format_bytes(needed)} on disk",
         f"Watch {viz / 'training_latest.png'}; every document is kept in {viz / 'run.db'}; Ctrl-C saves and stops",
     ]

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-SECONDS_PER_GRAPH, SECONDS_PER_LAYER = 6.0, 6.0
-"""What a graph takes to compile, in all and for each layer, with nothing in the cache: measured on two slow cores."""
-GAIN = 0.25
+SECONDS_TO_COMPILE = 30.0
+"""What compiling takes at the start of a run with nothing in the cache, at any size: measured on two slow cores."""
+GAIN = 0.12
 """Share of an eager step that a compiled one saves (`docs/performance.md`)."""
 
 
-def allow_graphs(count: int) -> None:
-    """Set torch up, for the whole process, to compile up to `count` static graphs of one function."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * count)
+def allow_graphs() -> None:
+    """Set torch up, for the whole process, to compile for as many models as there are: it counts by function."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
 
 
 def why_not_compile(device: torch.device) -> str:
@@ -33,7 +33,7 @@ def why_not_compile(device: torch.device) -> str:
 
 
 def is_failure_to_compile(error: BaseException) -> bool:
-    """Whether the compiler could not make a graph: of a memory or a disk that is full, say. No weight has moved then.
+    """Whether the compiler could not make a graph: of a memory or a disk that is full, say.
 
     One in the forward pass comes as torch's own kind of exception, one in the backward pass as it was raised.
     """
@@ -42,15 +42,6 @@ def is_failure_to_compile(error: BaseException) -> bool:
     )
 
 
-def seconds_to_compile(layers: int) -> float:
-    """Of one graph."""
-    return SECONDS_PER_GRAPH + SECONDS_PER_LAYER * layers
-
-
-def compiling_pays(steps: int, seconds: float, *, layers: int, graphs: int) -> bool:
-    """Whether a run of `steps` steps ends sooner with a compiled step, if an eager one takes `seconds`.
-
-    Args:
-        graphs: padded lengths, each of which is compiled for itself.
-    """
-    return steps * seconds * GAIN > graphs * seconds_to_compile(layers)
+def compiling_pays(steps: int, seconds: float) -> bool:
+    """Whether a run of `steps` steps ends sooner with a compiled step, if an eager one takes `seconds`."""
+    return steps * seconds * GAIN > SECONDS_TO_COMPILE

@@ -205,8 +205,10 @@ class MuonAdamW:
         decay = self.recipe.momentum
         if may_look:
             if not found_inf:
-                torch._foreach_mul_(momenta, decay)
-                torch._foreach_add_(momenta, gradients, alpha=(1 - decay) / float(grad_scale))
+                share = (1 - decay) / float(grad_scale)
+                for momentum, gradient in zip(momenta, gradients, strict=True):
+                    # One after the other: it is still in the cache when the gradient comes.
+                    momentum.mul_(decay).add_(gradient, alpha=share)
             return
         # In their dtype: with a scalar of another one, a GPU takes a kernel for each tensor instead of one for all.
         fresh = torch._foreach_mul(gradients, ((1 - decay) / grad_scale).to(momenta[0].dtype))

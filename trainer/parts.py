@@ -13,11 +13,11 @@ import torch
 
 from trainer import python_library
 from trainer.checkpoint import CheckpointManager
-from trainer.compilation import compiling_pays, why_not_compile
+from trainer.compilation import SECONDS_TO_COMPILE, compiling_pays, why_not_compile
 from trainer.config import FIELDS, ModelShape, TrainingConfig, size_of
 from trainer.device import choose_device, choose_dtype, has_native_bf16, make_deterministic
 from trainer.documents import DocumentStream, open_documents
-from trainer.errors import RunError, UserError
+from trainer.errors import MachineError, RunError, UserError
 from trainer.evaluations import evaluation_interval
 from trainer.evaluator import Evaluator
 from trainer.model import LanguageModel, shape_of
@@ -28,6 +28,7 @@ from trainer.sources import DataSource, embedded_source, is_local, resolve_sourc
 from trainer.stability import InstabilityDetector
 from trainer.state_file import read_state
 from trainer.step import TrainingStep
+from trainer.tally import format_time
 from trainer.tokenizer import Tokenizer, collect_training_texts
 from trainer.trained_model import stored_tokenizer
 from trainer.transformers_folder import is_transformers_folder, read_transformers_folder
@@ -52,7 +53,7 @@ class Parts:
     step: TrainingStep
     evaluator: Evaluator | None
     trial_seconds: float
-    """Of a step, not compiled, on a document as long as the first ones, or as those trained on before."""
+    """Of a step on a document as long as the first ones, or as those trained on before."""
     flops: Mapping[str, float]
     """As `measure_flops` finds them."""
     pretrained: State | None
@@ -131,9 +132,9 @@ def make_parts(
         detector=InstabilityDetector(spike=config.spike),
     )
     seconds = step.trial_seconds(max(1, round(typical)))
-    config = dataclasses.replace(config, compile=_compiles(config, step, seconds, say))
+    config = dataclasses.replace(config, compile=_compile(config, step, seconds, say))
     if config.compile:
-        step.compile()
+        seconds = step.trial_seconds(max(1, round(typical)))
     if state is not None:
         step.load_state_dict(state)  # here, so that what does not fit is refused before anything is touched
     evaluator = _evaluator(config, documents, tokenizer, step.averaged, note)
@@ -154,22 +155,29 @@ def _decide(
     return dataclasses.replace(config, dtype="bf16" if dtype == torch.bfloat16 else "fp32"), dtype
 
 
-def _compiles(config: TrainingConfig, step: TrainingStep, seconds: float, say: Callable[[str], None]) -> bool:
-    """Whether the step is compiled: as asked, else where a run of that length ends sooner with it.
+def _compile(config: TrainingConfig, step: TrainingStep, seconds: float, say: Callable[[str], None]) -> bool:
+    """Compile the step where that is asked for, or ends a run of that length sooner, and can be done; whether it was.
 
     Args:
         seconds: that an eager step takes.
     """
     wanted, why = config.compile, "--compile"
     if wanted is None:
-        layers, graphs = step.model.shape.layers, len(step.lengths)
         # What it takes and gives was measured on CPUs alone.
-        wanted = step.device.type == "cpu" and compiling_pays(config.num_steps, seconds, layers=layers, graphs=graphs)
+        wanted = step.device.type == "cpu" and compiling_pays(config.num_steps, seconds)
         why = f"A run of {config.num_steps:,} documents would be faster compiled"
-    lacking = why_not_compile(step.device) if wanted else ""
+    if not wanted:
+        return False
+    lacking = why_not_compile(step.device)
+    if not lacking:
+        say(f"Compiling the step, about {format_time(SECONDS_TO_COMPILE)} where it was never done before")
+        try:
+            step.compile()
+        except MachineError as error:
+            lacking = str(error)
     if lacking:
         say(f"{why}: {lacking}, so the step runs without it")
-    return wanted and not lacking
+    return not lacking
 
 
 def _open_documents(

@@ -10,6 +10,7 @@ import torch
 
 from trainer.average import AveragedWeights
 from trainer.compilation import allow_graphs, is_failure_to_compile
+from trainer.device import keep_freed_memory
 from trainer.errors import MachineError, UserError
 from trainer.model import LanguageModel
 from trainer.objective import Judgement, NextToken
@@ -21,8 +22,7 @@ from trainer.stability import InstabilityDetector, Verdict, words_of
 def padded_lengths(max_seq_length: int) -> tuple[int, ...]:
     """The lengths that samples are padded to: multiples of 32 up to 128, then steps of at most a half.
 
-    A fixed list keeps the choice of kernels, and so the last bits, independent of the order of lengths; with a compiled
-    step there is one graph for each.
+    A fixed list keeps the choice of kernels, and so the last bits, independent of the order of lengths.
     """
     lengths = [32]
     while lengths[-1] < max_seq_length - 1:
@@ -32,9 +32,12 @@ def padded_lengths(max_seq_length: int) -> tuple[int, ...]:
 
 
 def l2_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Of all of them together, () fp32, whatever dtype they are in."""
-    norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for gradient in gradients])
-    norm: torch.Tensor = torch.linalg.vector_norm(norms)
+    """Of all of them together, () fp32, whatever dtype they are in.
+
+    First of each row: a norm of everything is taken by one thread, which waits for what the others have cast.
+    """
+    rows = [torch.linalg.vector_norm(gradient, dim=-1, dtype=torch.float32).flatten() for gradient in gradients]
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.cat(rows))
     return norm
 
 
@@ -58,6 +61,7 @@ class TrainingStep:
                 than a weight's last bf16 bit would be lost.
             recipe: of the update; a resumed run brings its own along.
         """
+        keep_freed_memory()
         self.model = model
         self.lengths = padded_lengths(max_seq_length)
         self._objective = objective or NextToken()
@@ -76,14 +80,34 @@ class TrainingStep:
         self._average = AveragedWeights(self._masters)
         self._averaged_model: LanguageModel | None = None
         self._averaged_is_current = False
-        self._forward: Callable[[torch.Tensor, torch.Tensor], Judgement] = self._judge
+        self._judge_hidden: Callable[[torch.Tensor, torch.Tensor], Judgement] = self._judge
         self._norm: Callable[[Sequence[torch.Tensor]], torch.Tensor] = l2_norm
 
     def compile(self) -> None:
-        """From now on one static graph for each padded length, made when the first sample of that length comes."""
-        allow_graphs(len(self.lengths))
-        self._forward = torch.compile(self._judge, dynamic=False)
+        """From now on compiled: one graph for every layer and one for what follows them, for documents of any length.
+
+        All of it is made here, the longest documents first, so that no kernel depends on which document comes first.
+
+        Raises:
+            MachineError: the compiler fails. The step is what it was, then.
+        """
+        eager = self._judge_hidden, self._norm
+        for layer in self.model.model.layers:
+            layer.compile(dynamic=True)
+        self._judge_hidden = torch.compile(self._judge_hidden, dynamic=True)
         self._norm = torch.compile(l2_norm, dynamic=False)
+        allow_graphs()
+        try:
+            for length in reversed(self.lengths):
+                _, gradients = self._gradients([0] * (length + 1), length)
+            self._norm(gradients)
+        except Exception as error:
+            self._judge_hidden, self._norm = eager
+            for layer in self.model.model.layers:
+                layer._compiled_call_impl = None
+            if not is_failure_to_compile(error):
+                raise
+            raise MachineError(f"the compiler fails ({str(error).strip().partition(chr(10))[0]})") from error
 
     def __call__(self, ids: Sequence[int], learning_rate: float) -> StepResult:
         """One step on one document.
@@ -91,22 +115,11 @@ class TrainingStep:
         Args:
             ids: (T,) token ids, 2 <= T <= max_seq_length.
             learning_rate: the base rate of this step.
-
-        Raises:
-            MachineError: a graph for documents of that length can't be compiled. Nothing has changed then.
         """
         count = len(ids) - 1
         length = next(length for length in self.lengths if length >= count)
-        try:
-            judged, gradients = self._gradients(ids, length)
-            loss_before, norm_before = judged.loss.detach(), self._norm(gradients)
-        except Exception as error:
-            if is_failure_to_compile(error):
-                raise MachineError(
-                    f"the step can't be compiled for {length} tokens ({str(error).strip().partition(chr(10))[0]}). "
-                    "--resume tries again, --resume --no-compile goes on without"
-                ) from error
-            raise
+        judged, gradients = self._gradients(ids, length)
+        loss_before, norm_before = judged.loss.detach(), self._norm(gradients)
         verdict = self._detector.judge(length, judged.logits_are_finite, loss_before, norm_before)
         self._update(gradients, learning_rate, verdict)
         # One transfer for all numbers: on a GPU each would be a wait of its own.
@@ -207,8 +220,8 @@ class TrainingStep:
             return "recipe"
         return self.optimizer.misfit(state["optimizer"])
 
-    def _judge(self, embedded: torch.Tensor, targets: torch.Tensor) -> Judgement:
-        return self._objective.judge(self.model.logits(self.model.hidden_from(embedded))[0], targets)
+    def _judge(self, hidden: torch.Tensor, targets: torch.Tensor) -> Judgement:
+        return self._objective.judge(self.model.logits(hidden), targets)
 
     def _gradients(self, ids: Sequence[int], length: int) -> tuple[Judgement, list[torch.Tensor]]:
         """The gradient of the mean loss for each weight, in its dtype, over a sample padded to `length` predictions."""
@@ -216,7 +229,7 @@ class TrainingStep:
         # Here, because a copy to a GPU waits for what it was asked before, which soon is the whole backward pass.
         tokens, places = (found.to(self.device) for found in torch.unique(inputs, return_inverse=True))
         embedded = self.model.embed(inputs.unsqueeze(0).to(self.device)).detach().requires_grad_()
-        judged = self._forward(embedded, targets.to(self.device))
+        judged = self._judge_hidden(self.model.hidden_from(embedded)[0], targets.to(self.device))
         *gradients, of_rows = torch.autograd.grad(judged.loss, [*self._weights, embedded])
         self._add_rows(gradients[self._places["model.embed_tokens.weight"]], tokens, places, of_rows[0])
         return judged, gradients

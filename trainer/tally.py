@@ -11,7 +11,7 @@ WINDOW = 100
 
 
 def usual_mean(seconds: Collection[float]) -> float:
-    """The mean of some durations without those that something else held up: a graph was compiled, a network was away.
+    """The mean of some durations without those that something else held up: a network was away, a laptop asleep.
 
     Those are the ones of more than 20 times the lower median.
     """

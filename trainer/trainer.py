@@ -126,13 +126,7 @@ class Trainer:
             shown = self.due(self.global_step, self.config.display_samples)
             generations = self.display.show(sample, self.global_step) if shown else []
             learning_rate, waited = self.get_learning_rate(self.global_step), self.samples.waited_seconds
-            try:
-                result = self.step(sample.ids, learning_rate)
-            except Exception:
-                # Ctrl-C in a terminal also kills the C++ compiler at work for a compiled step, before any update.
-                if self.config.compile and self._should_stop():
-                    break
-                raise
+            result = self.step(sample.ids, learning_rate)
             self._stand_behind(sample, result)
             self.recorder.record(sample, result, generations, learning_rate, waited, done=self.global_step)
             self.checkpoints.raise_failure()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.compilation import GAIN, compiling_pays, why_not_compile
+from trainer.compilation import GAIN, SECONDS_TO_COMPILE, compiling_pays, why_not_compile
 
 CPU = torch.device("cpu")
 
@@ -32,9 +32,8 @@ def test_missing_headers_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_it_pays_once_a_run_is_long_enough() -> None:
-    pays = [compiling_pays(steps, 0.1, layers=6, graphs=6) for steps in (100, 1_000, 5_000, 10_000, 20_000, 1_000_000)]
+    pays = [compiling_pays(steps, 0.1) for steps in (100, 1_000, 5_000, 10_000, 20_000, 1_000_000)]
     assert pays == sorted(pays) and not pays[0] and pays[-1]
-    first = next(steps for steps in range(1, 10**6) if compiling_pays(steps, 0.1, layers=6, graphs=6))
-    assert compiling_pays(first // 2 + 1, 0.2, layers=6, graphs=6)  # what counts is the time
-    assert not compiling_pays(first, 0.1, layers=6, graphs=7) and not compiling_pays(first, 0.1, layers=7, graphs=6)
-    assert 0 < GAIN < 1
+    first = next(steps for steps in range(1, 10**6) if compiling_pays(steps, 0.1))
+    assert first == pytest.approx(SECONDS_TO_COMPILE / GAIN / 0.1, abs=1)
+    assert compiling_pays(first // 2 + 1, 0.2)  # what counts is the time

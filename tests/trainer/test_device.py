@@ -1,4 +1,6 @@
 import os
+import platform
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from trainer.device import (
     choose_dtype,
     describe_device,
     has_native_bf16,
+    keep_freed_memory,
     make_deterministic,
 )
 from trainer.errors import UserError
@@ -52,3 +55,15 @@ def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         torch.use_deterministic_algorithms(was)
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_memory_that_was_given_back_is_there_for_the_next_tensors() -> None:
+    keep_freed_memory()
+    faults = []
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.ones(1 << 20) for _ in range(16)]  # 64 MB: 16,384 pages
+        del tensors
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[-1] < 1000, faults
