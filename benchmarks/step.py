@@ -108,7 +108,7 @@ def _profile(step: TrainingStep, documents: list[list[int]], rounds: int) -> Non
         ("forward", step.model, "hidden_from"),
         ("output layer and loss", step, "_judge_hidden"),
         ("forward, backward", step, "_gradients"),
-        ("gradient norm", step, "_norm"),
+        ("gradient norm", step, "_l2_norm"),
         ("verdict", step._detector, "judge"),
         ("update", step, "_update"),
         ("of it: AdamW", optimizer, "_adamw"),

@@ -31,16 +31,6 @@ def padded_lengths(max_seq_length: int) -> tuple[int, ...]:
     return tuple(lengths)
 
 
-def l2_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Of all of them together, () fp32, whatever dtype they are in.
-
-    First of each row: a norm of everything is taken by one thread, which waits for what the others have cast.
-    """
-    rows = [torch.linalg.vector_norm(gradient, dim=-1, dtype=torch.float32).flatten() for gradient in gradients]
-    norm: torch.Tensor = torch.linalg.vector_norm(torch.cat(rows))
-    return norm
-
-
 class TrainingStep:
     """The model's weights, their fp32 masters, the optimizer, the judge, and the step that moves the weights."""
 
@@ -81,7 +71,6 @@ class TrainingStep:
         self._averaged_model: LanguageModel | None = None
         self._averaged_is_current = False
         self._judge_hidden: Callable[[torch.Tensor, torch.Tensor], Judgement] = self._judge
-        self._norm: Callable[[Sequence[torch.Tensor]], torch.Tensor] = l2_norm
 
     def compile(self) -> None:
         """From now on compiled: one graph for every layer and one for what follows them, for documents of any length.
@@ -91,18 +80,16 @@ class TrainingStep:
         Raises:
             MachineError: the compiler fails. The step is what it was, then.
         """
-        eager = self._judge_hidden, self._norm
+        eager = self._judge_hidden
         for layer in self.model.model.layers:
             layer.compile(dynamic=True)
         self._judge_hidden = torch.compile(self._judge_hidden, dynamic=True)
-        self._norm = torch.compile(l2_norm, dynamic=False)
         allow_graphs()
         try:
             for length in reversed(self.lengths):
-                _, gradients = self._gradients([0] * (length + 1), length)
-            self._norm(gradients)
+                self._gradients([0] * (length + 1), length)
         except Exception as error:
-            self._judge_hidden, self._norm = eager
+            self._judge_hidden = eager
             for layer in self.model.model.layers:
                 layer._compiled_call_impl = None
             if not is_failure_to_compile(error):
@@ -119,7 +106,7 @@ class TrainingStep:
         count = len(ids) - 1
         length = next(length for length in self.lengths if length >= count)
         judged, gradients = self._gradients(ids, length)
-        loss_before, norm_before = judged.loss.detach(), self._norm(gradients)
+        loss_before, norm_before = judged.loss.detach(), self._l2_norm(gradients)
         verdict = self._detector.judge(length, judged.logits_are_finite, loss_before, norm_before)
         self._update(gradients, learning_rate, verdict)
         # One transfer for all numbers: on a GPU each would be a wait of its own.
@@ -249,6 +236,16 @@ class TrainingStep:
         """
         sums = gradient[tokens].float().index_add_(0, places, of_rows.float())
         gradient[tokens] = sums.to(gradient.dtype)
+
+    @staticmethod
+    def _l2_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Of all of them together, () fp32, whatever dtype they are in.
+
+        First of each row: a norm of everything is taken by one thread, which waits for what the others have cast.
+        """
+        rows = [torch.linalg.vector_norm(gradient, dim=-1, dtype=torch.float32).flatten() for gradient in gradients]
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.cat(rows))
+        return norm
 
     @torch.no_grad()
     def _update(self, gradients: Sequence[torch.Tensor], learning_rate: float, verdict: Verdict) -> None:
