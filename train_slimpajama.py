@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.arguments import Arguments, check_combinations, parse_arguments, refuse_ranks
 from trainer.config import FIELDS, TrainingConfig
 from trainer.errors import MachineError, RunError, UserError
-from trainer.signals import StopSignals
+from trainer.signals import NOTHING_TRAINED, StopSignals
 
 if TYPE_CHECKING:
     from trainer.parts import Parts
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted before the first step; nothing was trained", stop.exit_code)
+        return _fail(NOTHING_TRAINED, stop.exit_code)
     except OSError as error:
         return _fail(f"the machine failed: {error}", MachineError.exit_code)
     except (MemoryError, RuntimeError) as error:
@@ -203,7 +203,7 @@ def _train(
     shape, vocab_size = (origin.shape, origin.vocab_size) if origin else (config.shape, config.vocab_size)
     needed = _bytes_needed(config, shape.parameters(vocab_size), run, first)
     check_disk(needed)
-    parts = make_parts(config, state, origin, say, note)
+    parts = make_parts(config, state, origin, say, note, compiling=stop.at_once)
     del origin  # its weights are in the model now
     opening = _opening(parts, run, first, sum(needed.values()))
     stop.hold()  # from here on Ctrl-C is a stop that saves

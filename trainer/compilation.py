@@ -24,6 +24,8 @@ def allow_graphs() -> None:
 
 def why_not_compile(device: torch.device) -> str:
     """What `torch.compile` lacks here, or nothing. On a CPU it needs a C++ compiler and the Python headers."""
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        return "TORCH_COMPILE_DISABLE is set"
     if device.type == "cuda":
         return "" if importlib.util.find_spec("triton") else "triton is not installed"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # no other is tried
@@ -32,16 +34,6 @@ def why_not_compile(device: torch.device) -> str:
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "the Python headers are missing"
     return ""
-
-
-def is_failure_to_compile(error: BaseException) -> bool:
-    """Whether the compiler could not make a graph: of a memory or a disk that is full, say.
-
-    One in the forward pass comes as torch's own kind of exception, one in the backward pass as it was raised.
-    """
-    return isinstance(error, torch._dynamo.exc.TorchDynamoException) or type(error).__module__.startswith(
-        "torch._inductor"
-    )
 
 
 def compiling_pays(steps: int, seconds: float) -> bool:

@@ -14,7 +14,7 @@ from trainer.config import ModelShape
 from trainer.errors import Diverged, UserError
 from trainer.generation import sample_tokens
 from trainer.state_file import STATE_HEADER, read_state, write_state
-from trainer.transformer import Decoder, LayerCache, RotaryTables, rotary_tables
+from trainer.transformer import Decoder, LayerCache, RotaryTables, join, rotary_tables
 
 
 class LanguageModel(nn.Module):
@@ -52,6 +52,22 @@ class LanguageModel(nn.Module):
                     parameter.zero_()  # a block begins as nothing, and does not drown the token it stands on
                 else:
                     parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator))
+
+    def join_products(self) -> list[tuple[Tensor, list[str]]]:
+        """From now on what reads the same input is one product, of a tensor that holds the values of its parameters.
+
+        To be asked for when the model has its dtype and its device: another `to` would part them again.
+
+        Returns:
+            Each such tensor, which is no parameter, and the names of those that its rows now are, from above.
+        """
+        found = []
+        for number, layer in enumerate(self.model.layers):
+            for block, names in (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj"))):
+                owner = getattr(layer, block)
+                owner.joined = join([getattr(owner, name) for name in names])
+                found.append((owner.joined, [f"model.layers.{number}.{block}.{name}.weight" for name in names]))
+        return found
 
     def hidden(self, ids: Tensor) -> Tensor:
         """(B, T) int64 → (B, T, width), what the output layer reads. No token has an effect on those left of it."""

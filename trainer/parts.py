@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from trainer import python_library
 from trainer.checkpoint import CheckpointManager
-from trainer.compilation import SECONDS_TO_COMPILE, compiling_pays, why_not_compile
+from trainer.compilation import compiling_pays, why_not_compile
 from trainer.config import FIELDS, ModelShape, TrainingConfig, size_of
 from trainer.device import choose_device, choose_dtype, has_native_bf16, make_deterministic
 from trainer.documents import DocumentStream, open_documents
@@ -28,7 +29,6 @@ from trainer.sources import DataSource, embedded_source, is_local, resolve_sourc
 from trainer.stability import InstabilityDetector
 from trainer.state_file import read_state
 from trainer.step import TrainingStep
-from trainer.tally import format_time
 from trainer.tokenizer import Tokenizer, collect_training_texts
 from trainer.trained_model import stored_tokenizer
 from trainer.transformers_folder import is_transformers_folder, read_transformers_folder
@@ -96,12 +96,15 @@ def make_parts(
     origin: Origin | None,
     say: Callable[[str], None],
     note: Callable[[str, str], None],
+    *,
+    compiling: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Parts:
     """The parts of a new run, or those of the run that goes on from `state`.
 
     Args:
         origin: what `find_origin` found for it.
         note: told the kind and the detail of what happens on the way.
+        compiling: entered while the step is compiled, where an exception out of a signal would be swallowed.
 
     Raises:
         UserError: settings and files that do not go together.
@@ -132,7 +135,7 @@ def make_parts(
         detector=InstabilityDetector(spike=config.spike),
     )
     seconds = step.trial_seconds(max(1, round(typical)))
-    config = dataclasses.replace(config, compile=_compile(config, step, seconds, say))
+    config = dataclasses.replace(config, compile=_compile(config, step, seconds, say, compiling))
     if config.compile:
         seconds = step.trial_seconds(max(1, round(typical)))
     if state is not None:
@@ -155,7 +158,13 @@ def _decide(
     return dataclasses.replace(config, dtype="bf16" if dtype == torch.bfloat16 else "fp32"), dtype
 
 
-def _compile(config: TrainingConfig, step: TrainingStep, seconds: float, say: Callable[[str], None]) -> bool:
+def _compile(
+    config: TrainingConfig,
+    step: TrainingStep,
+    seconds: float,
+    say: Callable[[str], None],
+    compiling: Callable[[], AbstractContextManager[object]],
+) -> bool:
     """Compile the step where that is asked for, or ends a run of that length sooner, and can be done; whether it was.
 
     Args:
@@ -170,9 +179,10 @@ def _compile(config: TrainingConfig, step: TrainingStep, seconds: float, say: Ca
         return False
     lacking = why_not_compile(step.device)
     if not lacking:
-        say(f"Compiling the step, about {format_time(SECONDS_TO_COMPILE)} where it was never done before")
+        say("Compiling the step: half a minute or more, where torch has never done it before")
         try:
-            step.compile()
+            with compiling():
+                step.compile()
         except MachineError as error:
             lacking = str(error)
     if lacking:

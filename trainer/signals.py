@@ -3,7 +3,10 @@
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from types import FrameType, TracebackType
+
+NOTHING_TRAINED = "interrupted before the first step; nothing was trained"
 
 
 class StopSignals:
@@ -14,6 +17,7 @@ class StopSignals:
         self.received: int | None = None
         """The signal's number, or None."""
         self._is_held = False
+        self._ends_at_once = False
         self._previous: dict[int, object] = {}
 
     def is_set(self) -> bool:
@@ -23,6 +27,15 @@ class StopSignals:
     def hold(self) -> None:
         """From here on there is something to save: a signal is only noted."""
         self._is_held = True
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In here the first signal, too, ends the process at once: for what swallows a KeyboardInterrupt."""
+        self._ends_at_once = True
+        try:
+            yield
+        finally:
+            self._ends_at_once = False
 
     @property
     def exit_code(self) -> int:
@@ -43,9 +56,9 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is not None or self._ends_at_once:
             # Everything on disk is whole at every moment, so there is nothing to tidy up: leave as asked.
-            _tell("Stopped at once; --resume goes on from the last checkpoint")
+            _tell("Stopped at once; --resume goes on from the last checkpoint" if self._is_held else NOTHING_TRAINED)
             os._exit(128 + number)
         self.received = number
         if not self._is_held:

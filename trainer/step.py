@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trainer.average import AveragedWeights
-from trainer.compilation import allow_graphs, is_failure_to_compile
+from trainer.compilation import allow_graphs
 from trainer.device import keep_freed_memory
 from trainer.errors import MachineError, UserError
 from trainer.model import LanguageModel
@@ -64,6 +64,13 @@ class TrainingStep:
         if dtype != torch.float32:
             self._masters = [weight.detach().clone() for weight in self._weights]
             model.to(dtype)
+        joined = [
+            (whole.requires_grad_(), [self._places[name] for name in names]) for whole, names in model.join_products()
+        ]
+        inside = {place for _, places in joined for place in places}
+        alone = [(weight, [place]) for place, weight in enumerate(self._weights) if place not in inside]
+        self._leaves: list[tuple[torch.Tensor, list[int]]] = [*joined, *alone]
+        """What has gradients, each with the places of the weights that its rows are."""
         self._max_seq_length = max_seq_length
         self._dtype = dtype
         self.optimizer = self._make_optimizer(recipe or Recipe.for_width(model.shape.width))
@@ -92,9 +99,8 @@ class TrainingStep:
             self._judge_hidden = eager
             for layer in self.model.model.layers:
                 layer._compiled_call_impl = None
-            if not is_failure_to_compile(error):
-                raise
-            raise MachineError(f"the compiler fails ({str(error).strip().partition(chr(10))[0]})") from error
+            said = str(error).strip().partition("\n")[0]
+            raise MachineError(f"the compiler fails ({type(error).__name__}: {said})") from error
 
     def __call__(self, ids: Sequence[int], learning_rate: float) -> StepResult:
         """One step on one document.
@@ -146,6 +152,7 @@ class TrainingStep:
         """The model to look at, evaluate and let write: a copy with the averaged weights as of now."""
         if self._averaged_model is None:
             self._averaged_model = copy.deepcopy(self.model).requires_grad_(False)
+            self._averaged_model.join_products()  # a copy has parted them
         if not self._averaged_is_current:
             torch._foreach_copy_(list(self._averaged_model.parameters()), self._average.weights)
             self._averaged_is_current = True
@@ -217,7 +224,12 @@ class TrainingStep:
         tokens, places = (found.to(self.device) for found in torch.unique(inputs, return_inverse=True))
         embedded = self.model.embed(inputs.unsqueeze(0).to(self.device)).detach().requires_grad_()
         judged = self._judge_hidden(self.model.hidden_from(embedded)[0], targets.to(self.device))
-        *gradients, of_rows = torch.autograd.grad(judged.loss, [*self._weights, embedded])
+        *found, of_rows = torch.autograd.grad(judged.loss, [*(leaf for leaf, _ in self._leaves), embedded])
+        of_place: dict[int, torch.Tensor] = {}
+        for gradient, (_, inside) in zip(found, self._leaves, strict=True):
+            rows = torch.split(gradient, [len(self._weights[place]) for place in inside])
+            of_place.update(zip(inside, rows, strict=True))
+        gradients = [of_place[place] for place in range(len(self._weights))]
         self._add_rows(gradients[self._places["model.embed_tokens.weight"]], tokens, places, of_rows[0])
         return judged, gradients
 

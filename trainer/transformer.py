@@ -140,6 +140,14 @@ class Embedding(nn.Embedding):
         pass
 
 
+def join(matrices: Sequence[Matrix]) -> Tensor:
+    """(rows of all, columns): the rows are the matrices' weights from now on, so that one product is made of them."""
+    whole = torch.cat([matrix.weight.detach() for matrix in matrices])
+    for matrix, rows in zip(matrices, torch.split(whole, [matrix.out_features for matrix in matrices]), strict=True):
+        matrix.weight.data = rows
+    return whole
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention with normalized queries and keys."""
 
@@ -150,20 +158,29 @@ class Attention(nn.Module):
         self.k_proj = Matrix(shape.width, shape.kv_heads * shape.head_dim)
         self.v_proj = Matrix(shape.width, shape.kv_heads * shape.head_dim)
         self.o_proj = Matrix(shape.heads * shape.head_dim, shape.width)
+        self.joined: Tensor | None = None
+        """The three above, once they are joined."""
         self.q_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
         self.k_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
 
     def forward(self, x: Tensor, tables: Tensor, start: int = 0, cache: LayerCache | None = None) -> Tensor:
         batch, length, _ = x.shape
         split = (batch, length, -1, self.shape.head_dim)
-        queries = rotate(self.q_norm.in_fp32(self.q_proj(x).view(split)), tables).to(x.dtype).transpose(1, 2)
-        keys = rotate(self.k_norm.in_fp32(self.k_proj(x).view(split)), tables).to(x.dtype).transpose(1, 2)
-        values = self.v_proj(x).view(split).transpose(1, 2)
+        queries, keys, values = (found.view(split) for found in self._project(x))
+        queries = rotate(self.q_norm.in_fp32(queries), tables).to(x.dtype).transpose(1, 2)
+        keys = rotate(self.k_norm.in_fp32(keys), tables).to(x.dtype).transpose(1, 2)
+        values = values.transpose(1, 2)
         if cache is not None:
             keys, values = cache.append(start, keys, values)
         mixed = attend(queries, keys, values)
         output: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
         return output
+
+    def _project(self, x: Tensor) -> Sequence[Tensor]:
+        if self.joined is None:
+            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        key_width = self.shape.kv_heads * self.shape.head_dim
+        return torch.split(F.linear(x, self.joined), [self.o_proj.in_features, key_width, key_width], dim=-1)
 
 
 class FeedForward(nn.Module):
@@ -174,9 +191,15 @@ class FeedForward(nn.Module):
         self.gate_proj = Matrix(shape.width, shape.hidden)
         self.up_proj = Matrix(shape.width, shape.hidden)
         self.down_proj = Matrix(shape.hidden, shape.width)
+        self.joined: Tensor | None = None
+        """Gate and up, once they are joined."""
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.joined is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = F.linear(x, self.joined).chunk(2, dim=-1)
+        output: Tensor = self.down_proj(F.silu(gate) * up)
         return output
 
 

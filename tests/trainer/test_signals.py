@@ -3,19 +3,20 @@ import subprocess
 import sys
 
 from tests.conftest import PROJECT
-from trainer.signals import StopSignals
+from trainer.signals import NOTHING_TRAINED, StopSignals
 
 SCRIPT = """
-import os, signal, sys
+import contextlib, os, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)  # as in a background job of a script
 signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv else signal.SIG_DFL)
 from trainer.signals import StopSignals
 with StopSignals() as stop:
-    if "early" not in sys.argv:
+    if not {"early", "compiling"} & {*sys.argv}:
         stop.hold()
-    for number in map(int, filter(str.isdigit, sys.argv[1:])):
-        os.kill(os.getpid(), number)
+    with stop.at_once() if "compiling" in sys.argv else contextlib.nullcontext():
+        for number in map(int, filter(str.isdigit, sys.argv[1:])):
+            os.kill(os.getpid(), number)
     print(stop.is_set(), stop.exit_code, flush=True)
 """
 
@@ -46,6 +47,11 @@ def test_the_second_ends_the_process_at_once() -> None:
     done = run(signal.SIGINT, signal.SIGINT)
     assert (done.returncode, done.stdout) == (130, "")
     assert run(signal.SIGINT, signal.SIGTERM).returncode == 143
+
+
+def test_while_compiling_the_first_ends_the_process_at_once() -> None:
+    done = run(signal.SIGTERM, words=("compiling",))
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", f"\n{NOTHING_TRAINED}\n")
 
 
 def test_handlers_are_put_back() -> None:

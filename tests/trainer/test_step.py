@@ -86,6 +86,19 @@ def test_what_is_looked_at_is_the_average_and_looking_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_that_were_joined_are_of_the_weights_as_they_are(dtype: torch.dtype) -> None:
+    step, ids = make_step(dtype), torch.tensor([IDS])
+    before = step.averaged()(ids)
+    for _ in range(20):
+        step(IDS, 3e-3)
+    for model in (step.model, step.averaged()):
+        plain = LanguageModel(MODEL_SIZES["tiny"], 300).to(dtype)
+        plain.load_state_dict(model.state_dict())
+        assert torch.allclose(model(ids), plain(ids), rtol=0, atol=1e-4 if dtype == torch.float32 else 0.1)
+        assert not torch.allclose(before, plain(ids), atol=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_document_is_learned_by_heart(dtype: torch.dtype) -> None:
     step = make_step(dtype)
     losses = [step(IDS, 3e-3).loss for _ in range(150)]
