@@ -57,11 +57,12 @@ def table(folder: Path, runs: Sequence[Run]) -> list[str]:
     for key in sorted({(run.contender, run.size, run.documents, run.rate) for run in there}):
         seeds = [run for run in there if (run.contender, run.size, run.documents, run.rate) == key]
         losses = [there[run][run.documents] for run in seeds]
-        last = [float(_nats(folder, run, "last").sum() / lengths.sum()) for run in seeds]
+        ends = [read_run(folder, run)["held_out"][str(run.documents)] for run in seeds]
+        last = [sum(end["last"]) / float(lengths.sum()) for end in ends if "last" in end]  # kept at the very end
         contender, size, documents, rate = key
         lines.append(
             f"| {contender} | {size} | {documents:,} | {rate:.2e} | {', '.join(str(run.seed) for run in seeds)} | "
-            f"{_spread(losses)} | {_spread(last)} |"
+            f"{_spread(losses)} | {_spread(last) if last else ''} |"
         )
     rivals = [run for run in there if run.contender == "adamw"]
     if rivals:
@@ -223,8 +224,19 @@ def main() -> None:
     parser.add_argument("--draw", type=Path, metavar="FILE.png", help="train nothing, draw the curves")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.runs.mkdir(parents=True, exist_ok=True)
     runs = plan(arguments.quick)
+    if arguments.jobs < 1:
+        parser.error("--jobs: at least one")
+    if not any(fnmatch.fnmatch(run.name, arguments.only) for run in runs):
+        parser.error(f"--only {arguments.only}: no run of the plan is called so, as {runs[0].name} is")
+    if (arguments.table or arguments.draw) and not arguments.runs.is_dir():
+        parser.error(f"--runs {arguments.runs}: no such folder")
+    if arguments.draw and (arguments.draw.suffix != ".png" or not arguments.draw.parent.is_dir()):
+        parser.error(f"--draw {arguments.draw}: expected a name that ends in .png, in a folder that is there")
+    try:
+        arguments.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--runs {arguments.runs}: {error.strerror}")
     if arguments.one:
         train(next(run for run in runs if f"{run.name}-{run.documents}" == arguments.one), arguments.runs)
         return

@@ -42,7 +42,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     after = f" after {step:,} documents" if isinstance(step, int) else ""
     print(f"{trained.path}{after}, on {found[0].documents:,} {unit} {where}")
     if isinstance(samples, SampleStream) and (skipped := samples.state_dict()["skipped"]):
-        print("Left out: " + ", ".join(f"{count:,} {_shown(reason)}" for reason, count in sorted(skipped.items())))
+        print("Left out: " + ", ".join(f"{count:,} {_shown(reason, 120)}" for reason, count in sorted(skipped.items())))
     print("\n".join(_table(found, unit)))
 
 
@@ -70,9 +70,9 @@ def _samples(text: str | None, config: TrainingConfig, trained: TrainedModel) ->
     path, length, tokenizer = Path(text), config.max_seq_length, trained.tokenizer
     if text == "-":
         return "windows", f"of {length} tokens of standard input", windows(_read(text), text, tokenizer, length)
-    if not path.is_file() or not os.access(path, os.R_OK):
+    if path.is_dir() or not os.access(path, os.R_OK):
         raise UserError(f"--text {text}: no such file, or one that can't be read")
-    kind = kind_of(path.name)
+    kind = kind_of(path.name) if path.is_file() else None  # a pipe is read to its end, whatever it is called
     if kind is None or kind == "paragraphs":
         return "windows", f"of {length} tokens of {text}", windows(_read(text), text, tokenizer, length)
     source = DataSource(text, "", (Shard(kind, text, text),))
@@ -102,6 +102,8 @@ def windows(text: str, name: str, tokenizer: Tokenizer, max_seq_length: int) -> 
 
 def _read(text: str) -> str:
     """What `--text` names, - being standard input."""
+    if text == "-" and sys.stdin is None:
+        raise UserError("--text -: there is no standard input")
     try:
         return (sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()).decode()
     except OSError as error:
@@ -143,9 +145,11 @@ def _table(found: Sequence[Evaluation], unit: str) -> list[str]:
     return lines
 
 
-def _shown(name: str) -> str:
+def _shown(name: str, longest: int = 40) -> str:
     """Names from files may hold anything; a terminal would obey some of it."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name[:40])
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name[:longest]
+    )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,13 +1,12 @@
 """`python -m trainer.generate [CHECKPOINT] --prompt TEXT`: let a trained model go on from a text."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from trainer.device import choose_device, choose_dtype
-from trainer.errors import RunError, UserError
-from trainer.trained_model import CommandParser, open_trained_model
+from trainer.errors import Diverged, UserError
+from trainer.trained_model import CommandParser, exit_code_of, open_trained_model
 
 # What a terminal would obey instead of show. Generated text is nobody's to trust.
 _CONTROL_CHARACTERS = dict.fromkeys([*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)], "\N{REPLACEMENT CHARACTER}")
@@ -18,6 +17,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
     Raises:
         UserError: no such checkpoint, or a prompt that can't be encoded.
+        Diverged: the logits are not finite.
     """
     if not arguments.prompt:
         raise UserError("--prompt is empty: the model needs a text to go on from")
@@ -39,8 +39,11 @@ def generate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     _write(arguments.prompt)
-    for text in tokenizer.decode_stream(ids):
-        _write(text)
+    try:
+        for text in tokenizer.decode_stream(ids):
+            _write(text)
+    except FloatingPointError as error:
+        raise Diverged(f"\n{error}: this checkpoint's training has diverged, name an earlier one") from error
     _write("\n")
 
 
@@ -90,21 +93,7 @@ def _temperature(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code of `contract.md`: 0, 2 for the user's input, 4 diverged, 130 after Ctrl-C."""
-    try:
-        generate(_parse(argv))
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except FloatingPointError as error:
-        print(f"\n{error}: this checkpoint's training has diverged, name an earlier one", file=sys.stderr)
-        return 4
-    except BrokenPipeError:
-        # The reader has had enough (`| head`). Python flushes once more at its end, and must not fail there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print(flush=True)
-        return 130
-    return 0
+    return exit_code_of(lambda: generate(_parse(argv)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A checkpoint as the commands on it use it: found, opened, its model and its tokenizer ready."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trainer.checkpoint import CheckpointManager
-from trainer.errors import RunError, UserError
+from trainer.errors import MachineError, RunError, UserError
 from trainer.model import LanguageModel, shape_of
 from trainer.pretrained_tokenizer import tokenizer_of
 from trainer.state_file import read_state
@@ -48,12 +49,25 @@ def exit_code_of(command: Callable[[], None]) -> int:
     """Run a command and return the exit code of `contract.md`; a failure is one line on standard error."""
     try:
         command()
+        sys.stdout.flush()
     except RunError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader has had enough (`| head`)
+        _let_output_go()
+    except OSError as error:
+        print(f"the machine failed: {error}", file=sys.stderr)
+        _let_output_go()
+        return MachineError.exit_code
     except KeyboardInterrupt:
+        print(flush=True)
         return 130
     return 0
+
+
+def _let_output_go() -> None:
+    """Python flushes once more at its end, and must not fail there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def open_trained_model(checkpoint: Path | None, folder: Path) -> TrainedModel:

@@ -168,7 +168,10 @@ def _tokenizer(folder: Path) -> bytes:
         return content
     if own.is_file():
         return _read(own, _LONGEST_TOKENIZER)
-    raise UserError(f"{folder} has no tokenizer to use: neither a byte-level tokenizer.json nor a tokenizer.model")
+    raise UserError(
+        f"{folder} has no tokenizer to use: neither a byte-level tokenizer.json nor a tokenizer.model "
+        "(transformers does not save that of an export of ours again: copy it from there)"
+    )
 
 
 def _carried(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import gzip
 import io
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import train_slimpajama
-from tests.conftest import Run, make_texts, write_jsonl
+from tests.conftest import PROJECT, Run, make_texts, write_jsonl
 from tests.runs.conftest import table
 from trainer.evaluate import main, windows
 from trainer.model import LanguageModel
@@ -188,6 +190,31 @@ def test_data_that_have_changed_since_are_not_measured_instead(
     checkpoint = Path("checkpoints/checkpoint_step_30.bin").resolve()
     monkeypatch.chdir(tmp_path)  # from anywhere else, the run's own data are found
     assert measured(capsys, checkpoint)["all"][0] >= 5
+
+
+@pytest.mark.parametrize("module", ["evaluate --text documents.jsonl", "export --checkpoint-dir checkpoints out"])
+def test_an_output_that_fails_is_one_line(module: str, folder: Path) -> None:
+    command = f"{sys.executable} -m trainer.{module}"
+
+    def run(end: str) -> subprocess.CompletedProcess[str]:
+        shell = ["bash", "-c", f"set -o pipefail; {command} {end}"]
+        return subprocess.run(shell, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+
+    done = run("> /dev/full")
+    assert (done.returncode, done.stderr) == (5, "the machine failed: [Errno 28] No space left on device\n")
+    done = run("| true")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_pipe_is_a_text_and_a_closed_input_is_none(folder: Path) -> None:
+    command = [sys.executable, "-m", "trainer.evaluate", "--text"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    by_pipe, closed = (
+        subprocess.run(["bash", "-c", f"{' '.join(command)} {end}"], capture_output=True, text=True, env=environment)
+        for end in ("<(cat documents.jsonl)", "- <&-")
+    )
+    assert by_pipe.returncode == 0 and "windows of 48 tokens" in by_pipe.stdout
+    assert (closed.returncode, closed.stderr) == (2, "--text -: there is no standard input\n")
 
 
 def test_the_command_itself(run_command: Run, folder: Path) -> None:
