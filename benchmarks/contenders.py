@@ -12,11 +12,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import torch
 import zstandard
 
 from trainer.config import MODEL_SIZES
-from trainer.device import choose_device, choose_dtype
+from trainer.device import choose_device, choose_dtype, keep_freed_memory
 from trainer.model import LanguageModel
 from trainer.step import TrainingStep
 
@@ -40,6 +39,7 @@ def make_step(
 ) -> TrainingStep:
     """A step with new weights on this machine's device."""
     device = choose_device("auto")
+    keep_freed_memory()
     model = LanguageModel(MODEL_SIZES[size], VOCABULARY).to(device)
     step = TrainingStep(model, dtype=choose_dtype(dtype, device), max_seq_length=length)
     if compiled:
@@ -111,7 +111,6 @@ def time_transformers(size: str, *, steps: int, first: int, bf16: bool, compiled
         def on_step_end(self, args: object, state: object, control: object, **rest: object) -> None:
             ends.append(time.perf_counter())
 
-    torch._dynamo.reset()
     transformers_trainer(
         transformers_model(MODEL_SIZES[size], VOCABULARY, 0),
         Documents(random_documents(16), steps),

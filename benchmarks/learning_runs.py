@@ -14,7 +14,7 @@ import torch
 from benchmarks.baselines import Documents, PlainStep, transformers_model, transformers_trainer, usual_start
 from benchmarks.contenders import own_process
 from trainer.config import MODEL_SIZES
-from trainer.device import choose_device, choose_dtype
+from trainer.device import choose_device, choose_dtype, keep_freed_memory
 from trainer.model import LanguageModel
 from trainer.objective import NextToken
 from trainer.optimizer import Recipe
@@ -124,6 +124,7 @@ def held_out_nats(model: torch.nn.Module, held_out: Sequence[list[int]]) -> list
 def train(run: Run, folder: Path) -> None:
     """One run, from where it was left; its losses and evaluations go to `NAME.json`."""
     data, device = embedded_data(), choose_device("auto")
+    keep_freed_memory()
     kept = _nothing(run, data)
     if len(read_run(folder, run)["losses"]) >= run.documents:
         return
@@ -215,8 +216,9 @@ def seconds_per_document(rounds: int = 5, documents: int = 60) -> dict[str, list
 
 
 def _seconds_of_ours(documents: Sequence[list[int]], vocab_size: int) -> float:
-    """Per document, the mean of all after the first ten."""
+    """Of our step per document, the mean of all after the first ten."""
     device = choose_device("auto")
+    keep_freed_memory()
     model = LanguageModel(MODEL_SIZES["small"], vocab_size).to(device)
     step = TrainingStep(model, dtype=choose_dtype("auto", device), max_seq_length=LENGTH)
     for ids in documents[:10]:
@@ -228,7 +230,7 @@ def _seconds_of_ours(documents: Sequence[list[int]], vocab_size: int) -> float:
 
 
 def _seconds_of_transformers(documents: Sequence[list[int]], vocab_size: int) -> float:
-    """The same."""
+    """Of the `Trainer` of transformers, likewise."""
     import transformers
 
     ends: list[float] = []

@@ -19,7 +19,7 @@ from benchmarks.contenders import (
 from benchmarks.timing import in_words, print_table, ratio, take_turns
 
 STEPS, FIRST = 250, 50
-"""Of a turn, and the first that counts: those before it pay for compiling and caches."""
+"""Of a turn, and the first that counts: those before it pay for caches."""
 
 
 def main(size: str, rounds: int) -> None:

@@ -1,25 +1,39 @@
 """What `torch.compile` needs, and what it gives a run: when a step is compiled."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 SECONDS_TO_COMPILE = 30.0
-"""What compiling takes at the start of a run with nothing in the cache, at any size: measured on two slow cores."""
+"""What compiling takes at the start of a run with nothing in the cache: measured on two slow cores, at three sizes."""
 GAIN = 0.1
 """Share of an eager step that a compiled one saves: 0.25 of `tiny`, 0.12 of `small`, 0.05 of `base`
 (`docs/performance.md`).
 """
 
 
-def allow_graphs() -> None:
-    """Set torch up, for the whole process, to compile for as many models as there are: it counts by function."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+@contextlib.contextmanager
+def compiler_settings(longest: int) -> Iterator[None]:
+    """In here graphs are made for all lengths up to `longest`, and everything that can fail fails at once."""
+    import torch._functorch.config
+    import torch.fx.experimental._config
+
+    with (
+        # Which kernels are taken follows from the first length that is seen, which torch's cache does not look at.
+        torch.compiler.config.patch(cache_key_tag=str(longest)),  # type: ignore[attr-defined]
+        # A length that happens to equal the width would be taken for the same thing.
+        torch.fx.experimental._config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
+        # Else a backward pass that can't be made is told by a traceback, and tried again later.
+        torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
+    ):
+        yield
 
 
 def why_not_compile(device: torch.device) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class LanguageModel(nn.Module):
         self.shape = shape
         self.vocab_size = vocab_size
         self.model = Decoder(shape, vocab_size)
-        self.rotary = RotaryTables(shape, length=1024)
+        self.rotary = RotaryTables(shape, length=1025)
         self.initialize(seed)
 
     @property
@@ -78,9 +78,9 @@ class LanguageModel(nn.Module):
         embedded: Tensor = self.model.embed_tokens(ids)
         return embedded
 
-    def hidden_from(self, embedded: Tensor) -> Tensor:
-        """(B, T, width) → (B, T, width): `hidden` from what `embed` gave."""
-        output: Tensor = self.model(embedded, self.rotary(embedded.shape[1]))
+    def hidden_from(self, embedded: Tensor, layers: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
+        """(B, T, width) → (B, T, width): `hidden` from what `embed` gave. `layers`: the model's own, compiled."""
+        output: Tensor = self.model(embedded, self.rotary(embedded.shape[1]), layers=layers)
         return output
 
     def logits(self, hidden: Tensor) -> Tensor:

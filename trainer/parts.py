@@ -16,7 +16,7 @@ from trainer import python_library
 from trainer.checkpoint import CheckpointManager
 from trainer.compilation import compiling_pays, why_not_compile
 from trainer.config import FIELDS, ModelShape, TrainingConfig, size_of
-from trainer.device import choose_device, choose_dtype, has_native_bf16, make_deterministic
+from trainer.device import choose_device, choose_dtype, has_native_bf16, keep_freed_memory, make_deterministic
 from trainer.documents import DocumentStream, open_documents
 from trainer.errors import MachineError, RunError, UserError
 from trainer.evaluations import evaluation_interval
@@ -112,6 +112,7 @@ def make_parts(
     """
     if config.deterministic:
         make_deterministic()
+    keep_freed_memory()
     device = choose_device(config.device)
     shape = origin.shape if origin is not None else config.shape
     config, dtype = _decide(dataclasses.replace(config, model_size=size_of(shape)), device, state, say)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from trainer.average import AveragedWeights
-from trainer.compilation import allow_graphs
-from trainer.device import keep_freed_memory
+from trainer.compilation import compiler_settings
 from trainer.errors import MachineError, UserError
 from trainer.model import LanguageModel
 from trainer.objective import Judgement, NextToken
@@ -51,12 +50,12 @@ class TrainingStep:
                 than a weight's last bf16 bit would be lost.
             recipe: of the update; a resumed run brings its own along.
         """
-        keep_freed_memory()
         self.model = model
         self.lengths = padded_lengths(max_seq_length)
         self._objective = objective or NextToken()
         self._detector = detector or InstabilityDetector()
         self.device = model.device
+        model.rotary(self.lengths[-1])  # here, so that their memory lies the same whichever document comes first
         self._names = [name for name, _ in model.named_parameters()]
         self._places = {name: place for place, name in enumerate(self._names)}
         self._weights: list[torch.Tensor] = list(model.parameters())
@@ -77,6 +76,7 @@ class TrainingStep:
         self._average = AveragedWeights(self._masters)
         self._averaged_model: LanguageModel | None = None
         self._averaged_is_current = False
+        self._layers: Sequence[Callable[..., torch.Tensor]] = list(model.model.layers)
         self._judge_hidden: Callable[[torch.Tensor, torch.Tensor], Judgement] = self._judge
 
     def compile(self) -> None:
@@ -87,18 +87,15 @@ class TrainingStep:
         Raises:
             MachineError: the compiler fails. The step is what it was, then.
         """
-        eager = self._judge_hidden
-        for layer in self.model.model.layers:
-            layer.compile(dynamic=True)
+        eager = self._layers, self._judge_hidden
+        self._layers = [torch.compile(layer, dynamic=True) for layer in self.model.model.layers]
         self._judge_hidden = torch.compile(self._judge_hidden, dynamic=True)
-        allow_graphs()
         try:
-            for length in reversed(self.lengths):
-                self._gradients([0] * (length + 1), length)
+            with compiler_settings(self.lengths[-1]):
+                for length in reversed(self.lengths):
+                    self._gradients([0] * (length + 1), length)
         except Exception as error:
-            self._judge_hidden = eager
-            for layer in self.model.model.layers:
-                layer._compiled_call_impl = None
+            self._layers, self._judge_hidden = eager
             said = str(error).strip().partition("\n")[0]
             raise MachineError(f"the compiler fails ({type(error).__name__}: {said})") from error
 
@@ -223,7 +220,7 @@ class TrainingStep:
         # Here, because a copy to a GPU waits for what it was asked before, which soon is the whole backward pass.
         tokens, places = (found.to(self.device) for found in torch.unique(inputs, return_inverse=True))
         embedded = self.model.embed(inputs.unsqueeze(0).to(self.device)).detach().requires_grad_()
-        judged = self._judge_hidden(self.model.hidden_from(embedded)[0], targets.to(self.device))
+        judged = self._judge_hidden(self.model.hidden_from(embedded, self._layers)[0], targets.to(self.device))
         *found, of_rows = torch.autograd.grad(judged.loss, [*(leaf for leaf, _ in self._leaves), embedded])
         of_place: dict[int, torch.Tensor] = {}
         for gradient, (_, inside) in zip(found, self._leaves, strict=True):

@@ -1,6 +1,6 @@
 """The blocks of a decoder-only transformer of the Qwen3 design (arXiv 2505.09388, section 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class RotaryTables(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         if length > self.tables.shape[1]:
-            self._fill(2 * length, self.tables.device)
+            self._fill(2 * length + 1, self.tables.device)
         return self.tables[:, :length]
 
     def _fill(self, length: int, device: torch.device) -> None:
@@ -230,9 +230,16 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = RMSNorm(shape.width, shape.norm_epsilon)
 
-    def forward(self, x: Tensor, tables: Tensor, start: int = 0, caches: Sequence[LayerCache] | None = None) -> Tensor:
-        """(B, T, width) → (B, T, width), from the rows of the embedding on."""
-        for index, layer in enumerate(self.layers):
+    def forward(
+        self,
+        x: Tensor,
+        tables: Tensor,
+        start: int = 0,
+        caches: Sequence[LayerCache] | None = None,
+        layers: Sequence[Callable[..., Tensor]] | None = None,
+    ) -> Tensor:
+        """(B, T, width) → (B, T, width), from the rows of the embedding on. `layers`: its own, compiled."""
+        for index, layer in enumerate(layers or list(self.layers)):
             x = layer(x, tables, start, None if caches is None else caches[index])
         output: Tensor = self.norm(x)
         return output

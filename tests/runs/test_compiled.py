@@ -1,13 +1,17 @@
 """The compiled step: the same losses as the eager one, exact over a resume in another process, chosen where it pays."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import Run
+from tests.conftest import PROJECT, Run
 from tests.runs.conftest import SMALL, STEPS, Train, table
 from tests.runs.test_resume import equal_runs
+from trainer.device import has_native_bf16
 from trainer.step import TrainingStep
 
 UNDECIDED = [word for word in SMALL if word != "--no-compile"]
@@ -51,11 +55,20 @@ def test_a_long_run_says_what_it_lacks_to_be_compiled(
     assert not compiled
 
 
+FAILING = """#!/bin/sh
+printf x >> "$0.calls"
+[ $(wc -c < "$0.calls") -gt {works} ] && exit 4
+exec g++ "$@"
+"""
+
+
+@pytest.mark.parametrize("works", [0, *(pytest.param(works, marks=pytest.mark.full) for works in (2, 4))])
 def test_a_compiler_that_fails_is_told_and_the_run_goes_on_without(
-    tmp_path: Path, corpus: Path, run_command: Run
+    tmp_path: Path, corpus: Path, run_command: Run, works: int
 ) -> None:
-    compiler = tmp_path / "g++"
-    compiler.write_text('#!/bin/sh\nfor word; do [ "$word" = --version ] && exec echo "g++ 12"; done\nexit 4\n')
+    """At the first thing that it is asked for, or at a later one: a backward pass, say."""
+    compiler = tmp_path / "failing"
+    compiler.write_text(FAILING.format(works=works))
     compiler.chmod(0o755)
     environment = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     flags = [*SMALL, "--dataset", corpus, "--steps", 3]
@@ -69,16 +82,47 @@ def test_a_compiler_that_fails_is_told_and_the_run_goes_on_without(
 @pytest.mark.full  # compiling takes half a minute
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_compiled_equals_eager_and_resumes_exactly(tmp_path: Path, corpus: Path, run_command: Run, dtype: str) -> None:
-    flags = [*SMALL, "--dtype", dtype, "--dataset", corpus]
-    run_command(*flags, "--steps", 20, "--out", "eager", cwd=tmp_path)
-    whole = run_command(*flags, "--steps", 20, "--out", "whole", "--compile", cwd=tmp_path)
-    assert "compiled" in whole.stdout
-    run_command(*flags, "--steps", 9, "--out", "parts", "--compile", cwd=tmp_path)
-    resumed = run_command("--resume", "--steps", 20, "--out", "parts", cwd=tmp_path)
-    assert "compiled" in resumed.stdout
+    """Also where torch's cache is another one, and has seen longer documents."""
+
+    def run(*words: object, cache: str, length: int = 200) -> str:
+        flags = [*SMALL, "--dtype", dtype, "--dataset", corpus, "--max-seq-length", length]
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / cache)}
+        resumed = "--resume" in words
+        return run_command(*([] if resumed else flags), *words, cwd=tmp_path, environment=environment).stdout
+
+    run("--steps", 20, "--out", "eager", cache="one")
+    assert "compiled" in run("--steps", 20, "--out", "whole", "--compile", cache="one")
+    run("--steps", 9, "--out", "parts", "--compile", cache="one")
+    run("--steps", 2, "--out", "longer", "--compile", cache="other", length=600)
+    assert "compiled" in run("--resume", "--steps", 20, "--out", "parts", cache="other")
     equal_runs(tmp_path / "whole", tmp_path / "parts", 20)
     losses = [[row[1] for row in table(tmp_path / name / "training_viz", STEPS)] for name in ("eager", "whole")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5 if dtype == "fp32" else 1e-2)
+
+
+GRAPHS = """
+import random
+from benchmarks.contenders import make_step
+from torch._dynamo.utils import counters
+step = make_step("tiny", length={length})
+step.compile()
+made = counters["stats"]["unique_graphs"]
+for _ in range(12):
+    step([random.randrange(8192) for _ in range(random.randint(2, {length}))], 1e-4)
+    step.averaged().generate([1, 2, 3], 6)
+    step.model.generate([1, 2, 3], 6)
+print(made, counters["stats"]["unique_graphs"] - made)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("length", "graphs"), [(65, 2), (200, 2), (1025, 3)])
+def test_one_graph_is_made_for_all_layers_and_lengths_and_none_later(length: int, graphs: int) -> None:
+    """Also where a length equals the width, 64. Beyond 512 tokens attention in bf16 is computed another way."""
+    command = [sys.executable, "-c", GRAPHS.format(length=length)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    if has_native_bf16(torch.device("cpu")) or length < 512:
+        assert done.stdout.split() == [str(graphs), "0"]
 
 
 @pytest.mark.full
