@@ -6,10 +6,13 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+
+from trainer.errors import MachineError
 
 SECONDS_TO_COMPILE = 30.0
 """What compiling takes at the start of a run with nothing in the cache: measured on two slow cores, at three sizes."""
@@ -53,3 +56,42 @@ def why_not_compile(device: torch.device) -> str:
 def compiling_pays(steps: int, seconds: float) -> bool:
     """Whether a run of `steps` steps ends sooner with a compiled step, if an eager one takes `seconds`."""
     return steps * seconds * GAIN > SECONDS_TO_COMPILE
+
+
+def compile_where_it_pays(
+    compile_step: Callable[[], None],
+    wanted: bool | None,
+    device: torch.device,
+    *,
+    steps: int,
+    seconds: float,
+    say: Callable[[str], None],
+    compiling: Callable[[], AbstractContextManager[object]],
+) -> bool:
+    """Compile the step where that is asked for, or ends the run sooner, and can be done. Whether it was.
+
+    Args:
+        compile_step: does it, or raises MachineError.
+        wanted: what the user asked for; None: what ends sooner.
+        steps: of the run.
+        seconds: that an eager step takes.
+        compiling: entered meanwhile.
+    """
+    why = "--compile"
+    if wanted is None:
+        # What it takes and gives was measured on CPUs alone.
+        wanted = device.type == "cpu" and compiling_pays(steps, seconds)
+        why = f"A run of {steps:,} documents would be faster compiled"
+    if not wanted:
+        return False
+    lacking = why_not_compile(device)
+    if not lacking:
+        say("Compiling the step: half a minute or more, where torch has never done it before")
+        try:
+            with compiling():
+                compile_step()
+        except MachineError as error:
+            lacking = str(error)
+    if lacking:
+        say(f"{why}: {lacking}, so the step runs without it")
+    return not lacking

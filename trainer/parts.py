@@ -14,11 +14,11 @@ import torch
 
 from trainer import python_library
 from trainer.checkpoint import CheckpointManager
-from trainer.compilation import compiling_pays, why_not_compile
+from trainer.compilation import compile_where_it_pays
 from trainer.config import FIELDS, ModelShape, TrainingConfig, size_of
 from trainer.device import choose_device, choose_dtype, has_native_bf16, keep_freed_memory, make_deterministic
 from trainer.documents import DocumentStream, open_documents
-from trainer.errors import MachineError, RunError, UserError
+from trainer.errors import RunError, UserError
 from trainer.evaluations import evaluation_interval
 from trainer.evaluator import Evaluator
 from trainer.model import LanguageModel, shape_of
@@ -136,8 +136,11 @@ def make_parts(
         detector=InstabilityDetector(spike=config.spike),
     )
     seconds = step.trial_seconds(max(1, round(typical)))
-    config = dataclasses.replace(config, compile=_compile(config, step, seconds, say, compiling))
-    if config.compile:
+    is_compiled = compile_where_it_pays(
+        step.compile, config.compile, step.device, steps=config.num_steps, seconds=seconds, say=say, compiling=compiling
+    )
+    config = dataclasses.replace(config, compile=is_compiled)
+    if is_compiled:
         seconds = step.trial_seconds(max(1, round(typical)))
     if state is not None:
         step.load_state_dict(state)  # here, so that what does not fit is refused before anything is touched
@@ -157,38 +160,6 @@ def _decide(
     if dtype == torch.bfloat16 and not has_native_bf16(device):
         say(f"bf16 is emulated on {device}, which is slower than fp32: --dtype fp32 is faster here")
     return dataclasses.replace(config, dtype="bf16" if dtype == torch.bfloat16 else "fp32"), dtype
-
-
-def _compile(
-    config: TrainingConfig,
-    step: TrainingStep,
-    seconds: float,
-    say: Callable[[str], None],
-    compiling: Callable[[], AbstractContextManager[object]],
-) -> bool:
-    """Compile the step where that is asked for, or ends a run of that length sooner, and can be done; whether it was.
-
-    Args:
-        seconds: that an eager step takes.
-    """
-    wanted, why = config.compile, "--compile"
-    if wanted is None:
-        # What it takes and gives was measured on CPUs alone.
-        wanted = step.device.type == "cpu" and compiling_pays(config.num_steps, seconds)
-        why = f"A run of {config.num_steps:,} documents would be faster compiled"
-    if not wanted:
-        return False
-    lacking = why_not_compile(step.device)
-    if not lacking:
-        say("Compiling the step: half a minute or more, where torch has never done it before")
-        try:
-            with compiling():
-                step.compile()
-        except MachineError as error:
-            lacking = str(error)
-    if lacking:
-        say(f"{why}: {lacking}, so the step runs without it")
-    return not lacking
 
 
 def _open_documents(
