@@ -58,8 +58,8 @@ class Recipe:
     def for_width(cls, width: int) -> "Recipe":
         """What a new run begins with: the wider the model, the shorter a matrix's step.
 
-        By the root of the width, so that one base learning rate is right for every size: measured at widths of 64 and
-        384 (`docs/learning.md`).
+        By the root of the width, so that one base learning rate is right for every size: measured at widths of 64,
+        384 and, for 500 documents, 768 (`docs/learning.md`).
         """
         return cls(matrix_rate=MATRIX_RATE / math.sqrt(width))
 
