@@ -94,7 +94,7 @@ class TrainingStep:
             with compiler_settings(self.lengths[-1]):
                 for length in reversed(self.lengths):
                     self._gradients([0] * (length + 1), length)
-        except Exception as error:
+        except Exception as error:  # of any kind: the compiler's are many, and the eager step is known to work
             self._layers, self._judge_hidden = eager
             said = str(error).strip().partition("\n")[0]
             raise MachineError(f"the compiler fails ({type(error).__name__}: {said})") from error

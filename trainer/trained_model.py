@@ -49,7 +49,7 @@ def exit_code_of(command: Callable[[], None]) -> int:
     """Run a command and return the exit code of `contract.md`; a failure is one line on standard error."""
     try:
         command()
-        sys.stdout.flush()
+        print(end="", flush=True)  # here, where a failure is one line; there may be no standard output at all
     except RunError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -56,6 +56,8 @@ class RotaryTables(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         if length > self.tables.shape[1]:
+            # Always more rows than are asked for: a slice of all of them lies in memory as no other does, and a
+            # compiled layer would need a graph of its own for it.
             self._fill(2 * length + 1, self.tables.device)
         return self.tables[:, :length]
 
