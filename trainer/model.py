@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from trainer.config import ModelShape
 from trainer.errors import Diverged, UserError
 from trainer.generation import sample_tokens
+from trainer.reader import Reader
 from trainer.state_file import STATE_HEADER, read_state, write_state
-from trainer.transformer import Decoder, LayerCache, RotaryTables, join, rotary_tables
+from trainer.transformer import Decoder, RotaryTables, join
 
 
 class LanguageModel(nn.Module):
@@ -126,7 +127,7 @@ class LanguageModel(nn.Module):
         unknown = [token for token in prompt_ids if not 0 <= token < self.vocab_size]
         if unknown:
             raise ValueError(f"prompt id {unknown[0]} is no token: ids go from 0 to {self.vocab_size - 1}")
-        reader = _Reader(self, capacity=min(max(max_length, len(prompt_ids)), 1024))
+        reader = Reader(self.model, self.shape, capacity=min(max(max_length, len(prompt_ids)), 1024))
         return sample_tokens(
             reader.read,
             prompt_ids,
@@ -230,24 +231,3 @@ def shape_of(state: Mapping[str, Any], name: str) -> tuple[ModelShape, int]:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{name} does not say what shape its model has ({error})") from None
     return shape, vocab_size
-
-
-class _Reader:
-    """A model that remembers what it has read: keys and values, and rotary tables of its own length."""
-
-    def __init__(self, model: LanguageModel, capacity: int) -> None:
-        weight = model.model.embed_tokens.weight.detach()
-        self.model = model
-        self.tables = rotary_tables(model.shape, capacity, weight.device)
-        self.caches = [LayerCache(model.shape, capacity, weight) for _ in model.model.layers]
-        self.length = 0
-
-    @torch.inference_mode()
-    def read(self, ids: list[int]) -> Tensor:
-        """Logits (V,) of the token that follows `ids`, which stand behind all those read before."""
-        start, self.length = self.length, self.length + len(ids)
-        if self.length > self.tables.shape[1]:
-            self.tables = rotary_tables(self.model.shape, 2 * self.length, self.tables.device)
-        new = torch.tensor([ids], device=self.tables.device)
-        hidden = self.model.model(self.model.embed(new), self.tables[:, start : self.length], start, self.caches)
-        return self.model.logits(hidden[0, -1])

@@ -186,15 +186,6 @@ def test_generation_is_equal_with_and_without_cache(
     assert len(set(ids[prompt_length:])) > 3, "a model stuck on one token would prove little"
 
 
-def test_generation_does_not_depend_on_how_a_prompt_is_read(model: LanguageModel) -> None:
-    from trainer.model import _Reader
-
-    ids = random_ids(12).tolist()
-    whole, parts = _Reader(model, 12), _Reader(model, 2)  # too small: it must grow
-    parts.read(ids[:5])
-    torch.testing.assert_close(parts.read(ids[5:]), whole.read(ids), atol=1e-5, rtol=1e-5)
-
-
 def test_generation_by_default_is_seeded_sampling(model: LanguageModel) -> None:
     first = model.generate([1, 2, 3], max_length=40)
     assert first == model.generate([1, 2, 3], max_length=40)

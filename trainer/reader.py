@@ -1,0 +1,123 @@
+"""`Reader`: a decoder that remembers what it has read, and reads on one token at a time."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.config import ModelShape
+from trainer.transformer import Decoder, Layer, LayerCache, attend, rotary_tables
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Reader:
+    """Keys and values of what was read, and rotary tables of its own length. The weights must stay as they are."""
+
+    def __init__(self, decoder: Decoder, shape: ModelShape, capacity: int) -> None:
+        """
+        Args:
+            capacity: tokens that there is memory for at the beginning; it grows.
+        """
+        weight = decoder.embed_tokens.weight.detach()
+        self._decoder = decoder
+        self._shape = shape
+        self._tables = rotary_tables(shape, capacity, weight.device)
+        self._caches = [LayerCache(shape, capacity, weight) for _ in decoder.layers]
+        self._length = 0
+        self._by_token: _ByToken | None = None
+
+    @torch.inference_mode()
+    def read(self, ids: Sequence[int]) -> Tensor:
+        """Logits (V,) of the token that follows `ids`, which stand behind all those read before."""
+        start, self._length = self._length, self._length + len(ids)
+        if self._length > self._tables.shape[1]:
+            self._tables = rotary_tables(self._shape, 2 * self._length, self._tables.device)
+        tables = self._tables[:, start : self._length]
+        embedded = self._decoder.embed_tokens(torch.tensor([ids], device=tables.device))
+        if len(ids) > 1:
+            hidden = self._decoder(embedded, tables, start, self._caches)[0, -1:]
+            return F.linear(hidden, self._decoder.embed_tokens.weight)[0]
+        if self._by_token is None:
+            self._by_token = _ByToken(self._decoder, self._shape)
+        return self._by_token(embedded[0], tables, start, self._caches)[0]
+
+
+class _ByToken:
+    """The decoder for one token, said with a third of the operations: at one row, asking for them is what takes time.
+
+    The gains of queries and keys are multiplied into the rotary tables, and both are turned as one.
+    """
+
+    def __init__(self, decoder: Decoder, shape: ModelShape) -> None:
+        self._shape = shape
+        layers: list[Layer] = [*decoder.layers]
+        attention, feed_forward = [layer.self_attn for layer in layers], [layer.mlp for layer in layers]
+        self._gains = torch.stack(
+            [
+                torch.cat(
+                    [
+                        block.q_norm.weight.float().expand(shape.heads, -1),
+                        block.k_norm.weight.float().expand(shape.kv_heads, -1),
+                    ]
+                )
+                for block in attention
+            ]
+        )
+        """(layers, heads + kv_heads, head_dim)."""
+        self._turned_gains = self._gains.roll(shape.head_dim // 2, dims=-1)
+        self._first_gains = [layer.input_layernorm.weight for layer in layers]
+        self._second_gains = [layer.post_attention_layernorm.weight for layer in layers]
+        self._last_gain = decoder.norm.weight
+        self._to_heads = [
+            product(_whole(a.joined, [a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])) for a in attention
+        ]
+        self._from_heads = [product(block.o_proj.weight) for block in attention]
+        self._gate_up = [
+            product(_whole(block.joined, [block.gate_proj.weight, block.up_proj.weight])) for block in feed_forward
+        ]
+        self._down = [product(block.down_proj.weight) for block in feed_forward]
+        self._output = product(decoder.embed_tokens.weight)
+
+    def __call__(self, x: Tensor, tables: Tensor, start: int, caches: Sequence[LayerCache]) -> Tensor:
+        """(1, width) → logits (1, V) behind `start` tokens; `tables` is (2, 1, 1, head_dim)."""
+        shape = self._shape
+        turning = shape.heads + shape.kv_heads
+        width, head = (shape.width,), (shape.head_dim,)
+        cosines = (self._gains * tables[0, 0]).unbind()
+        sines = (self._turned_gains * tables[1, 0]).unbind()
+        for number, cache in enumerate(caches):
+            normal = F.rms_norm(x, width, self._first_gains[number], shape.norm_epsilon)
+            heads = self._to_heads[number](normal).view(-1, shape.head_dim)
+            unit = F.rms_norm(heads[:turning].float(), head, None, shape.norm_epsilon)
+            opposite = unit.roll(shape.head_dim // 2, dims=-1)
+            turned = torch.addcmul(unit * cosines[number], opposite, sines[number]).to(x.dtype)
+            queries = turned[: shape.heads].view(1, shape.heads, 1, shape.head_dim)
+            keys, values = (
+                part.view(1, shape.kv_heads, 1, shape.head_dim) for part in (turned[shape.heads :], heads[turning:])
+            )
+            mixed = attend(queries, *cache.append(start, keys, values))
+            x = x + self._from_heads[number](mixed.reshape(1, -1))
+            normal = F.rms_norm(x, width, self._second_gains[number], shape.norm_epsilon)
+            gate, up = self._gate_up[number](normal).chunk(2, dim=-1)
+            x = x + self._down[number](F.silu(gate) * up)
+        return self._output(F.rms_norm(x, width, self._last_gain, shape.norm_epsilon))
+
+
+def _whole(joined: Tensor | None, matrices: list[Tensor]) -> Tensor:
+    return torch.cat(matrices) if joined is None else joined
+
+
+def product(weight: Tensor) -> Product:
+    """x → x @ weight.T for rows x, of a weight that stays as it is.
+
+    On a CPU with oneDNN in a copy that is laid out for it, as inference by `torch.compile` does it: else the weight is
+    laid out anew for each row, which takes longer than the product.
+    """
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        operators = torch.ops.mkldnn
+        if weight.dtype == torch.float32 or operators._is_mkldnn_bf16_supported():
+            packed = operators._reorder_linear_weight(weight.detach(), 1)
+            return lambda x: operators._linear_pointwise(x, packed, None, "none", [], "")
+    return lambda x: F.linear(x, weight)
