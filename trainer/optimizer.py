@@ -87,20 +87,47 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     Those below a 300th of the fourth root of the sum of their fourth powers stay smaller. A matrix of zeros stays one.
     Newton-Schulz iterations in `dtype` (Jordan et al., "Muon", 2024).
 
+    Nothing but products is made of the matrix itself: what has to be scaled is its Gram matrix or a polynomial of that,
+    and the polynomials of a long matrix are multiplied two and two before it is. More in a row would not do in bf16:
+    the smallest eigenvalues of a Gram matrix drown in the rounding of the others, until it is made anew.
+
     Args:
         matrix: (M, N), any float dtype.
     """
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
-    x = (x / (torch.linalg.matrix_norm(x.float()) + 1e-12)).to(dtype)
-    gram = x @ x.T
+    rows, columns = matrix.shape
+    is_tall, is_long = rows > columns, max(rows, columns) >= 2 * min(rows, columns)
+    x = matrix.to(dtype)
+    gram = _gram(x, is_tall)
     # No singular value of `x` is above the root of its Gram matrix's norm, which is nearer to the largest than its own.
-    norm = MARGIN * torch.linalg.matrix_norm(gram.float()) + 1e-12
-    gram, x = (gram / norm).to(dtype), (x / norm.sqrt()).to(dtype)
-    for number, (a, b, c) in enumerate(POLYNOMIALS):
-        gram = gram if number == 0 else x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if is_tall else x
+    norm = MARGIN * torch.linalg.matrix_norm(gram.float()) + 1e-30
+    gram = (gram / norm).to(dtype)
+    for number in range(0, len(POLYNOMIALS), 2):
+        first, second = POLYNOMIALS[number : number + 2]
+        gram = gram if number == 0 else _gram(x, is_tall)
+        factor = _factor(gram, first)
+        scaled = factor if number else (factor / norm.sqrt()).to(dtype)
+        if is_long:  # all that is made of one Gram matrix commutes
+            x = _times(x, _factor(factor @ gram @ factor, second) @ scaled, is_tall)
+        else:
+            x = _times(x, scaled, is_tall)
+            x = _times(x, _factor(_gram(x, is_tall), second), is_tall)
+    return x
+
+
+def _gram(x: Tensor, is_tall: bool) -> Tensor:
+    return x.T @ x if is_tall else x @ x.T
+
+
+def _times(x: Tensor, factor: Tensor, is_tall: bool) -> Tensor:
+    return x @ factor if is_tall else factor @ x
+
+
+def _factor(gram: Tensor, polynomial: tuple[float, float, float]) -> Tensor:
+    """What a polynomial multiplies a matrix with, whose Gram matrix is given: a + b x^2 + c x^4."""
+    a, b, c = polynomial
+    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor
 
 
 class MuonAdamW:
