@@ -81,12 +81,13 @@ class _ByToken:
         self._output = product(decoder.embed_tokens.weight)
 
     def __call__(self, x: Tensor, tables: Tensor, start: int, caches: Sequence[LayerCache]) -> Tensor:
-        """(1, width) → logits (1, V) behind `start` tokens; `tables` is (2, 1, 1, head_dim)."""
+        """(1, width) → logits (1, V) behind `start` tokens; `tables` is (2, 1, 1, head_dim/2)."""
         shape = self._shape
         turning = shape.heads + shape.kv_heads
         width, head = (shape.width,), (shape.head_dim,)
-        cosines = (self._gains * tables[0, 0]).unbind()
-        sines = (self._turned_gains * tables[1, 0]).unbind()
+        cosine, sine = tables[:, 0]
+        cosines = (self._gains * torch.cat([cosine, cosine], dim=-1)).unbind()
+        sines = (self._turned_gains * torch.cat([-sine, sine], dim=-1)).unbind()
         for number, cache in enumerate(caches):
             normal = F.rms_norm(x, width, self._first_gains[number], shape.norm_epsilon)
             heads = self._to_heads[number](normal).view(-1, shape.head_dim)

@@ -29,19 +29,21 @@ class RMSNorm(nn.Module):
 def rotary_tables(shape: ModelShape, length: int, device: torch.device) -> Tensor:
     """Cosines and sines of the rotary embedding (arXiv 2104.09864, equation 34) for positions 0 ... length-1.
 
-    Returns (2, length, 1, head_dim) float32. Dimension i turns with i + head_dim/2; the first half of the sines is
-    negated, so that `rotate` is two products and a sum.
+    Returns (2, length, 1, head_dim/2) float32: dimension i turns with i + head_dim/2.
     """
     frequencies = 1.0 / shape.rope_theta ** (torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
-    cosines, sines = angles.cos(), angles.sin()
-    tables = torch.stack([torch.cat([cosines, cosines], dim=-1), torch.cat([-sines, sines], dim=-1)])
-    return tables.unsqueeze(2).to(device)
+    return torch.stack([angles.cos(), angles.sin()]).unsqueeze(2).to(device)
 
 
 def rotate(x: Tensor, tables: Tensor) -> Tensor:
-    """Turn (B, T, H, head_dim) float32 by the angles of its T positions: `tables` is (2, T, 1, head_dim)."""
-    return x * tables[0] + x.roll(x.shape[-1] // 2, dims=-1) * tables[1]
+    """Turn (B, T, H, head_dim) float32 by the angles of its T positions: `tables` is (2, T, 1, head_dim/2).
+
+    By halves: the compiler's code for `roll` reads one number after the other, 3 % of a step of `small`.
+    """
+    first, second = x.chunk(2, dim=-1)
+    cosines, sines = tables
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
 
 
 class RotaryTables(nn.Module):
