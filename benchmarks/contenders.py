@@ -15,7 +15,7 @@ from pathlib import Path
 import zstandard
 
 from trainer.config import MODEL_SIZES
-from trainer.device import choose_device, choose_dtype, keep_freed_memory
+from trainer.device import choose_device, choose_dtype, keep_freed_memory, multiply_fp32_by_onednn
 from trainer.model import LanguageModel
 from trainer.step import TrainingStep
 
@@ -40,6 +40,7 @@ def make_step(
     """A step with new weights on this machine's device."""
     device = choose_device("auto")
     keep_freed_memory()
+    multiply_fp32_by_onednn()
     model = LanguageModel(MODEL_SIZES[size], VOCABULARY).to(device)
     step = TrainingStep(model, dtype=choose_dtype(dtype, device), max_seq_length=length)
     if compiled:

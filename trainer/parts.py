@@ -16,7 +16,14 @@ from trainer import python_library
 from trainer.checkpoint import CheckpointManager
 from trainer.compilation import compile_where_it_pays
 from trainer.config import FIELDS, ModelShape, TrainingConfig, size_of
-from trainer.device import choose_device, choose_dtype, has_native_bf16, keep_freed_memory, make_deterministic
+from trainer.device import (
+    choose_device,
+    choose_dtype,
+    has_native_bf16,
+    keep_freed_memory,
+    make_deterministic,
+    multiply_fp32_by_onednn,
+)
 from trainer.documents import DocumentStream, open_documents
 from trainer.errors import RunError, UserError
 from trainer.evaluations import evaluation_interval
@@ -113,6 +120,7 @@ def make_parts(
     if config.deterministic:
         make_deterministic()
     keep_freed_memory()
+    multiply_fp32_by_onednn()
     device = choose_device(config.device)
     shape = origin.shape if origin is not None else config.shape
     config, dtype = _decide(dataclasses.replace(config, model_size=size_of(shape)), device, state, say)

@@ -108,9 +108,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     if length == 1:  # sees everything, so the query heads of a group stand in for several positions: no mask, no copies
         grouped = queries.reshape(batch, kv_heads, -1, head_dim)
         return F.scaled_dot_product_attention(grouped, keys, values).view(batch, heads, 1, head_dim)
-    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and length == reach <= 512:
-        # The CPU's flash attention is slow in bf16: a step of `small` on 256 tokens takes 10 % longer with it. Written
-        # out, the (T, T) scores are rounded to bf16, and need memory: not for long texts.
+    if queries.device.type == "cpu" and length == reach <= 512:
+        # The CPU's flash attention is slow: a step of `small` on 256 tokens takes 10 % longer with it in bf16, 7 % in
+        # fp32. Written out, the (T, T) scores need memory, and in bf16 they are rounded: not for long texts.
         group = heads // kv_heads
         future = queries.new_full((length, length), -torch.inf).triu(1).repeat(group, 1)
         scores = torch.baddbmm(

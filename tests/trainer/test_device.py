@@ -2,6 +2,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from trainer.device import (
     describe_device,
     has_native_bf16,
     make_deterministic,
+    multiply_fp32_by_onednn,
 )
 from trainer.errors import UserError
 
@@ -82,3 +84,33 @@ def test_memory_that_was_given_back_is_there_for_the_next_tensors() -> None:
         for word in ([], ["keep"])
     ]
     assert lent[1] < lent[0] / 3, lent
+
+
+@pytest.fixture
+def by_default() -> Iterator[None]:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("by_default")
+def test_products_of_fp32_stay_fp32() -> None:
+    multiply_fp32_by_onednn()
+    left, right = torch.randn(255, 384), torch.randn(8192, 384)
+    exact = left.double() @ right.double().T
+    assert (left @ right.T - exact).norm() < 1e-6 * exact.norm()
+
+
+@pytest.mark.usefixtures("by_default")
+def test_a_cpu_that_would_take_bf16_for_them_is_not_allowed_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = torch.Tensor.__matmul__
+
+    def as_with_amx(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if left.dtype == torch.float64 or torch.backends.mkldnn.matmul.fp32_precision != "bf16":
+            return product(left, right)
+        return product(left.bfloat16().float(), right.bfloat16().float())
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", as_with_amx)
+    multiply_fp32_by_onednn()
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
