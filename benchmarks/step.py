@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import LENGTH, VOCABULARY, make_step, random_documents, time_steps
 from benchmarks.timing import in_words, print_table, ratio, take_turns
+from trainer.optimizer import orthogonalize, turn_interval
 from trainer.peak import flops_per_token, peak_flops
 from trainer.step import TrainingStep
 
@@ -34,13 +36,15 @@ def main(size: str, rounds: int) -> None:
             "compiled": lambda: time_steps(compiled, documents),
             "eager": lambda: time_steps(eager, documents),
             "compiled, fp32": lambda: time_steps(fp32, documents),
-            "roofline": lambda: 1000 * roofline(compiled, len(documents[0]) - 1),
+            "its operations": lambda: 1000 * operations(compiled, LENGTH - 1) / _peak(compiled),
+            "roofline": lambda: 1000 * roofline(compiled, LENGTH - 1),
+            "our roofline": lambda: 1000 * (roofline(compiled, LENGTH - 1) + _of_update(compiled) / _peak(compiled)),
             "compiled, a token of 10 to 256": lambda: _per_token(compiled, mixed),
             "compiled, a token of 256": lambda: _per_token(compiled, documents),
         },
         rounds,
     )
-    bf16 = ratio(times, "roofline", "compiled")
+    share = {name: f"{ratio(times, name, 'compiled'):.2f} of the step" for name in times}
     print_table(
         f"`{size}`, {LENGTH} tokens, vocabulary {VOCABULARY:,}",
         [
@@ -48,7 +52,13 @@ def main(size: str, rounds: int) -> None:
             ("step, compiled", in_words(times["compiled"]), "1"),
             ("step, eager", in_words(times["eager"]), f"{ratio(times, 'eager', 'compiled'):.2f} × the compiled one"),
             ("step, compiled, fp32", in_words(times["compiled, fp32"]), ""),
-            ("roofline: products at their peak, AdamW's bytes", in_words(times["roofline"]), f"{bf16:.2f} of the step"),
+            (
+                "the model's operations at the products' peak (MFU)",
+                in_words(times["its operations"]),
+                share["its operations"],
+            ),
+            ("roofline: products at their peak, AdamW's bytes", in_words(times["roofline"]), share["roofline"]),
+            ("the same, and the products of our update", in_words(times["our roofline"]), share["our roofline"]),
             (
                 "a token of 10 to 256 tokens",
                 in_words(times["compiled, a token of 10 to 256"]),
@@ -61,13 +71,33 @@ def main(size: str, rounds: int) -> None:
         _profile(compiled, documents, rounds)
 
 
+def operations(step: TrainingStep, predictions: int) -> float:
+    """What the model needs for that many: its products, and those of attention."""
+    per_token, per_token_squared = flops_per_token(step.model.shape, VOCABULARY)
+    return per_token * predictions + per_token_squared * predictions**2
+
+
 def roofline(step: TrainingStep, predictions: int) -> float:
     """Seconds that a step's products would take at their measured peak, and AdamW's memory traffic at the bandwidth."""
     shape = step.model.shape
-    dtype = next(step.model.parameters()).dtype
     per_token, _ = flops_per_token(shape, VOCABULARY)
-    peak = peak_flops(shape, VOCABULARY, step.lengths[-1], dtype=dtype, device=step.device)
-    return per_token * predictions / peak + ADAMW_BYTES * shape.parameters(VOCABULARY) / bandwidth(step.device)
+    return per_token * predictions / _peak(step) + ADAMW_BYTES * shape.parameters(VOCABULARY) / bandwidth(step.device)
+
+
+def _peak(step: TrainingStep) -> float:
+    """Operations a second of its products, measured now."""
+    dtype = next(step.model.parameters()).dtype
+    return peak_flops(step.model.shape, VOCABULARY, step.lengths[-1], dtype=dtype, device=step.device)
+
+
+def _of_update(step: TrainingStep) -> float:
+    """Operations that orthogonalizing takes, in the mean of the steps between two turns of a matrix."""
+    dtype = next(step.model.parameters()).dtype
+    with FlopCounterMode(display=False) as counter:
+        for name, weight in step.model.named_parameters():
+            if weight.dim() > 1 and "embed" not in name:
+                orthogonalize(weight.detach(), dtype)
+    return counter.get_total_flops() / turn_interval(step.model.shape.width)
 
 
 def bandwidth(device: torch.device) -> float:

@@ -87,9 +87,9 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     Those below a 300th of the fourth root of the sum of their fourth powers stay smaller. A matrix of zeros stays one.
     Newton-Schulz iterations in `dtype` (Jordan et al., "Muon", 2024).
 
-    Nothing but products is made of the matrix itself: what has to be scaled is its Gram matrix or a polynomial of that,
-    and the polynomials of a long matrix are multiplied two and two before it is. More in a row would not do in bf16:
-    the smallest eigenvalues of a Gram matrix drown in the rounding of the others, until it is made anew.
+    What can be done to the Gram matrix, the shorter side squared, is done there: scaling, and for a long matrix two
+    polynomials at once. Not all four: in bf16 the small eigenvalues of a Gram matrix drown in the rounding of the great
+    ones, so it is made anew in between.
 
     Args:
         matrix: (M, N), any float dtype.
@@ -106,7 +106,7 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
         gram = gram if number == 0 else _gram(x, is_tall)
         factor = _factor(gram, first)
         scaled = factor if number else (factor / norm.sqrt()).to(dtype)
-        if is_long:  # all that is made of one Gram matrix commutes
+        if is_long:  # what is made of one Gram matrix commutes
             x = _times(x, _factor(factor @ gram @ factor, second) @ scaled, is_tall)
         else:
             x = _times(x, scaled, is_tall)
