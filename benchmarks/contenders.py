@@ -9,9 +9,11 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import torch
 import zstandard
 
 from trainer.config import MODEL_SIZES
@@ -23,9 +25,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 VOCABULARY, LENGTH = 8192, 256
 
 
-def own_process() -> ProcessPoolExecutor:
-    """A process to time a contender in, for as long as it is asked again: what ours sets for its own holds for all."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+def own_process(begin: Callable[[], None] | None = None) -> ProcessPoolExecutor:
+    """A process to time a contender in, for as long as it is asked again: what ours sets for its own holds for all.
+
+    Args:
+        begin: called in it before anything else.
+    """
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin)
 
 
 def random_documents(count: int, length: int = LENGTH) -> list[list[int]]:
@@ -40,9 +46,11 @@ def make_step(
     """A step with new weights on this machine's device."""
     device = choose_device("auto")
     keep_freed_memory()
-    multiply_fp32_by_onednn()
+    chosen = choose_dtype(dtype, device)
+    if device.type == "cpu" and chosen == torch.float32:
+        multiply_fp32_by_onednn()
     model = LanguageModel(MODEL_SIZES[size], VOCABULARY).to(device)
-    step = TrainingStep(model, dtype=choose_dtype(dtype, device), max_seq_length=length)
+    step = TrainingStep(model, dtype=chosen, max_seq_length=length)
     if compiled:
         step.compile()
     return step

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import as_it_comes
 from benchmarks.baselines import Documents, PlainStep, transformers_model, transformers_trainer, usual_start
 from benchmarks.contenders import own_process
 from trainer.config import MODEL_SIZES
@@ -207,7 +208,7 @@ def seconds_per_document(rounds: int = 5, documents: int = 60) -> dict[str, list
     data = embedded_data()
     clocks = {"ours": _seconds_of_ours, "transformers": _seconds_of_transformers}
     found: dict[str, list[float]] = {name: [] for name in clocks}
-    with own_process() as ours, own_process() as theirs:
+    with own_process() as ours, own_process(as_it_comes) as theirs:
         for number in range(rounds):
             part = data.training[number * documents :][:documents]
             for process, (name, clock) in zip((ours, theirs), clocks.items(), strict=True):

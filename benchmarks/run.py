@@ -5,6 +5,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from benchmarks import as_it_comes
 from benchmarks.contenders import (
     LENGTH,
     make_step,
@@ -36,7 +37,7 @@ def main(size: str, rounds: int) -> None:
             return 1000 * statistics.fmean(seconds_of_run(run, FIRST))
 
         def transformers(bf16: bool, compiled: bool, steps: int = 60, first: int = 20) -> float:
-            with own_process() as process:
+            with own_process(as_it_comes) as process:
                 return process.submit(
                     time_transformers, size, steps=steps, first=first, bf16=bf16, compiled=compiled
                 ).result()

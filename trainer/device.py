@@ -90,21 +90,26 @@ def keep_freed_memory() -> None:
 
 
 def multiply_fp32_by_onednn() -> None:
-    """Have torch, for the whole process, multiply fp32 matrices on a CPU by oneDNN, where they stay fp32 in it.
+    """Have torch, for the whole process, multiply fp32 matrices on a CPU by oneDNN, where that stays as exact.
 
-    By itself it takes MKL for them, which takes a fifth longer for a step's on an AMD CPU; oneDNN only if bf16 is
-    allowed inside. On a CPU without units for that (AMX) it has nothing to gain from bf16 and does without. That is
-    tried here, and taken back where a product is not as exact as ever.
+    By itself torch takes MKL, which takes a fifth longer for a step's products on an AMD CPU. It takes oneDNN, on CPUs
+    with AVX-512, only if products may be made in bf16. Without AMX oneDNN computes in fp32 all the same: that is tried
+    here, and undone where a product is less exact.
+
+    `torch.get_float32_matmul_precision` raises from then on: it has no word for this.
     """
-    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made as torch is imported
+    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # mypy can't see it
     before, setting.fp32_precision = setting.fp32_precision, "bf16"
     generator = torch.Generator().manual_seed(0)
-    for rows, inner, columns in ((256, 384, 1152), (1152, 256, 384), (32, 64, 32)):
-        left, right = (torch.randn(size, generator=generator) for size in ((rows, inner), (inner, columns)))
-        exact = left.double() @ right.double()
-        if (left @ right - exact).norm() > 1e-5 * exact.norm():  # bf16 is off by 2e-3
-            setting.fp32_precision = before
-            return
+    # As a step has them: a layer's, one of many outputs, attention's; each with those of both gradients.
+    for sizes in (((256, 384), (384, 1152)), ((255, 64), (64, 8192)), ((6, 256, 64), (6, 64, 256))):
+        left, right = (torch.randn(size, generator=generator) for size in sizes)
+        gradient = torch.randn(*left.shape[:-1], right.shape[-1], generator=generator)
+        for one, other in ((left, right), (gradient, right.mT), (left.mT, gradient)):
+            exact = one.double() @ other.double()
+            if (one @ other - exact).norm() > 1e-5 * exact.norm():  # bf16 is off by 2e-3
+                setting.fp32_precision = before
+                return
 
 
 def describe_cpu() -> str:

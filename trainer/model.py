@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import ModelShape
+from trainer.decoding import CachedDecoder
 from trainer.errors import Diverged, UserError
 from trainer.generation import sample_tokens
-from trainer.reader import Reader
 from trainer.state_file import STATE_HEADER, read_state, write_state
 from trainer.transformer import Decoder, RotaryTables, join
 
@@ -123,13 +123,13 @@ class LanguageModel(nn.Module):
         top_k: int | None = 50,
         seed: int = 0,
     ) -> Iterator[int]:
-        """`generate`, one id of the continuation at a time."""
+        """`generate`, one id of the continuation at a time. The weights must stay as they are meanwhile."""
         unknown = [token for token in prompt_ids if not 0 <= token < self.vocab_size]
         if unknown:
             raise ValueError(f"prompt id {unknown[0]} is no token: ids go from 0 to {self.vocab_size - 1}")
-        reader = Reader(self.model, self.shape, capacity=min(max(max_length, len(prompt_ids)), 1024))
+        decoder = CachedDecoder(self.model, self.shape, capacity=min(max(max_length, len(prompt_ids)), 1024))
         return sample_tokens(
-            reader.read,
+            decoder.read,
             prompt_ids,
             max_length - len(prompt_ids),
             temperature=temperature,

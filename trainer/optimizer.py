@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-POLYNOMIALS = (
+Polynomial = tuple[float, float, float]
+POLYNOMIALS: tuple[Polynomial, ...] = (
     (8.3837, -24.7659, 18.3571),
     (3.9690, -2.8424, 0.5167),
     (3.4626, -2.4982, 0.4802),
@@ -87,31 +88,31 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     Those below a 300th of the fourth root of the sum of their fourth powers stay smaller. A matrix of zeros stays one.
     Newton-Schulz iterations in `dtype` (Jordan et al., "Muon", 2024).
 
-    What can be done to the Gram matrix, the shorter side squared, is done there: scaling, and for a long matrix two
-    polynomials at once. Not all four: in bf16 the small eigenvalues of a Gram matrix drown in the rounding of the great
-    ones, so it is made anew in between.
+    What can be done to the Gram matrix, which is only as large as the shorter side squared, is done there: for a long
+    matrix two polynomials at once. Not all four: in bf16 the small eigenvalues of a Gram matrix drown in the rounding
+    of the great ones, so it is made anew in between.
 
     Args:
         matrix: (M, N), any float dtype.
     """
-    rows, columns = matrix.shape
-    is_tall, is_long = rows > columns, max(rows, columns) >= 2 * min(rows, columns)
+    is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.to(dtype)
     gram = _gram(x, is_tall)
     # No singular value of `x` is above the root of its Gram matrix's norm, which is nearer to the largest than its own.
-    norm = MARGIN * torch.linalg.matrix_norm(gram.float()) + 1e-30
-    gram = (gram / norm).to(dtype)
-    for number in range(0, len(POLYNOMIALS), 2):
-        first, second = POLYNOMIALS[number : number + 2]
-        gram = gram if number == 0 else _gram(x, is_tall)
-        factor = _factor(gram, first)
-        scaled = factor if number else (factor / norm.sqrt()).to(dtype)
-        if is_long:  # what is made of one Gram matrix commutes
-            x = _times(x, _factor(factor @ gram @ factor, second) @ scaled, is_tall)
-        else:
-            x = _times(x, scaled, is_tall)
-            x = _times(x, _factor(_gram(x, is_tall), second), is_tall)
-    return x
+    # The last term keeps what is nearly nothing from being divided by less than it is, where its squares underflow.
+    norm = MARGIN * torch.linalg.matrix_norm(gram.float()) + 1e-18
+    x = _two_polynomials((x / norm.sqrt()).to(dtype), (gram / norm).to(dtype), *POLYNOMIALS[:2])
+    return _two_polynomials(x, _gram(x, is_tall), *POLYNOMIALS[2:])
+
+
+def _two_polynomials(x: Tensor, gram: Tensor, first: Polynomial, second: Polynomial) -> Tensor:
+    """One after the other, of a matrix with this Gram matrix."""
+    is_tall = x.shape[0] > x.shape[1]
+    factor = _factor(gram, first)
+    if max(x.shape) >= 2 * min(x.shape):  # what is made of one Gram matrix commutes
+        return _times(x, _factor(factor @ gram @ factor, second) @ factor, is_tall)
+    x = _times(x, factor, is_tall)
+    return _times(x, _factor(_gram(x, is_tall), second), is_tall)
 
 
 def _gram(x: Tensor, is_tall: bool) -> Tensor:
@@ -122,8 +123,8 @@ def _times(x: Tensor, factor: Tensor, is_tall: bool) -> Tensor:
     return x @ factor if is_tall else factor @ x
 
 
-def _factor(gram: Tensor, polynomial: tuple[float, float, float]) -> Tensor:
-    """What a polynomial multiplies a matrix with, whose Gram matrix is given: a + b x^2 + c x^4."""
+def _factor(gram: Tensor, polynomial: Polynomial) -> Tensor:
+    """a + b G + c G^2: what a polynomial multiplies a matrix by that has the Gram matrix G."""
     a, b, c = polynomial
     factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal().add_(a)
@@ -147,8 +148,9 @@ class MuonAdamW:
         """
         self.recipe = recipe
         self._weights = dict(weights)
-        self._matrices = {name: w for name, w in weights.items() if w.dim() > 1 and "embed" not in name}
-        self._momenta = {name: torch.zeros_like(weight, dtype=dtype) for name, weight in self._matrices.items()}
+        self.matrices = {name: w for name, w in weights.items() if w.dim() > 1 and "embed" not in name}
+        """Those of the weights that are orthogonalized."""
+        self._momenta = {name: torch.zeros_like(weight, dtype=dtype) for name, weight in self.matrices.items()}
         self._interval = turn_interval(width)
         self._dtype = dtype
         self.steps = 0
@@ -161,7 +163,7 @@ class MuonAdamW:
                 "step": torch.zeros((), dtype=torch.float32, device=weight.device),
             }
             for name, weight in weights.items()
-            if name not in self._matrices
+            if name not in self.matrices
         }
 
     @torch.no_grad()
@@ -188,7 +190,7 @@ class MuonAdamW:
         self.steps += 1
         moved = [*self._moments]
         reach = learning_rate * self.recipe.matrix_rate * self._interval
-        for place, (name, weight) in enumerate(self._matrices.items()):
+        for place, (name, weight) in enumerate(self.matrices.items()):
             if (self.steps + place) % self._interval == 0:
                 rows, columns = weight.shape
                 direction = orthogonalize(self._momenta[name], self._dtype)

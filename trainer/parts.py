@@ -120,10 +120,11 @@ def make_parts(
     if config.deterministic:
         make_deterministic()
     keep_freed_memory()
-    multiply_fp32_by_onednn()
     device = choose_device(config.device)
     shape = origin.shape if origin is not None else config.shape
     config, dtype = _decide(dataclasses.replace(config, model_size=size_of(shape)), device, state, say)
+    if device.type == "cpu" and dtype == torch.float32:
+        multiply_fp32_by_onednn()
     at_hand = _tokenizer_at_hand(config, origin)
     documents = _open_documents(config, state, say, note)
     tokenizer = at_hand or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)

@@ -100,6 +100,9 @@ def test_products_of_fp32_stay_fp32() -> None:
     left, right = torch.randn(255, 384), torch.randn(8192, 384)
     exact = left.double() @ right.double().T
     assert (left @ right.T - exact).norm() < 1e-6 * exact.norm()
+    # Here, that is: with AMX they would not, and then nothing is changed.
+    has_amx = torch.cpu._is_amx_tile_supported()
+    assert torch.backends.mkldnn.matmul.fp32_precision == ("none" if has_amx else "bf16")
 
 
 @pytest.mark.usefixtures("by_default")

@@ -38,7 +38,7 @@ def make_gradients(weights: Mapping[str, Tensor], seed: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(64, 64), (32, 96), (288, 96)])
+@pytest.mark.parametrize("shape", [(64, 64), (32, 96), (288, 96), (96, 64), (64, 96)])
 def test_an_orthogonalized_matrix_has_the_same_singular_vectors(shape: tuple[int, int], dtype: torch.dtype) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -52,13 +52,26 @@ def test_an_orthogonalized_matrix_has_the_same_singular_vectors(shape: tuple[int
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [1, 2, 7])
 @pytest.mark.parametrize("size", [1e-8, 1.0, 1e6])
-def test_a_matrix_of_few_directions_keeps_within_bounds(rank: int, size: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", [(96, 288), (288, 96), (96, 96)])
+def test_a_matrix_of_few_directions_keeps_within_bounds(
+    shape: tuple[int, int], rank: int, size: float, dtype: torch.dtype
+) -> None:
     """The polynomials lead away from singular values above 1, and of one direction the norm is the singular value."""
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        left, right = (torch.randn(count, rank, generator=generator) for count in (96, 288))
+        left, right = (torch.randn(count, rank, generator=generator) for count in shape)
         values = torch.linalg.svdvals(orthogonalize(size * left @ right.T, dtype).float())
         assert values.max() < 1.25 and values[rank - 1] > 0.7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(96, 288), (96, 96)])
+def test_what_is_nearly_nothing_keeps_within_bounds(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """A momentum fades by a twentieth a step where all is learned by heart; its squares underflow long before it."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for power in range(-25, -8):
+        found = orthogonalize(10.0**power * matrix, dtype).float()
+        assert torch.linalg.matrix_norm(found, ord=2) < 1.25  # also false for what is not finite
 
 
 def test_nothing_is_orthogonalized_to_nothing() -> None:

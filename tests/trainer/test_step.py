@@ -40,6 +40,15 @@ def test_loss_accuracy_and_norm_are_those_of_plain_torch() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_is_that_of_all_gradients_together(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(size, generator=generator).to(dtype) for size in ((300, 64), (64,), (7, 3))]
+    whole = torch.cat([gradient.double().flatten() for gradient in gradients]).norm().item()
+    found = TrainingStep._l2_norm(gradients)
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_those_of_autograd_also_of_tokens_that_repeat(dtype: torch.dtype) -> None:
     ids = [7, 3, 0, 3, 3, 9, 0, 3, 250, 299]  # 0 is also what a short document is padded with
     step = make_step(dtype)

@@ -1,18 +1,31 @@
-"""`Reader`: a decoder that remembers what it has read, and reads on one token at a time."""
+"""`CachedDecoder`: a decoder that keeps what it has read, and reads on one token at a time."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.config import ModelShape
-from trainer.transformer import Decoder, Layer, LayerCache, attend, rotary_tables
+from trainer.transformer import (
+    Attention,
+    Decoder,
+    Embedding,
+    FeedForward,
+    Layer,
+    LayerCache,
+    Matrix,
+    RMSNorm,
+    attend,
+    rotary_tables,
+)
 
 Product = Callable[[Tensor], Tensor]
+PLAIN = {Decoder, nn.ModuleList, Layer, Attention, FeedForward, Matrix, Embedding, RMSNorm}
+"""The modules that `_ByToken` says in other words."""
 
 
-class Reader:
+class CachedDecoder:
     """Keys and values of what was read, and rotary tables of its own length. The weights must stay as they are."""
 
     def __init__(self, decoder: Decoder, shape: ModelShape, capacity: int) -> None:
@@ -26,6 +39,7 @@ class Reader:
         self._tables = rotary_tables(shape, capacity, weight.device)
         self._caches = [LayerCache(shape, capacity, weight) for _ in decoder.layers]
         self._length = 0
+        self._is_plain = all(type(module) in PLAIN for module in decoder.modules())
         self._by_token: _ByToken | None = None
 
     @torch.inference_mode()
@@ -36,37 +50,35 @@ class Reader:
             self._tables = rotary_tables(self._shape, 2 * self._length, self._tables.device)
         tables = self._tables[:, start : self._length]
         embedded = self._decoder.embed_tokens(torch.tensor([ids], device=tables.device))
-        if len(ids) > 1:
-            hidden = self._decoder(embedded, tables, start, self._caches)[0, -1:]
-            return F.linear(hidden, self._decoder.embed_tokens.weight)[0]
+        if len(ids) > 1 or not self._is_plain:
+            hidden = self._decoder(embedded, tables, start, self._caches)[0, -1]
+            return F.linear(hidden, self._decoder.embed_tokens.weight)
         if self._by_token is None:
             self._by_token = _ByToken(self._decoder, self._shape)
         return self._by_token(embedded[0], tables, start, self._caches)[0]
 
 
 class _ByToken:
-    """The decoder for one token, said with a third of the operations: at one row, asking for them is what takes time.
+    """`Decoder.forward` for one token, with a third as many calls: for one row they take longer than the arithmetic.
 
-    The gains of queries and keys are multiplied into the rotary tables, and both are turned as one.
+    The gains of queries and keys are multiplied into the rotary tables, and both are turned as one. Needs the weights
+    once more, as `product` keeps them.
     """
 
     def __init__(self, decoder: Decoder, shape: ModelShape) -> None:
         self._shape = shape
         layers: list[Layer] = [*decoder.layers]
         attention, feed_forward = [layer.self_attn for layer in layers], [layer.mlp for layer in layers]
+        heads, kv_heads = shape.heads, shape.kv_heads
         self._gains = torch.stack(
             [
-                torch.cat(
-                    [
-                        block.q_norm.weight.float().expand(shape.heads, -1),
-                        block.k_norm.weight.float().expand(shape.kv_heads, -1),
-                    ]
-                )
-                for block in attention
+                torch.cat([a.q_norm.weight.expand(heads, -1), a.k_norm.weight.expand(kv_heads, -1)]).float()
+                for a in attention
             ]
         )
         """(layers, heads + kv_heads, head_dim)."""
-        self._turned_gains = self._gains.roll(shape.head_dim // 2, dims=-1)
+        self._opposite_gains = self._gains.roll(shape.head_dim // 2, dims=-1)
+        """Of the dimension that each one turns with."""
         self._first_gains = [layer.input_layernorm.weight for layer in layers]
         self._second_gains = [layer.post_attention_layernorm.weight for layer in layers]
         self._last_gain = decoder.norm.weight
@@ -84,14 +96,13 @@ class _ByToken:
         """(1, width) → logits (1, V) behind `start` tokens; `tables` is (2, 1, 1, head_dim/2)."""
         shape = self._shape
         turning = shape.heads + shape.kv_heads
-        width, head = (shape.width,), (shape.head_dim,)
         cosine, sine = tables[:, 0]
         cosines = (self._gains * torch.cat([cosine, cosine], dim=-1)).unbind()
-        sines = (self._turned_gains * torch.cat([-sine, sine], dim=-1)).unbind()
+        sines = (self._opposite_gains * torch.cat([-sine, sine], dim=-1)).unbind()
         for number, cache in enumerate(caches):
-            normal = F.rms_norm(x, width, self._first_gains[number], shape.norm_epsilon)
+            normal = self._normal(x, self._first_gains[number])
             heads = self._to_heads[number](normal).view(-1, shape.head_dim)
-            unit = F.rms_norm(heads[:turning].float(), head, None, shape.norm_epsilon)
+            unit = self._normal(heads[:turning].float(), None)
             opposite = unit.roll(shape.head_dim // 2, dims=-1)
             turned = torch.addcmul(unit * cosines[number], opposite, sines[number]).to(x.dtype)
             queries = turned[: shape.heads].view(1, shape.heads, 1, shape.head_dim)
@@ -100,10 +111,12 @@ class _ByToken:
             )
             mixed = attend(queries, *cache.append(start, keys, values))
             x = x + self._from_heads[number](mixed.reshape(1, -1))
-            normal = F.rms_norm(x, width, self._second_gains[number], shape.norm_epsilon)
-            gate, up = self._gate_up[number](normal).chunk(2, dim=-1)
+            gate, up = self._gate_up[number](self._normal(x, self._second_gains[number])).chunk(2, dim=-1)
             x = x + self._down[number](F.silu(gate) * up)
-        return self._output(F.rms_norm(x, width, self._last_gain, shape.norm_epsilon))
+        return self._output(self._normal(x, self._last_gain))
+
+    def _normal(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], gain, self._shape.norm_epsilon)
 
 
 def _whole(joined: Tensor | None, matrices: list[Tensor]) -> Tensor:
@@ -113,12 +126,12 @@ def _whole(joined: Tensor | None, matrices: list[Tensor]) -> Tensor:
 def product(weight: Tensor) -> Product:
     """x → x @ weight.T for rows x, of a weight that stays as it is.
 
-    On a CPU with oneDNN in a copy that is laid out for it, as inference by `torch.compile` does it: else the weight is
-    laid out anew for each row, which takes longer than the product.
+    On a CPU by oneDNN from a copy that is laid out for it (what `torch.compile` does to frozen weights): a row in bf16
+    has the weight laid out anew else, and one in fp32 is made by MKL, which takes twice as long.
     """
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         operators = torch.ops.mkldnn
-        if weight.dtype == torch.float32 or operators._is_mkldnn_bf16_supported():
+        if weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and operators._is_mkldnn_bf16_supported()):
             packed = operators._reorder_linear_weight(weight.detach(), 1)
             return lambda x: operators._linear_pointwise(x, packed, None, "none", [], "")
     return lambda x: F.linear(x, weight)
