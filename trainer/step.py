@@ -251,7 +251,8 @@ class TrainingStep:
         """Of all of them together, () fp32, whatever dtype they are in.
 
         First of each row: a norm of everything is taken by one thread. In the gradient's own dtype, because one in
-        another is taken of a copy: rounded so, the norms of hundreds of rows are off by less than 1e-4 together.
+        another is taken of a copy. In bf16 that rounds the norms of rows, by a thousandth: of N rows alike the whole is
+        off by 0.0023 / sqrt(N) of it, less than 1e-4 of those of a model.
         """
         rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
         norm: torch.Tensor = torch.linalg.vector_norm(torch.cat(rows), dtype=torch.float32)
