@@ -59,7 +59,7 @@ class CachedDecoder:
 
 
 class _ByToken:
-    """`Decoder.forward` for one token, with a third as many calls: for one row they take longer than the arithmetic.
+    """`Decoder.forward` for one token, in fewer calls of torch: for one row they take as long as the arithmetic.
 
     The gains of queries and keys are multiplied into the rotary tables, and both are turned as one. Needs the weights
     once more, as `product` keeps them.
