@@ -3,6 +3,10 @@
 import argparse
 import importlib
 
+from benchmarks import WINDOW
+from trainer.arguments import whole_number
+from trainer.config import MODEL_SIZES
+
 WHAT = {
     "step": "the bare step: against the machine's roofline, eager, in fp32, on mixed lengths; where its time goes",
     "run": "the whole run against the bare step and the Trainer of transformers",
@@ -18,13 +22,16 @@ def main(words: list[str] | None = None) -> None:
     for name, told in WHAT.items():
         command = commands.add_parser(name, help=told, description=told)
         if name == "growth":
-            command.add_argument("--steps", type=int, default=100_000)
+            command.add_argument("--steps", type=whole_number(2 * WINDOW), default=100_000, help="default: 100,000")
             continue
-        command.add_argument("--rounds", type=int, default=5, help="turns of each contender")
+        command.add_argument("--rounds", type=whole_number(1), default=5, help="turns of each contender (default: 5)")
         if name != "startup":
-            command.add_argument("--size", default="small", help="tiny, small, base or large")
+            command.add_argument("--size", choices=MODEL_SIZES, default="small", help="default: small")
     arguments = vars(parser.parse_args(words))
-    importlib.import_module(f"benchmarks.{arguments.pop('what')}").main(**arguments)
+    try:
+        importlib.import_module(f"benchmarks.{arguments.pop('what')}").main(**arguments)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import WINDOW
 from benchmarks.contenders import PROJECT, seconds_of_run, write_corpus
 from benchmarks.timing import in_words, print_table
-
-WINDOW = 1000
 
 
 def main(steps: int) -> None:
@@ -24,11 +23,15 @@ def main(steps: int) -> None:
             command = [sys.executable, str(PROJECT / "train_slimpajama.py"), *flags]
             run = subprocess.Popen(command, cwd=folder, stdout=words, stderr=words)
         memory: dict[int, float] = {}
-        while run.poll() is None:
-            time.sleep(0.2)
-            done = _steps_done(folder)
-            if done >= WINDOW:
-                memory[done] = _megabytes(run.pid) or memory.get(done, 0.0)
+        try:
+            while run.poll() is None:
+                time.sleep(0.2)
+                done = _steps_done(folder)
+                if done >= WINDOW:
+                    memory[done] = _megabytes(run.pid) or memory.get(done, 0.0)
+        finally:
+            run.kill()  # else, after Ctrl-C, it would still write where nothing is any more
+            run.wait()
         if run.returncode:
             raise SystemExit((folder / "words.txt").read_text()[-2000:])
         seconds = seconds_of_run(folder, 0)

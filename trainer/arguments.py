@@ -6,7 +6,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +30,17 @@ _REMOVED_FLAGS = {
     "--max-chunks": "one step is one document now: write --steps N",
     "--tokens-per-chunk": "one step is one document now: write --steps N for how many, --max-seq-length N for how long",
 }
+
+
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `minimum` to the largest seed that torch takes."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not minimum <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {minimum} on, found {text!r}")
+        return int(text)
+
+    return parse
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from trainer.arguments import whole_number
 from trainer.device import choose_device, choose_dtype
 from trainer.errors import Diverged, UserError
 from trainer.trained_model import CommandParser, exit_code_of, open_trained_model
@@ -56,29 +57,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(prog="python -m trainer.generate", description="Let a trained model go on from a text.")
     parser.add_checkpoint()
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to go on from")
-    parser.add_argument("--max-new-tokens", type=_whole_number(1), default=200, metavar="N", help="default: 200")
+    parser.add_argument("--max-new-tokens", type=whole_number(1), default=200, metavar="N", help="default: 200")
     parser.add_argument(
         "--temperature", type=_temperature, default=0.8, metavar="X", help="0: always the likeliest (default: 0.8)"
     )
     parser.add_argument(
-        "--top-k", type=_whole_number(0), default=50, metavar="K", help="choose among K tokens, 0: all (default: 50)"
+        "--top-k", type=whole_number(0), default=50, metavar="K", help="choose among K tokens, 0: all (default: 50)"
     )
     parser.add_argument(
-        "--seed", type=_whole_number(0), default=0, metavar="N", help="same seed, same text (default: 0)"
+        "--seed", type=whole_number(0), default=0, metavar="N", help="same seed, same text (default: 0)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     return parser.parse_args(argv)
-
-
-def _whole_number(minimum: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `minimum` to the largest seed that torch takes."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not minimum <= int(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {minimum} on, found {text!r}")
-        return int(text)
-
-    return parse
 
 
 def _temperature(text: str) -> float:
