@@ -2,10 +2,12 @@
 
 import argparse
 import importlib
+import sys
 
 from benchmarks import WINDOW
 from trainer.arguments import whole_number
 from trainer.config import MODEL_SIZES
+from trainer.errors import RunError
 
 WHAT = {
     "step": "the bare step: against the machine's roofline, eager, in fp32, on mixed lengths; where its time goes",
@@ -16,13 +18,13 @@ WHAT = {
 }
 
 
-def main(words: list[str] | None = None) -> None:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Each prints one table, measured now.")
     commands = parser.add_subparsers(dest="what", required=True)
     for name, told in WHAT.items():
         command = commands.add_parser(name, help=told, description=told)
         if name == "growth":
-            command.add_argument("--steps", type=whole_number(2 * WINDOW), default=100_000, help="default: 100,000")
+            command.add_argument("--steps", type=whole_number(3 * WINDOW), default=100_000, help="default: 100,000")
             continue
         command.add_argument("--rounds", type=whole_number(1), default=5, help="turns of each contender (default: 5)")
         if name != "startup":
@@ -31,8 +33,12 @@ def main(words: list[str] | None = None) -> None:
     try:
         importlib.import_module(f"benchmarks.{arguments.pop('what')}").main(**arguments)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        return 130
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -130,4 +130,6 @@ def transformers_trainer(
         disable_tqdm=True,
         seed=seed,
     )
-    return transformers.Trainer(model=model, args=arguments, train_dataset=training, callbacks=callbacks)
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=training, callbacks=callbacks)
+    trainer.remove_callback(transformers.PrinterCallback)  # what it logs is not what is asked for
+    return trainer

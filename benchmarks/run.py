@@ -22,19 +22,23 @@ from benchmarks.timing import in_words, print_table, ratio, take_turns
 STEPS, FIRST = 300, 100
 """Of a turn, and the first that counts: those before it pay for caches, and for a drawing process that starts."""
 
+INTERVAL, DRAWN = 50, 5
+"""Steps between two generations, and two pictures; those after it that the drawing lasts."""
+
 
 def main(size: str, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_corpus(folder / "corpus.jsonl.zst", 3000)
-        numbers = itertools.count()
+        numbers, seconds = itertools.count(), dict[str, list[float]]()
 
         def whole(dtype: str = "auto") -> float:
             run = folder / f"run{next(numbers)}"
             run.mkdir()
             flags = ["--dataset", str(folder / "corpus.jsonl.zst"), "--model-size", size, "--steps", str(STEPS)]
             run_command(run, *flags, "--compile", "--max-seq-length", str(LENGTH), "--dtype", dtype)
-            return 1000 * statistics.fmean(seconds_of_run(run, FIRST))
+            seconds[dtype] = seconds_of_run(run, FIRST)
+            return 1000 * statistics.fmean(seconds[dtype])
 
         def transformers(bf16: bool, compiled: bool, steps: int = 60, first: int = 20) -> float:
             with own_process(as_it_comes) as process:
@@ -77,7 +81,25 @@ def main(size: str, rounds: int) -> None:
             *((words, in_words(times[name]), f"{ratio(times, name, ours):.2f}") for words, name, ours in told),
         ],
     )
-    print(f"transformers, ms a step, once each: {found}")
+    print(f"transformers, ms a step, once each: {found}\n")
+    _accounts(seconds["auto"])
+
+
+def _accounts(seconds: list[float]) -> None:
+    """What the steps of the last run take more than most of them do, by their place after a generation."""
+    usual, mean = statistics.median(seconds), statistics.fmean(seconds)
+    after = [statistics.fmean(seconds[place::INTERVAL]) - usual for place in range(INTERVAL)]
+    parts = [
+        ("most steps (median)", usual),
+        ("a generation before every 50th", after[0] / INTERVAL),
+        (f"the {DRAWN} after it, beside the drawing", sum(after[1 : DRAWN + 1]) / INTERVAL),
+        ("all others", sum(after[DRAWN + 1 :]) / INTERVAL),
+        ("all (mean)", mean),
+    ]
+    print_table(
+        "Where the whole run's time goes, a step",
+        [("part", "ms", "share"), *((name, f"{1000 * part:.2f}", f"{part / mean:.1%}") for name, part in parts)],
+    )
 
 
 def _kind(bf16: bool, compiled: bool) -> str:

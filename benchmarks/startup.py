@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.contenders import PROJECT, run_command, seconds_of_run
+from benchmarks.contenders import run_command, seconds_of_run
 from benchmarks.timing import in_words, print_table
 
 
@@ -19,7 +19,7 @@ def main(rounds: int) -> None:
             steps.append(sum(seconds_of_run(Path(name), 0)))
     rest = [one - other for one, other in zip(whole, steps, strict=True)]
     print_table(
-        f"python {PROJECT.name}/train_slimpajama.py --test, Python {sys.version.split()[0]}",
+        f"`python train_slimpajama.py --test`, Python {sys.version.split()[0]}",
         [
             ("what", "time"),
             ("from return key to the last file", in_words(whole, "s")),

@@ -1,6 +1,7 @@
 """How contenders are timed: in turns, with medians, and how far they scatter."""
 
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,8 +15,9 @@ Times = Mapping[str, Sequence[float]]
 def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """A B C A B C …: what slows the machine for a while slows all of them. Each call returns what it measured."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, measure in contenders.items():
+            print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
             times[name].append(measure())
     return times
 
