@@ -90,6 +90,12 @@ def poisoned(train: Train, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, tmp
     return run
 
 
+@pytest.fixture(autouse=True)
+def a_disk_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow it is: each checkpoint that is asked for here is looked at."""
+    monkeypatch.setattr(CheckpointManager.wait_for_disk, "__defaults__", (math.inf,))
+
+
 def kinds(viz: Path) -> list[tuple[str, str]]:
     return table(viz, "SELECT kind, detail FROM events WHERE kind NOT IN ('checkpoint', 'resume')")
 
