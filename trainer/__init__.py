@@ -3,7 +3,7 @@
 import os
 
 # OpenMP's threads spin while they wait: fast on idle cores, a disaster on shared ones. Each of two runs on two cores
-# was 4 times slower than one alone, with more of them 35 times; a short spin costs nothing alone (docs/decisions.md).
+# was 4 times slower than one alone, with more of them 35 times; a short spin costs a step nothing (docs/decisions.md).
 # It is read when torch is first imported, so it is set here; whoever has set it otherwise is left alone.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")

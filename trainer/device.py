@@ -96,6 +96,7 @@ def multiply_fp32_by_onednn() -> None:
     with AVX-512, only if products may be made in bf16. Without AMX oneDNN computes in fp32 all the same: that is tried
     here, and undone where a product is less exact.
 
+    What it comes to follows from CPU and torch, which are kept with each checkpoint (`provenance.kernels`).
     `torch.get_float32_matmul_precision` raises from then on: it has no word for this.
     """
     setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # mypy can't see it

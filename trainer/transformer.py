@@ -110,7 +110,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(grouped, keys, values).view(batch, heads, 1, head_dim)
     if queries.device.type == "cpu" and length == reach <= 512:
         # The CPU's flash attention is slow: a step of `small` on 256 tokens takes 10 % longer with it in bf16, 7 % in
-        # fp32. Written out, the (T, T) scores need memory, and in bf16 they are rounded: not for long texts.
+        # fp32 by oneDNN. Written out, the (T, T) scores need memory, and in bf16 they are rounded: not for long texts.
         group = heads // kv_heads
         future = queries.new_full((length, length), -torch.inf).triu(1).repeat(group, 1)
         scores = torch.baddbmm(

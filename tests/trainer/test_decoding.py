@@ -39,7 +39,7 @@ def test_a_prompt_may_be_read_in_parts() -> None:
 
 
 def test_what_stands_for_a_matrix_is_asked_at_every_token() -> None:
-    """As LoRA does it, or a hook of one's own."""
+    """As LoRA does it."""
 
     class Twice(torch.nn.Module):
         def __init__(self, matrix: torch.nn.Module) -> None:
