@@ -1,7 +1,7 @@
-"""What the model writes at a display step, beside what the document really said."""
+"""What the model writes at a display step, beside what the document really said, and of one prompt again and again."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainer.model import LanguageModel
@@ -21,7 +21,7 @@ class Generation:
     prompt: str
     """What the model was given."""
     input: str
-    """The beginning of the document, or the user's own prompt."""
+    """The beginning of the document, or the user's own prompt; nothing where the run's first prompt is asked again."""
     output: str
     reference: str | None = None
     """How the document goes on after the prompt."""
@@ -34,19 +34,26 @@ class Generation:
 
 
 class Display:
-    """Lets the model go on from the document it is about to learn from, and from the user's prompts."""
+    """Lets the model go on from the document it is about to learn from, and from the user's prompts.
+
+    Where the user has none, the beginning of the run's first document is asked again at display steps 1, 2, 3, 4, 6, 8,
+    12, 16 …: one prompt by which moments of a run can be compared, for a handful of generations in all, and the newest
+    of them never older than a third of the run.
+    """
 
     def __init__(
-        self, model: Callable[[], LanguageModel], tokenizer: Tokenizer, prompts: Sequence[str], seed: int
+        self, model: Callable[[], LanguageModel], tokenizer: Tokenizer, prompts: Sequence[str], seed: int, interval: int
     ) -> None:
-        """`model` is asked at each look for the one that writes, as it then is."""
+        """`model` is asked at each look for the one that writes, as it then is; `interval`: steps from look to look."""
         self._model = model
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._seed = seed
+        self._interval = interval
+        self._first_prompt: list[int] = []
 
     def show(self, sample: Sample, step: int) -> list[Generation]:
-        """The document's own generation first, then one for each prompt, as many new tokens long."""
+        """The document's own generation first, then one for each prompt (or the first one), as many new tokens long."""
         decode = self._tokenizer.DecodeIds
         length = min(PROMPT_TOKENS, len(sample.input_ids))
         own = dataclasses.replace(
@@ -59,6 +66,11 @@ class Display:
             ids = self._tokenizer.EncodeAsIds(text)
             written = self._continue(ids, len(ids) + GENERATION_LENGTH - PROMPT_TOKENS, step)
             asked.append(dataclasses.replace(written, prompt=text, input=text))
+        if not self._first_prompt:
+            self._first_prompt = sample.input_ids[:length]
+        elif not self._prompts and _is_moment(step // self._interval):
+            written = self._continue(self._first_prompt, GENERATION_LENGTH, step)
+            asked.append(dataclasses.replace(written, input=""))
         return [own, *asked]
 
     def _continue(self, prompt_ids: list[int], max_length: int, step: int) -> Generation:
@@ -70,3 +82,15 @@ class Display:
         except (RuntimeError, ValueError, FloatingPointError) as error:
             return Generation(prompt, prompt, "", error=str(error))
         return Generation(prompt, prompt, output)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first_prompt": self._first_prompt}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._first_prompt = list(state["first_prompt"])
+
+
+def _is_moment(count: int) -> bool:
+    """Whether a count is a power of two, or three times one."""
+    power = count // 3 if count % 3 == 0 else count
+    return power > 0 and power & (power - 1) == 0

@@ -67,6 +67,7 @@ class Recorder:
             "bytes": sample.predicted_bytes,
             "seconds": seconds,
             "seconds_waited": waited,
+            "unigram_entropy": self.tally.unigram_entropy,
             "source": sample.document.source,
             "shard": sample.document.origin.shard,
             "row": sample.document.origin.row,

@@ -4,7 +4,7 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.state_file import is_plain
+from trainer.state_file import are_counts, is_plain
 
 _CURSOR = {"epoch": int, "shard": int, "row": int}
 _PLACE = [int, int, int]
@@ -15,6 +15,7 @@ RUN_STATE: Mapping[str, Any] = types.MappingProxyType(
     {
         "average": types.MappingProxyType({str: is_plain}),
         "config": dict,
+        "display": {"first_prompt": [int]},
         "health": {"last_update": (None, _UPDATE), "failures_in_a_row": int, "roll_backs": int},
         "kernels": {"torch": str, "device": str, "cpu": str, "threads": int},
         "optimizer": types.MappingProxyType({str: types.MappingProxyType({str: is_plain})}),
@@ -33,6 +34,7 @@ RUN_STATE: Mapping[str, Any] = types.MappingProxyType(
             "first": [float],
             "last": [float],
             "texts": [[float, int, [int]]],
+            "token_counts": {"counts": are_counts, "sum": float},
         },
         "tokenizer": bytes,
     }

@@ -87,11 +87,24 @@ def read_state(path: str | Path) -> dict[str, Any]:
 
 def is_plain(value: object) -> bool:
     """Whether this is a tensor of floats that has all its numbers: not sparse, not one number shown as a million."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and _is_whole(value)
+
+
+def are_counts(value: object) -> bool:
+    """Whether this is a row of whole numbers from 0 up (int64) that has all of them."""
     return (
         isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
+        and value.dtype == torch.int64
+        and value.dim() == 1
+        and _is_whole(value)
+        and bool((value >= 0).all())
+    )
+
+
+def _is_whole(value: torch.Tensor) -> bool:
+    return (
+        value.layout == torch.strided
         and value.device.type == "cpu"
-        and value.is_floating_point()
         and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
     )
 

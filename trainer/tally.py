@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from trainer.token_counts import TokenCounts
+
 WINDOW = 100
 """Documents that the averages of the bar and of the closing lines are taken over."""
 
@@ -75,6 +77,9 @@ class Tally:
         self._first: list[float] = []
         self._last: deque[float] = deque(maxlen=WINDOW)
         self._texts: deque[tuple[float, int, list[int]]] = deque(maxlen=WINDOW)
+        self._token_counts = TokenCounts()
+        self.unigram_entropy = math.nan
+        """Of all tokens trained on, nats per token: what a model loses that knows how frequent words are, and no more."""
 
     def add(
         self, ids: list[int], predicted_bytes: int, loss: float, accuracy: float, seconds: float, waited: float
@@ -88,6 +93,7 @@ class Tally:
         self.accuracy.add(accuracy)
         self._tokens.add(len(ids) - 1)
         self._seconds.add(seconds)
+        self.unigram_entropy = self._token_counts.add(ids)
         if math.isfinite(loss):
             if len(self._first) < WINDOW:
                 self._first.append(loss)
@@ -128,6 +134,7 @@ class Tally:
             "first": self._first,
             "last": list(self._last),
             "texts": [list(text) for text in self._texts],
+            "token_counts": self._token_counts.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -137,6 +144,7 @@ class Tally:
         self._first = list(state["first"])
         self._last = deque(state["last"], maxlen=WINDOW)
         self._texts = deque(((nats, count, ids) for nats, count, ids in state["texts"]), maxlen=WINDOW)
+        self._token_counts.load_state_dict(state["token_counts"])
 
 
 def _mean(values: Sequence[float]) -> float:

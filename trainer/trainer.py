@@ -61,7 +61,7 @@ class Trainer:
         self.tally = self.recorder.tally
         self.step_times = self.recorder.step_times
         self.evaluations = Evaluations(evaluator, self.recorder, config.evaluation_interval, config.num_steps)
-        self.display = Display(step.averaged, tokenizer, config.prompt, config.seed)
+        self.display = Display(step.averaged, tokenizer, config.prompt, config.seed, config.display_samples)
         self.health = Health()
         self.global_step = 0
         self.start_time = time.monotonic()
@@ -287,6 +287,7 @@ class Trainer:
             "step": self.global_step,
             "samples": self._behind,
             "tally": self.tally.state_dict(),
+            "display": self.display.state_dict(),
             "health": self.health.state_dict(),
             "tokenizer": self.tokenizer.model_bytes,
             "config": self.config.to_dict(),
@@ -297,6 +298,7 @@ class Trainer:
         """Take up where `state` was saved. The samples are given their part when they are made."""
         self.step.load_state_dict(state)
         self.tally.load_state_dict(state["tally"])
+        self.display.load_state_dict(state["display"])
         self.health.load_state_dict(state["health"])
         self._behind = dict(state["samples"])
         self.global_step = self._last_saved = self.evaluations.stands_at = state["step"]

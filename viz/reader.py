@@ -53,6 +53,7 @@ class StoreReader:
             known = f"newer than the {schema.VERSION} known here: update this program"
             newer = f"is of store version {self.version}, {known}"
             raise ValueError(f"{path} {newer if ours else 'is not a run store'}")
+        self._steps_have = {row["name"] for row in self._db.execute("PRAGMA table_info(steps)")}
 
     @staticmethod
     def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
@@ -95,7 +96,7 @@ class StoreReader:
         `steps` int64; `source` str objects ('' where unknown); the rest float64, NaN where a number is missing.
         """
         rows = self._db.execute(
-            f"SELECT s.step, {', '.join(f's.{name}' for name in schema.STEP)}, d.source"
+            f"SELECT s.step, {', '.join(map(self._step_column, schema.STEP))}, d.source"
             " FROM steps s LEFT JOIN documents d USING (step, rank)"
             " WHERE s.rank = ? AND s.step >= ? AND s.step < ? ORDER BY s.step",
             (rank, since_step, 2**62 if below_step is None else below_step),
@@ -111,6 +112,10 @@ class StoreReader:
             },
             "source": np.array([same.setdefault(name or "", name or "") for name in columns[-1]], dtype=object),
         }
+
+    def _step_column(self, name: str) -> str:
+        """A column of `steps` in SQL; NULL where a store of an older version has none."""
+        return f"s.{name}" if name in self._steps_have else "NULL"
 
     def documents(self, step: int) -> list[Row]:
         """The rows of `documents` of a step, by rank; arrays decoded."""

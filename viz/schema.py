@@ -13,7 +13,7 @@ import numpy as np
 
 from viz.blobs import encode_array
 
-VERSION = 3  # PRAGMA user_version: raise it with every change that an older reader would misread
+VERSION = 4  # PRAGMA user_version: raise it with every change that an older reader would misread
 APPLICATION_ID = 0x534C504A  # PRAGMA application_id: what tells a run store from any other SQLite file
 
 Array = np.ndarray[Any, Any]  # as a column's kind: kept as a blob of `viz/blobs.py`
@@ -23,6 +23,7 @@ Statement = tuple[str, tuple[Any, ...]]  # SQL and its values
 STEP = {
     "loss": float, "accuracy": float, "throughput": float, "learning_rate": float, "gradient_norm": float,
     "tokens": int, "bytes": int, "seconds": float, "seconds_waited": float,
+    "unigram_entropy": float,
 }  # fmt: skip
 DOCUMENT = {
     "source": str, "shard": str, "row": int, "text_hash": bytes, "document_bytes": int,

@@ -20,6 +20,7 @@ unchanged.
     gradient_norm   L2 norm before clipping
     tokens          number of predictions; bytes: UTF-8 bytes of the text that they spell
     seconds         wall time since the step before; seconds_waited: the share of it that was spent waiting for data
+    unigram_entropy entropy of the frequencies of all tokens so far, nats per token
 
     a row of `documents`, if there are `token_ids`:
     source          which part of the data (`RedPajamaC4`); shard, row: where the document stands

@@ -153,6 +153,32 @@ def test_the_model_writes_before_it_learns(tokenizer: Tokenizer, tmp_path: Path)
     )
 
 
+def test_the_first_prompt_is_asked_again_ever_more_rarely(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def asked(folder: str, **settings: Any) -> tuple[Trainer, dict[int, tuple[str, str]]]:
+        (tmp_path / folder).mkdir()
+        trainer = make_trainer(tokenizer, tmp_path / folder, documents(30), display_samples=2, **settings)
+        trainer.train()
+        calls = [call for call in notebook(trainer).of("update") if "prompt" in call[0] and not call[1]]
+        return trainer, {call[0]["step"]: (call[0]["prompt"], call[2]) for call in calls}
+
+    trainer, found = asked("whole", num_steps=27)
+    assert list(found) == [2, 4, 6, 8, 12, 16, 24]
+    first = tokenizer.EncodeAsIds(make_texts(1)[0])[:10]
+    assert {prompt for prompt, _ in found.values()} == {tokenizer.DecodeIds(first)}
+    assert len({written for _, written in found.values()}) > 1  # it learns
+    assert all("reference" not in call[0] for call in notebook(trainer).of("update") if not call[1])
+    assert asked("own", num_steps=9, prompt=("Document 2",))[1] == {}  # theirs are asked at each look
+
+
+def test_a_resumed_run_asks_the_same_first_prompt(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    half = make_trainer(tokenizer, tmp_path, documents(30), num_steps=3, display_samples=2)
+    half.train()
+    other = make_trainer(tokenizer, tmp_path / "b", documents(30), num_steps=20, display_samples=2)
+    other.load_state_dict(half.state_dict())
+    prompts = {generation.prompt for generation in other.display.show(next(iter(other.samples)), 4)[1:]}
+    assert prompts == {tokenizer.DecodeIds(tokenizer.EncodeAsIds(make_texts(1)[0])[:10])}
+
+
 def test_no_other_random_number_is_used_up(tokenizer: Tokenizer, tmp_path: Path) -> None:
     import torch
 

@@ -33,6 +33,7 @@ def metrics() -> Metrics:
             "bytes": 1_234_567,
             "seconds": 0.05,
             "seconds_waited": 0.001,
+            "unigram_entropy": 6.25,
             "source": ("python-code", "python-docs")[step % 2],
             "shard": "hf://datasets/cerebras/SlimPajama-627B@2d0accd/train/chunk1/example_train_0.jsonl.zst",
             "row": step,

@@ -306,7 +306,7 @@ def test_a_store_of_a_newer_version_is_refused_by_both(filled: Path) -> None:
         db.execute("PRAGMA user_version = 99")
     db.close()
     for open_it in (lambda: StoreReader(filled / "run.db"), lambda: StoreWriter(filled / "run.db", {}, resume=True)):
-        with pytest.raises(ValueError, match="store version 99, newer than the 3 known here: update"):
+        with pytest.raises(ValueError, match="store version 99, newer than the 4 known here: update"):
             open_it()
 
 
