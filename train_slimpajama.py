@@ -225,7 +225,8 @@ def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", fir
     from trainer.run_folder import checkpoint_bytes, record_bytes
 
     steps = max(config.num_steps - first, 0)
-    record = record_bytes(steps, config.max_seq_length, charts=steps // config.viz_interval + 1)
+    charts = min(steps // config.viz_interval, config.keep_charts) + 1
+    record = record_bytes(steps, config.max_seq_length, charts)
     written = steps // config.checkpoint_interval + 1 if config.checkpoint else 0
     for_good = steps // config.keep_every if config.keep_every else 0
     count = min(written, config.keep_checkpoints + 1 + for_good)  # the oldest goes when the newest is there
@@ -318,7 +319,13 @@ def _visualizer(
         program=Path(__file__).resolve().parent,
     )
     try:
-        return TrainingVisualizer(run.viz, {"run_id": run.run_id, **about}, resume_from=resume_from, say=say)
+        return TrainingVisualizer(
+            run.viz,
+            {"run_id": run.run_id, **about},
+            resume_from=resume_from,
+            keep_charts=parts.config.keep_charts,
+            say=say,
+        )
     except (OSError, ValueError) as error:
         raise MachineError(str(error)) from error
 

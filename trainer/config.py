@@ -75,6 +75,9 @@ class TrainingConfig:
     viz_interval: int = _setting(
         50, "a chart, and fresh JSON files, each time N more documents are done", "--viz-interval", minimum=1
     )
+    keep_charts: int = _setting(
+        500, "beyond N numbered pictures they thin out, evenly spread over the run", "--keep-charts", minimum=2
+    )
     display_samples: int = _setting(
         50, "let the model write at each step divisible by N, step 0 included", "--display-samples", minimum=1
     )

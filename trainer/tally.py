@@ -79,7 +79,7 @@ class Tally:
         self._texts: deque[tuple[float, int, list[int]]] = deque(maxlen=WINDOW)
         self._token_counts = TokenCounts()
         self.unigram_entropy = math.nan
-        """Of all tokens trained on, nats per token: what a model loses that knows how frequent words are, and no more."""
+        """Of all tokens trained on, nats per token: what a model loses that only knows how frequent each one is."""
 
     def add(
         self, ids: list[int], predicted_bytes: int, loss: float, accuracy: float, seconds: float, waited: float

@@ -1,1 +1,8 @@
-"""The record of a run: its store, pictures and exports. Imports neither `torch` nor `trainer`."""
+"""The record of a run: its store, pictures and exports. Imports neither `torch` nor `trainer`.
+
+In a notebook, `viz.load()` gives the steps of a run as a DataFrame and `viz.show()` its chart.
+"""
+
+from viz.notebook import load, show
+
+__all__ = ["load", "show"]

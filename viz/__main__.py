@@ -1,45 +1,220 @@
-"""`python -m viz chart [DIR]` and `python -m viz export [DIR]`: pictures and JSON files, made again from the store."""
+"""Runs to look at: pictures and JSON made again from the store, two runs compared, all runs of a folder listed."""
 
 import argparse
+import io
+import os
+import re
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from viz.chart_files import draw_run
-from viz.charts import Chart
+from viz.chart_files import draw_run, numbered_steps
+from viz.charts import SIZE, Chart
+from viz.compare import compare
+from viz.comparison_chart import draw_comparison
+from viz.document import describe_document
 from viz.exports import Exporter
 from viz.filesystem import replace_file
 from viz.reader import StoreReader
+from viz.runs import confirm_text, delete_run, describe_runs, find_runs
+from viz.timelapse import FRAMES, SECONDS, make_timelapse
+from viz.timelapse import SIZE as FILM_SIZE
+from viz.view import Viewer
+
+FOLDER = Path("training_viz")
+COMPARISON_SIZE = (1600, 900)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, or 2 with one line for a folder that holds no readable store."""
-    parser = argparse.ArgumentParser(prog="python -m viz", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, help_text in (("chart", "draw the run as of its last step"), ("export", "write the JSON files")):
-        command = commands.add_parser(name, help=help_text)
-        command.add_argument("dir", nargs="?", type=Path, default=Path("training_viz"), help="default: training_viz")
-        if name == "chart":
-            command.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the numbered file in DIR")
-    chosen = parser.parse_args(arguments)
+    """Exit code: 0, 2 with one line for what was asked for and can't be had, 130 for Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without `→` is no reason to fail
+    chosen = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = chosen.carry_out
     try:
-        with StoreReader(chosen.dir / "run.db") as store:
-            columns = store.columns()
-            if chosen.command == "export":
-                Exporter().export(store, columns, chosen.dir)
-                print(f"metrics_history.json, text_samples.json and run.json in {chosen.dir}")
-                return 0
-            step = int(columns["steps"][-1]) + 1 if len(columns["steps"]) else 0
-            path = chosen.output
-            if path is None:
-                path = draw_run(Chart(), store, columns, chosen.dir, step)
-            else:
-                sample, evaluations = store.latest_text_sample(step), store.evaluations(step)
-                replace_file(path, [Chart().draw(store.run(), columns, sample, step, evaluations)])
-            print(path)
+        code = command(chosen)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, ValueError, sqlite3.OperationalError) as error:  # the last: a store that is held all the while
         print(f"python -m viz: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m viz", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, carry_out: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_text, description=f"{help_text[:1].upper()}{help_text[1:]}.")
+        command.set_defaults(carry_out=carry_out)
+        return command
+
+    def add_look(command: argparse.ArgumentParser, size: tuple[int, int]) -> None:
+        usual = f"{size[0]}x{size[1]}"
+        command.add_argument("--size", type=_size, default=size, metavar="WxH", help=f"in pixels (default: {usual})")
+        command.add_argument("--dark", action="store_true", help="light on dark")
+
+    chart = add("chart", _chart, "draw the run as of its last step, or of another")
+    _add_folder(chart)
+    chart.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the numbered file in DIR")
+    chart.add_argument("--step", type=_count, metavar="N", help="as of N finished documents")
+    chart.add_argument("--all", action="store_true", help="every picture that the run drew while it went, again")
+    add_look(chart, SIZE)
+    film = add("timelapse", _timelapse, "the run as a moving picture, a .gif or an animated .png")
+    _add_folder(film)
+    film.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: timelapse.gif in DIR")
+    film.add_argument("--frames", type=_count, default=FRAMES, metavar="N", help=f"default: {FRAMES}")
+    film.add_argument("--seconds", type=_seconds, default=SECONDS, metavar="S", help=f"default: {SECONDS:g}")
+    add_look(film, FILM_SIZE)
+    read = add("document", _document, "what a step was trained on: the text, and what in it surprised the model most")
+    read.add_argument("step", type=int, metavar="STEP", help="as on the axis of the chart, from 0 on")
+    _add_folder(read)
+    runs = add("runs", _runs, "list the runs of a folder: what they were, and how to go on with each")
+    _add_folder(runs)
+    runs.add_argument("--delete", metavar="ID", help="delete a run and its checkpoints, after a question")
+    runs.add_argument("--yes", action="store_true", help="don't ask")
+    pair = add("compare", _compare, "which of two runs is better, document by document")
+    for name in ("a", "b"):
+        pair.add_argument(name, metavar=name.upper(), help="the folder of a run's record, or a run's id")
+    pair.add_argument("--in", dest="dir", type=Path, default=FOLDER, metavar="DIR", help=f"of the ids ({FOLDER})")
+    pair.add_argument("--since", type=_count, default=0, metavar="STEP", help="only documents from this step of A on")
+    pair.add_argument("-o", "--output", type=Path, metavar="FILE", help="of the picture (default: comparison.png in B)")
+    add_look(pair, COMPARISON_SIZE)
+    _add_folder(add("export", _export, "write the JSON files"))
+    return parser
+
+
+def _add_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument("dir", nargs="?", type=Path, default=FOLDER, metavar="DIR", help=f"default: {FOLDER}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{3,5})x(\d{3,5})", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected pixels as 1600x1000, found {text!r}")
+    width, height = int(found[1]), int(found[2])
+    if not (400 <= width <= 12_000 and 0.5 * width <= height <= 1.5 * width):
+        raise argparse.ArgumentTypeError(f"{text}: 400 to 12000 wide, and half to one and a half times as high")
+    return width, height
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0.1 to 3600, found {text!r}")
+    return seconds
+
+
+def _chart(chosen: argparse.Namespace) -> int:
+    if chosen.all and (chosen.output or chosen.step):
+        raise ValueError("--all draws the numbered pictures of the folder: leave out --output and --step")
+    with StoreReader(chosen.dir / "run.db") as store:
+        chart, viewer = Chart(chosen.size, dark=chosen.dark), Viewer(store)
+        newest = viewer.look().step
+        if chosen.step and chosen.step > newest:
+            raise ValueError(f"--step {chosen.step}: the run in {chosen.dir} has {newest:,} documents")
+        if chosen.all:
+            for step in numbered_steps(viewer):
+                print(draw_run(chart, viewer, chosen.dir, step), flush=True)
+        elif chosen.output is None:
+            print(draw_run(chart, viewer, chosen.dir, chosen.step or newest))
+        else:
+            replace_file(chosen.output, [chart.draw(viewer.look(chosen.step))])
+            print(chosen.output)
+    return 0
+
+
+def _timelapse(chosen: argparse.Namespace) -> int:
+    path = chosen.output or chosen.dir / "timelapse.gif"
+    frames = make_timelapse(
+        chosen.dir, path, frames=chosen.frames, seconds=chosen.seconds, size=chosen.size, dark=chosen.dark
+    )
+    print(f"{path} ({frames} frames)")
+    return 0
+
+
+def _document(chosen: argparse.Namespace) -> int:
+    with StoreReader(chosen.dir / "run.db") as store:
+        print(describe_document(store, chosen.step))
+    return 0
+
+
+def _runs(chosen: argparse.Namespace) -> int:
+    found = find_runs(chosen.dir)
+    if chosen.delete is None:
+        print(describe_runs(found))
+        return 0
+    run = next((run for run in found if run.run_id == chosen.delete), None)
+    if run is None:
+        known = ", ".join(run.run_id for run in found) or "none"
+        raise ValueError(f"--delete {chosen.delete}: no run of that id in {chosen.dir} (there: {known})")
+    if not chosen.yes:
+        print(confirm_text(run))
+        try:
+            answer = input("Delete them? [y/N] ")
+        except EOFError:
+            answer = ""
+            print()
+        if answer.strip().lower() not in ("y", "yes"):
+            print("Nothing was deleted.")
+            return 0
+    delete_run(run)
+    print(f"Deleted run {run.run_id}.")
+    return 0
+
+
+def _compare(chosen: argparse.Namespace) -> int:
+    folders = [_folder_of(name, chosen.dir) for name in (chosen.a, chosen.b)]
+    path = chosen.output or folders[1] / "comparison.png"
+    with StoreReader(folders[0] / "run.db") as first, StoreReader(folders[1] / "run.db") as second:
+        found = compare(first, second, since=chosen.since)
+        about = [
+            f"{name}: {folder} ({_about(store)})"
+            for name, folder, store in zip("AB", folders, (first, second), strict=True)
+        ]
+    replace_file(path, [draw_comparison(found, dark=chosen.dark, size=chosen.size)])
+    print("\n".join([found.sentence(), *about, *found.notes(), str(path)]))
+    return 0
+
+
+def _about(store: StoreReader) -> str:
+    run = store.run()
+    return f"run {run['run_id']}, {run.get('model') or 'unknown model'}, {store.documents_trained():,} documents"
+
+
+def _folder_of(name: str, root: Path) -> Path:
+    """Of a run that is named by its folder, its `run.db`, or its id."""
+    path = Path(name)
+    if path.name == "run.db":
+        return path.parent
+    if (path / "run.db").exists():
+        return path
+    known = {run.run_id: run.record for run in find_runs(root)}
+    if name not in known:
+        there = ", ".join(known) or "none"
+        raise ValueError(f"{name}: neither the folder of a run nor the id of one in {root} (there: {there})")
+    return known[name]
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    with StoreReader(chosen.dir / "run.db") as store:
+        Exporter().export(store, store.columns(), chosen.dir)
+    print(f"metrics_history.json, text_samples.json and run.json in {chosen.dir}")
     return 0
 
 

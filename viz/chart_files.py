@@ -3,21 +3,18 @@
 import re
 from pathlib import Path
 
-import numpy as np
-
-from viz.charts import Chart
+from viz.charts import SIZE, Chart
 from viz.filesystem import replace_file
-from viz.reader import Columns, StoreReader
+from viz.reader import StoreReader
+from viz.view import Viewer
 
 
-def draw_run(chart: Chart, store: StoreReader, columns: Columns, folder: Path, step: int) -> Path:
+def draw_run(chart: Chart, viewer: Viewer, folder: Path, step: int) -> Path:
     """Draw the run as of `step` finished documents: `training_step_000050.png`, and the latest if none is newer.
 
-    `columns` may reach further than `step`. Returns the picture's path. Raises OSError when it can't be written.
+    Returns the picture's path. Raises OSError when it can't be written.
     """
-    known = int(np.searchsorted(columns["steps"], step))
-    columns = {name: values[:known] for name, values in columns.items()}
-    picture = chart.draw(store.run(), columns, store.latest_text_sample(step), step, store.evaluations(step))
+    picture = chart.draw(viewer.look(step))
     path = folder / f"training_step_{step:06d}.png"
     replace_file(path, [picture])
     if step >= max(numbered_charts(folder)):
@@ -25,10 +22,35 @@ def draw_run(chart: Chart, store: StoreReader, columns: Columns, folder: Path, s
     return path
 
 
+def numbered_steps(viewer: Viewer) -> list[int]:
+    """Finished documents at which a run has a picture: at each interval of its settings, and at its end."""
+    view = viewer.look()
+    interval = int(view.run["config"].get("viz_interval") or view.step or 1)
+    return sorted({*range(interval, view.step, interval), view.step})
+
+
+def draw_picture(folder: Path, step: int | None = None, size: tuple[int, int] = SIZE, dark: bool = False) -> bytes:
+    """The run in a folder as of `step` finished documents (or all of it) as a PNG. Raises what `StoreReader` does."""
+    with StoreReader(folder / "run.db") as store:
+        return Chart(size, dark=dark).draw(Viewer(store).look(step))
+
+
 def numbered_charts(folder: Path) -> dict[int, Path]:
     """Finished documents -> picture, of all the numbered pictures in a folder."""
     pattern = re.compile(r"training_step_(\d{6,})\.png")
     return {int(match[1]): path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+
+
+def thin_charts(folder: Path, most: int) -> None:
+    """Remove numbered pictures until `most` are left, evenly spread over the run; the first and the newest stay.
+
+    One by one, each time the one whose neighbours are nearest to each other.
+    """
+    charts = numbered_charts(folder)
+    numbers = sorted(charts)
+    while len(numbers) > max(most, 2):
+        gaps = [later - earlier for earlier, later in zip(numbers, numbers[2:], strict=False)]
+        charts[numbers.pop(gaps.index(min(gaps)) + 1)].unlink(missing_ok=True)
 
 
 def forget_charts(folder: Path, step: int) -> None:

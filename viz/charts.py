@@ -1,161 +1,178 @@
-"""A run as one picture: six panels of what its store holds, drawn on a figure that is kept from chart to chart.
+"""A run as one picture, drawn on a figure that is kept from chart to chart.
 
-The loss of a step is measured before its update, on a text not seen before: the curve is a held-out curve, and says so.
+It answers in a few seconds whether the model learns, how fast, on what, and whether something is wrong. The loss of a
+step is measured before its update, on a text not learned from before: the curve is a held-out curve, and says so.
 Never `pyplot`, which keeps every figure alive in a global list.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+import math
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from viz.panel_text import fill_text_panel, printable, shorten_to_width
-from viz.reader import Columns
+from viz import panels
+from viz.marks import short_number
+from viz.palette import DARK, LIGHT, drawn_in
+from viz.panel_text import Section, fill_text_panel, printable, shorten_to_width, write_quietly
 from viz.schema import Row
-from viz.smoothing import (
-    Floats,
-    averages_by_source,
-    debiased_average,
-    describe_window,
-    extremes,
-    value_range,
-    window_for,
-)
+from viz.smoothing import WINDOW
+from viz.text_block import LINE, TextBlock
+from viz.view import View
 
-WIDTH, HEIGHT, DPI = 1600, 900, 100  # pixels
-BUCKETS = 430  # places along an axis that a curve is reduced to: a panel is that many pixels wide
-
-INK, GREY, RULE, RAW, BAD = "#22272e", "#6b7280", "#d9dee5", "#7d9cc0", "#c1121f"
-BLUE, VERMILION, PEACH, GREEN = "#0b5fa5", "#d1590a", "#e0a070", "#00775a"
-# Okabe & Ito's palette for colour-blind readers without its yellow, which is lost on white; styles differ as well.
-SOURCE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
-SOURCE_STYLES = ("-", (0, (6, 2)), (0, (3, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), "-", (0, (3, 3)))
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "text.parse_math": False,  # a `$` in generated text is a `$`
-    "font.size": 9,
-    "text.hinting": "none",  # unhinted glyphs take half of the time
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titley": 1.0,
-    "axes.titlecolor": INK,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": "#aab2bd",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "legend.fontsize": 8,
-    "legend.framealpha": 0.88,
-    "legend.edgecolor": "white",
-    "legend.labelcolor": INK,
-}
+SIZE = (1600, 1000)  # pixels
+INCHES = 16.0  # that the width of any picture is taken for: a larger one shows the same in more pixels
+_WIDE_MARGIN, _MARGIN = "token frequencies 00.00", "…maCommonCraw00 00.00"  # as wide as the labels of lines get
 
 
 class Chart:
-    """One figure of WIDTH x HEIGHT pixels; `draw` puts the data of a run into it as often as it is called."""
+    """One figure; `draw` puts a run into it as often as it is called."""
 
-    def __init__(self) -> None:
-        with matplotlib.rc_context():
-            self._use_style()
-            self.figure = Figure(figsize=(WIDTH / DPI, HEIGHT / DPI), dpi=DPI, facecolor="white")
+    def __init__(self, size: tuple[int, int] = SIZE, *, dark: bool = False) -> None:
+        """`size`: of the picture, in pixels."""
+        self._size, self._palette = size, DARK if dark else LIGHT
+        dpi = size[0] / INCHES
+        with drawn_in(self._palette):
+            self.figure = Figure(figsize=(INCHES, size[1] / dpi), dpi=dpi)
             self.canvas: Any = FigureCanvasAgg(self.figure)
-            self._title = self.figure.suptitle("", x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
-            # Places are fixed, not found: charts of one run can be leafed through without a jump, and the search for
-            # a layout took half of the time of a chart. The tests ask the renderer that nothing overlaps.
-            grid = {"left": 0.05, "right": 0.951, "top": 0.895, "bottom": 0.07, "wspace": 0.23, "hspace": 0.3}
-            axes = self.figure.subplots(2, 3, gridspec_kw=grid)
-            self.loss, self.sources, self.text = axes[0]
-            self.accuracy, self.throughput, self.rate = axes[1]
-            self.norm = self.rate.twinx()
+            inch = 1 / self.figure.get_figheight()
+            across, ink, quiet = self.figure.transFigure, self._palette.ink, self._palette.quiet
+            self.title = TextBlock((0.0075, 1 - 0.06 * inch), "", across, ink, 13.5, bold=True)
+            self.verdict = TextBlock((0.0075, 1 - 0.35 * inch), "", across, quiet, 10)
+            self.figure.add_artist(self.title)
+            self.figure.add_artist(self.verdict)
+            self._make_panels()
             self._furnish()
+            self._find_places(rect=(0, 0, 1, 1 - 0.62 * inch))
 
-    @staticmethod
-    def _use_style() -> None:
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says, TeX included
-        matplotlib.rcParams.update(STYLE)
+    def _make_panels(self) -> None:
+        columns: Any = self.figure.add_gridspec(1, 3, width_ratios=(1.55, 0.95, 0.88))
+        left, middle, right = columns
+        rows = left.subgridspec(7, 1, height_ratios=(11, 0.75, 1.3, 1.3, 1.3, 1.3, 1.3))
+        self.loss, self.marks, self.key, *strips = (self.figure.add_subplot(row) for row in rows)
+        self.rate, self.norm, self.speed, self.waiting = strips
+        rows = middle.subgridspec(3, 1)
+        self.sources, self.accuracy, self.positions = (self.figure.add_subplot(row) for row in rows)
+        rows = right.subgridspec(2, 1, height_ratios=(1.12, 1))
+        self.moments, self.latest = (self.figure.add_subplot(row) for row in rows)
+        self.along_steps = (self.loss, self.sources, self.accuracy, *strips)
+        self._small = (self.key, *strips)
+        self.titles: dict[Any, TextBlock] = {}
+        for axes in (self.marks, self.key, self.moments, self.latest):
+            axes.set_axis_off()
 
     def _furnish(self) -> None:
+        """What every chart has alike: titles, ticks and how they are written."""
         titles = {
-            self.loss: "Loss before each update: a held-out curve",
-            self.sources: "Average loss by source",
-            self.text: "Latest generation",
-            self.accuracy: "Accuracy",
-            self.throughput: "Throughput",
-            self.rate: "Learning rate and gradient norm",
+            self.loss: "Loss before each update, nats per token: a held-out curve",
+            self.key: "Furthest above the average of their source: python -m viz document STEP shows one",
+            self.rate: "Learning rate",
+            self.norm: "Gradient norm",
+            self.speed: "Tokens a second",
+            self.waiting: "Time waited for documents",
+            self.sources: "Loss by source",
+            self.accuracy: f"Next token right, average of ~{WINDOW}",
+            self.positions: "Loss by position in a document",
+            self.moments: "One prompt, asked again",
+            self.latest: "Latest generation",
         }
-        labels = ("nats per token", "nats per token", "", "next token right, %", "tokens/s", "learning rate")
-        for (axes, title), label in zip(titles.items(), labels, strict=True):
-            axes.set_title(title)
-            axes.set_ylabel(label)
-            axes.set_xlabel("step (one document each)")
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=(1, 2, 2.5, 5, 10)))
-            axes.xaxis.set_label_coords(0.5, -0.092)
-            axes.yaxis.set_label_coords(-0.135, 0.5)
+        for axes, title in titles.items():
+            axes.set_title(title, pad=5, fontsize=8.5 if axes in self._small else 10.5)
+        for axes in self.along_steps:
+            places = 4 if axes in (self.sources, self.accuracy) else 6
+            axes.xaxis.set_major_locator(MaxNLocator(places, integer=True, min_n_ticks=1, steps=(1, 2, 2.5, 5, 10)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
             axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
             axes.yaxis.set_major_formatter(FuncFormatter(short_number))
-        self.text.set_axis_off()
-        place = self.text.get_position()  # without an axis it can take the room of one
-        self.text.set_position((place.x0 - 0.03, place.y0 - 0.05, 0.99 - place.x0 + 0.03, place.height + 0.05))
-        self.norm.grid(False)
+        for axes in (self.rate, self.norm, self.speed):
+            axes.xaxis.set_tick_params(labelbottom=False)
+        for axes in (self.rate, self.speed, self.waiting):
+            axes.yaxis.set_major_locator(MaxNLocator(2))
+        for axes in (self.accuracy, self.waiting):
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
         self.norm.set_yscale("log")
-        self.norm.set_ylabel("gradient norm")
-        self.norm.yaxis.set_label_coords(1.13, 0.5)
         self.norm.yaxis.set_major_formatter(FuncFormatter(short_number))
         self.norm.yaxis.set_minor_locator(NullLocator())
-        self.norm.spines["right"].set_visible(True)
-        self.rate.set_zorder(self.norm.get_zorder() + 1)  # the rate's line over the norm's points
-        self.rate.patch.set_visible(False)
+        self.positions.set_xscale("log")
+        self.positions.xaxis.set_major_locator(LogLocator(base=2, numticks=12))
+        self.positions.xaxis.set_minor_locator(NullLocator())
+        self.positions.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:,.0f}"))
+        self.positions.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
+        self.positions.set_xlabel("place of the predicted token", labelpad=2)
+        self.waiting.set_xlabel("step (one document each)", labelpad=2)
+        self.accuracy.set_xlabel("step", labelpad=2)
 
-    def draw(
-        self,
-        run: Mapping[str, Any],
-        columns: Columns,
-        sample: Mapping[str, Any] | None,
-        step: int,
-        evaluations: Sequence[Row] = (),
-    ) -> bytes:
-        """The picture, a PNG, of a run as of `step` finished documents.
+    def _find_places(self, rect: tuple[float, float, float, float]) -> None:
+        """Lay the panels out once, around labels as wide as they get: charts of one run don't jump when leafed through.
 
-        `run`: `StoreReader.run()`; `columns`: `StoreReader.columns()`, rows below `step` only; `sample`: the generation
-        to show. Any of them may be as good as empty: the panels then say that they wait. `evaluations`:
-        `StoreReader.evaluations()`.
+        The search also takes longer than all the drawing.
         """
-        with matplotlib.rc_context():
-            self._use_style()
+        drawn = (*self.along_steps, self.positions)
+        formatters = {axes: axes.yaxis.get_major_formatter() for axes in drawn}
+        for axes in drawn:
+            axes.set_xlim(1, 100_000)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: "00.00"))
+            margin = _WIDE_MARGIN if axes is self.loss else _MARGIN
+            axes.text(1.012, 0.5, margin, transform=axes.transAxes, fontsize=8)
+        self.figure.set_layout_engine(
+            ConstrainedLayoutEngine(rect=rect, w_pad=0.07, h_pad=0.045, hspace=0.0, wspace=0.0)
+        )
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")
+        for axes in (self.marks, self.key):  # under the labels of the loss there is room for words
+            room, right = axes.get_position(), self.loss.texts[0].get_window_extent().x1 / self._size[0]
+            axes.set_position((room.x0, room.y0, right - room.x0, room.height))
+        for axes, formatter in formatters.items():
+            axes.yaxis.set_major_formatter(formatter)
+        for axes in self.figure.axes:
+            for axis in (
+                axes.xaxis,
+                axes.yaxis,
+            ):  # or each label is laid anew around its ticks, a sixth of a chart's time
+                box = axis.label.get_window_extent()
+                axis.set_label_coords(*axes.transAxes.inverted().transform(((box.x0 + box.x1) / 2, box.y1)))
+            if title := axes.get_title(loc="left"):
+                axes.set_title("", loc="left")
+                points = 8.5 if axes in self._small else 10.5
+                above = (2.5 + LINE * points) / 72 * self.figure.dpi / axes.get_window_extent().height
+                self.titles[axes] = TextBlock(
+                    (0, 1 + above), title, axes.transAxes, self._palette.ink, points, bold=True
+                )
+                self.figure.add_artist(self.titles[axes])
+
+    def _clear(self) -> None:
+        # What is drawn goes, axes and their ticks stay: to make those anew takes longer than all the rest.
+        for axes in self.figure.axes:
+            for artist in (*axes.lines, *axes.collections, *axes.images, *axes.texts, *axes.artists):
+                artist.remove()
+            if (legend := axes.get_legend()) is not None:
+                legend.remove()
+
+    def draw(self, view: View) -> bytes:
+        """The picture, a PNG. What there is nothing of yet says that it waits."""
+        with drawn_in(self._palette):
             self._clear()
-            self._name(run, step)
-            steps = columns["steps"]
-            last = max(int(steps[-1]), 1) if len(steps) else 1
-            for axes in (self.loss, self.sources, self.accuracy, self.throughput, self.rate):
-                axes.set_xlim(-0.02 * last, 1.02 * last)
-            window = window_for(len(steps))
-            accuracy, rate = columns["accuracy"] * 100, columns["throughput"]
-            self._measured(self.loss, steps, columns["loss"], debiased_average(columns["loss"], window))
-            self._held_out(evaluations)
-            self._measured(self.accuracy, steps, accuracy, debiased_average(accuracy, window), floor=0)
-            # Tokens over seconds, not a mean of rates: a short document is fast, and counts as little as it is long.
-            seconds = debiased_average(columns["seconds"], window)
-            tokens_over_seconds = debiased_average(columns["tokens"], window) / np.where(seconds > 0, seconds, np.nan)
-            mean_rate = np.where(np.isfinite(tokens_over_seconds), tokens_over_seconds, debiased_average(rate, window))
-            self._measured(self.throughput, steps, rate, mean_rate, floor=0)
-            for axes in (self.loss, self.accuracy, self.throughput):
-                self._name_lines(axes)
-            self._by_source(columns)
-            self._rates(columns)
-            fill_text_panel(self.text, sample)
+            self._say(view)
+            last = int(view.column("steps")[-1]) if view.count else 0
+            for axes in self.along_steps:
+                axes.set_xlim(-0.02 * max(last, 1), 1.01 * max(last, 1))
+            panels.draw_loss(self.loss, view, self._palette)
+            panels.name_marks(self.marks, self.loss)
+            self.titles[self.sources].set_text(panels.draw_sources(self.sources, view, self._palette))
+            panels.draw_accuracy(self.accuracy, view, self._palette)
+            panels.draw_positions(self.positions, view, self._palette)
+            panels.draw_rate(self.rate, view, self._palette)
+            panels.draw_norm(self.norm, view, self._palette)
+            panels.draw_speed(self.speed, view, self._palette)
+            panels.draw_waiting(self.waiting, view, self._palette)
+            self._write_key(view)
+            self._write_moments(view)
+            self._write_latest(view.sample)
             self.canvas.draw()
         picture = Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
         file = io.BytesIO()
@@ -163,134 +180,115 @@ class Chart:
         picture.quantize(256, method=Image.Quantize.FASTOCTREE).save(file, "png", compress_level=4)
         return file.getvalue()
 
-    def _clear(self) -> None:
-        for axes in self.figure.axes:
-            for artist in (*axes.lines, *axes.collections, *axes.texts):
-                artist.remove()
-            if (legend := axes.get_legend()) is not None:
-                legend.remove()
+    def _say(self, view: View) -> None:
+        """The two lines above all panels."""
+        source = str(view.run.get("source") or "unknown data").rstrip("/")
+        source = source if "*" in source else source.rsplit("/", 1)[-1]
+        if view.run.get("note"):
+            source += f" ({view.run['note']})"
+        count = f"{view.step:,} document{'' if view.step == 1 else 's'} trained · "
+        seconds = view.column("seconds")
+        spent = format_duration(float(np.nansum(seconds))) if np.isfinite(seconds).any() else ""
+        left = view.seconds_left
+        time = ", ".join(filter(None, (spent, f"{format_duration(left)} to go" if left is not None else "")))
+        rest = "".join(f" · {part}" for part in (view.run.get("model"), time) if part)
+        width, renderer = 0.985 * self._size[0], self.canvas.get_renderer()
+        shorten_to_width(self.title, printable(source), printable(rest), width, renderer, before=count)
+        shorten_to_width(self.verdict, verdict(view), "", width, renderer)
 
-    def _name(self, run: Mapping[str, Any], step: int) -> None:
-        source = str(run.get("source") or "unknown data")
-        if run.get("note"):
-            source += f" ({run['note']})"
-        count = f"{step:,} document{'' if step == 1 else 's'} trained"
-        rest = "".join(f" · {part}" for part in (run.get("model"), count) if part)
-        # The note may be long, the count must be seen: what is too long is cut out of the source.
-        shorten_to_width(self._title, printable(source), printable(rest), 0.975 * WIDTH, self.canvas.get_renderer())
-
-    def _wait(self, axes: Any, what: str) -> None:
-        axes.text(0.5, 0.5, what, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=10)
-        axes.set_ylim(0, 1)
-
-    def _measured(self, axes: Any, steps: Floats, values: Floats, average: Floats, floor: float | None = None) -> None:
-        """Each document faint, their average strong; what lies far above is marked at the edge, with its step."""
-        finite = np.isfinite(values)
-        if not finite.any():
-            self._wait(axes, "waiting for the first document" if not len(values) else "no finite value yet")
-        else:
-            low, high = value_range(values[finite], floor)
-            _, high = axes.set_ylim(low, max(high, low + 1.3 * (float(np.nanmax(average)) - low)))
-            self._each(axes, steps, np.where(values <= high, values, np.nan), RAW, "each document")
-            above = np.flatnonzero(finite & (values > high))
-            kept = extremes(average, BUCKETS)
-            axes.plot(steps[kept], average[kept], color=BLUE, lw=1.8, label=describe_window(window_for(len(values))))
-            if len(above):
-                top = above[np.argmax(values[above])]
-                label = f"{len(above):,} above: highest {short_number(values[top])} at step {steps[top]:,}"
-                self._mark(axes, steps[above], "^", VERMILION, label)
-        if not finite.all():
-            places = steps[~finite]
-            self._mark(axes, places, "x", BAD, f"{len(places):,} not finite: first at step {places[0]:,}")
-
-    def _name_lines(self, axes: Any) -> None:
-        if axes.lines:
-            # The range leaves one line of room at the top; where losses fall, and beside spikes, there is more.
-            wide = 1 if axes is self.loss or len(axes.lines) > 2 else 2
-            axes.legend(loc="upper right", bbox_to_anchor=(1, 0.965), ncols=wide, columnspacing=1.0)
-
-    def _held_out(self, evaluations: Sequence[Row]) -> None:
-        """The evaluations, a line for each split, over the losses of the documents that were trained on."""
-        for split in dict.fromkeys(row["split"] for row in evaluations):
-            rows = [row for row in evaluations if row["split"] == split]
-            losses = np.array([row["loss"] for row in rows], dtype=np.float64)
-            kept = extremes(losses, BUCKETS)
-            if not len(kept):
-                continue
-            steps, shown = np.array([row["step"] for row in rows])[kept], losses[kept]
-            low, high = self.loss.get_ylim()
-            self.loss.set_ylim(min(low, 0.95 * float(shown.min())), max(high, 1.05 * float(shown.max())))
-            few = {"marker": "o", "ms": 5.5, "mec": "white", "mew": 0.8} if len(shown) <= 60 else {}
-            label = f"held out ({printable(split)}): {shown[-1]:.3f}"
-            self.loss.plot(steps, shown, color=GREEN, lw=1.4, label=label, **few)
-
-    @staticmethod
-    def _each(axes: Any, steps: Floats, values: Floats, colour: str, label: str) -> None:
-        """Single documents: as points or, where they are reduced, as a band from each pixel's lowest to its highest."""
-        shown = extremes(values, BUCKETS)
-        if len(shown) < 0.9 * len(values):
-            form: dict[str, Any] = {"lw": 0.8, "alpha": 0.5}
-        else:
-            form = {"ls": "", "marker": "o", "ms": 4.5 if len(shown) < 200 else 2.5, "mew": 0, "alpha": 0.7}
-        axes.plot(steps[shown], values[shown], color=colour, label=label, **form)
-
-    @staticmethod
-    def _mark(axes: Any, steps: Any, marker: str, colour: str, label: str) -> None:
-        """Marks along the top edge."""
-        where = axes.get_xaxis_transform()
-        axes.plot(steps, np.full(len(steps), 0.985), marker, color=colour, ms=5, transform=where, label=label)
-
-    def _by_source(self, columns: Columns) -> None:
-        curves = averages_by_source(columns["steps"], columns["loss"], columns["source"], len(SOURCE_COLOURS))
-        curves = [curve for curve in curves if np.isfinite(curve[2]).any()]
-        if not curves:
-            self._wait(self.sources, "no document with a named source yet")
+    def _write_key(self, view: View) -> None:
+        if not view.stand_outs:
+            warm = view.warmup_steps
+            since = f"after the warm-up ({warm:,} steps)" if view.step <= warm else "once more documents are read"
+            write_quietly(self.key, [f"The documents that stand out are named here {since}."], self._palette)
             return
-        for (source, steps, average), colour, style in zip(curves, SOURCE_COLOURS, SOURCE_STYLES, strict=False):
-            name, kept = printable(source), extremes(average, BUCKETS)
-            latest = f"{average[-1]:.2f}" if average[-1] < 100 else short_number(average[-1])
-            label = f"{name if len(name) <= 20 else name[:19] + '…'}: {latest}"
-            point = "." if len(kept) < 2 else None  # one document makes no line
-            self.sources.plot(steps[kept], average[kept], color=colour, ls=style, lw=1.6, marker=point, label=label)
-        ends = np.concatenate([curve[2] for curve in curves])
-        wide = 1 if len(curves) < 5 else 2
-        self.sources.set_ylim(value_range(ends[np.isfinite(ends)], None, 0.06 + 0.065 * -(-len(curves) // wide)))
-        self.sources.legend(loc="upper right", ncols=wide, fontsize=7.5, handlelength=1.8, columnspacing=1.0)
+        lines = []
+        for number, found in enumerate(view.stand_outs, 1):
+            words = f"“{printable(found.words)}…”" if found.words else "(its text is not kept)"
+            where = f"{printable(found.source)} " if found.source else ""
+            lines.append(f"{number}  step {found.step:,}: {where}+{found.excess:.2f}  {words}".replace("\n", " "))
+        write_quietly(self.key, lines, self._palette)
 
-    def _rates(self, columns: Columns) -> None:
-        steps, rates, norms = columns["steps"], columns["learning_rate"], columns["gradient_norm"]
-        norms = np.where(np.isfinite(norms) & (norms > 0), norms, np.nan)
-        finite = np.isfinite(rates)
-        if finite.any():
-            kept = extremes(rates, BUCKETS)
-            marker = "." if len(kept) < 2 else None
-            self.rate.plot(steps[kept], rates[kept], color=INK, lw=1.8, label="learning rate", marker=marker)
-            self.rate.set_ylim(0, 1.35 * max(float(rates[finite].max()), 1e-12))
-        else:
-            self._wait(self.rate, "waiting for the first document")
-        lines = list(self.rate.lines)
-        self.norm.yaxis.set_visible(bool(np.isfinite(norms).any()))
-        if self.norm.yaxis.get_visible():
-            low, high = float(np.nanmin(norms)), float(np.nanmax(norms))
-            self.norm.set_ylim(low / 1.3, high * (high / low) ** 0.2 * 1.3)
-            decades = np.log10(high / low)
-            locator = LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.7 else (1.0,), numticks=7)
-            self.norm.yaxis.set_major_locator(locator if decades > 0.6 else MaxNLocator(4))
-            self._each(self.norm, steps, norms, PEACH, "gradient norm (right)")
-            average = np.exp(debiased_average(np.log(norms), window_for(len(norms))))
-            kept = extremes(average, BUCKETS)
-            self.norm.plot(steps[kept], average[kept], color=VERMILION, lw=1.4, label="its geometric average")
-            lines += self.norm.lines
-        if lines:
-            self.rate.legend(handles=lines, loc="upper right", ncols=len(lines), columnspacing=1.0, handlelength=1.4)
+    def _write_moments(self, view: View) -> None:
+        if not view.moments:
+            write_quietly(
+                self.moments, ["It is asked at the first display steps, then ever more rarely."], self._palette
+            )
+            return
+        sections = [Section("prompt", self._palette.quiet, 1, view.moments[0]["prompt"])]
+        for row in view.moments:
+            name = f"after {row['step']:,} document{'' if row['step'] == 1 else 's'}"
+            sections.append(Section(name, self._palette.main, 3, written(row)))
+        fill_text_panel(self.moments, sections, self._palette)
+
+    def _write_latest(self, sample: Row | None) -> None:
+        if sample is None:
+            self.titles[self.latest].set_text("Latest generation")
+            write_quietly(self.latest, ["no generation yet"], self._palette)
+            return
+        self.titles[self.latest].set_text(f"Latest generation, step {sample['step']:,}")
+        sections = [
+            Section("prompt", self._palette.quiet, 1, sample.get("prompt") or sample.get("input")),
+            Section("the model goes on", self._palette.second, 3, written(sample)),
+            Section("the document goes on", self._palette.main, 3, sample.get("reference")),
+        ]
+        fill_text_panel(self.latest, sections, self._palette)
 
 
-def short_number(value: float, _position: object = None) -> str:
-    """A number in few characters: `20k`, `1.5M`, `3.25`, `5e-4`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
-    if 0 < abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.3e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.4g}"
+def written(row: Row) -> str | None:
+    """What the model wrote, or that it failed: nothing ever stands in for it."""
+    return f"(failed: {row['error']})" if row.get("error") else row.get("output")
+
+
+def verdict(view: View) -> str:
+    """One line of what the numbers say: how low the loss is, whether it falls beyond noise, what went wrong."""
+    losses = view.column("loss")
+    losses = losses[np.isfinite(losses)]
+    if len(losses) < 2:
+        return "Too few documents to tell anything yet"
+    average, error = (float(one.values(view.count)[-1]) for one in (view.series.loss_average, view.series.loss_error))
+    parts = [f"Loss {average:.2f} ± {2 * error:.2f}"]
+    part = len(losses) // 4 if len(losses) >= 4 * WINDOW else len(losses) // 2
+    if part >= 20:
+        now, before = losses[-part:], losses[-2 * part : -part]
+        change, noise = now.mean() - before.mean(), 2 * math.hypot(standard_error(now), standard_error(before))
+        name = "quarter" if part < len(losses) // 2 else "half"
+        digits = 2 if noise >= 0.095 else 3 if noise >= 0.0095 else 4
+        way = "lower" if change < 0 else "higher"
+        way = f"{abs(change):.{digits}f} ± {noise:.{digits}f} {way} than the {name} before"
+        parts.append(f"the last {name} of the run {way}" if abs(change) > noise else f"no change beyond noise: {way}")
+    words = {
+        "spike": ("spike", "spikes"),
+        "skipped update": ("update refused", "updates refused"),
+        "roll-back": ("roll-back", "roll-backs"),
+        "retry": ("retry of the source", "retries of the source"),
+    }
+    counts = dict(view.events)
+    odd = [
+        f"{counts[kind]:,} {one if counts[kind] == 1 else many}"
+        for kind, (one, many) in words.items()
+        if kind in counts
+    ]
+    parts.append(", ".join(odd))
+    waited = view.series.waited_share.values(view.count)[-1]
+    if waited > 0.1:
+        parts.append(f"{waited:.0%} of the time waits for documents")
+    return " · ".join(filter(None, parts))
+
+
+def standard_error(values: Any) -> float:
+    """Of the mean of independent values."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def format_duration(seconds: float) -> str:
+    """`45s`, `2m 10s`, `35m`, `3h 05m`, `2d 4h`."""
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if whole < 60:
+        return f"{whole}s"
+    if minutes < 10:
+        return f"{minutes}m {whole % 60:02d}s"
+    if hours < 1:
+        return f"{minutes}m"
+    return f"{hours}h {minutes % 60:02d}m" if days < 2 else f"{days}d {hours % 24}h"

@@ -21,6 +21,7 @@ from typing import Any
 
 from viz.filesystem import part_name
 
+KEEP_CHARTS = 500  # numbered pictures that stay in the folder
 MOST_WAITING = 10  # charts; the oldest beyond are dropped
 ANSWER_SECONDS = 60.0  # a chart takes 0.1: a process that is silent for that long hangs
 CLOSE_SECONDS = 60.0  # how long `finish` waits for the last chart and the JSON files, whatever happens
@@ -33,7 +34,14 @@ Command = dict[str, Any]
 class DrawingProcess:
     """Commands are queued by `ask` and carried out in order. Nothing here raises, and only `finish` waits."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None], record_event: Callable[[int, str, str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        say: Callable[[str], None],
+        record_event: Callable[[int, str, str], None],
+        keep_charts: int = KEEP_CHARTS,
+    ) -> None:
+        self._keep_charts = keep_charts
         self._folder, self._say, self._record_event = folder, say, record_event
         self._wake = threading.Condition()
         self._commands: deque[Command] = deque()
@@ -220,7 +228,7 @@ class DrawingProcess:
                 paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
                 self._is_last = self._finish_until is not None
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "viz.worker", str(self._folder)],
+                    [sys.executable, "-m", "viz.worker", str(self._folder), str(self._keep_charts)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self._errors,

@@ -3,22 +3,24 @@
 import functools
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
-FAMILY, POINTS = "DejaVu Sans Mono", 8.0
-INK, GREY = "#22272e", "#6b7280"
-SECTIONS = (("prompt", "#6b7280", 1), ("the model goes on", "#d1590a", 3), ("the document goes on", "#0b5fa5", 3))
+from viz.palette import MONO, SANS, Palette
+from viz.text_block import LINE, TextBlock, font_of
+
+POINTS = 8.0
 
 
 @functools.cache
 def _drawable() -> frozenset[int]:
     """The code points that both the fonts of the pictures have."""
-    fonts = (findfont(FontProperties(family=family)) for family in (FAMILY, "DejaVu Sans"))
+    fonts = (findfont(FontProperties(family=family)) for family in (MONO, SANS))
     return frozenset.intersection(*(frozenset(FT2Font(font).get_charmap()) for font in fonts))
 
 
@@ -56,42 +58,64 @@ def wrap(text: str, columns: int, lines: int) -> list[str]:
     return wrapped
 
 
-def shorten_to_width(artist: Text, head: str, tail: str, width: float, renderer: Any) -> None:
-    """Set an artist's text to `head` + `tail`, at most `width` pixels wide: `head` is cut, with an ellipsis."""
+def shorten_to_width(
+    artist: Text | TextBlock, head: str, tail: str, width: float, renderer: Any, before: str = ""
+) -> None:
+    """Set an artist's text to `before` + `head` + `tail`, at most `width` pixels: `head` is cut, with an ellipsis."""
     head = head.replace("\n", " ")
     kept = len(head)
     while True:
-        artist.set_text((head if kept == len(head) else head[:kept] + "…") + tail)
+        artist.set_text(before + (head if kept == len(head) else head[:kept] + "…") + tail)
         found = artist.get_window_extent(renderer).width
         if found <= width or kept == 0:
             return
         kept = max(0, min(kept - 1, int(kept * width / found)))
 
 
-def fill_text_panel(axes: Any, sample: Mapping[str, Any] | None) -> None:
-    """Write a row of `text_samples` into axes that are laid out: the prompt, the model's words, the document's."""
-    axes.set_title("Latest generation" if sample is None else f"Latest generation, step {sample['step']:,}")
-    if sample is None:
-        axes.text(
-            0.5, 0.5, "no generation yet", transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=10
-        )
-        return
-    output = f"(failed: {sample['error']})" if sample.get("error") else sample.get("output")
-    bodies = (sample.get("prompt") or sample.get("input"), output, sample.get("reference"))
-    box = axes.get_window_extent()
-    size = POINTS * axes.figure.dpi / 72  # pixels
-    columns, height = int(box.width / (0.603 * size)), 1.3 * size
-    lines = int(box.height / height) - len(SECTIONS) * 2  # each section: its name, and an empty line after it
-    shares = sum(share for _, _, share in SECTIONS)
-    spare, down = lines - sum(lines * share // shares for _, _, share in SECTIONS), 0.5
-    for (name, colour, share), body in zip(SECTIONS, bodies, strict=True):
-        room = max(1, lines * share // shares + spare)
-        text = wrap(printable(body), columns, room) if body else ["(not recorded)" if body is None else "(nothing)"]
+@dataclass(frozen=True)
+class Section:
+    """A part of a text panel: its name, its colour, its share of the lines, and the text (None: not recorded)."""
+
+    name: str
+    colour: str
+    share: int
+    body: str | None
+
+
+def fill_text_panel(axes: Any, sections: Sequence[Section], palette: Palette) -> None:
+    """Write sections into axes that are laid out, one below the other. What one doesn't need, the next ones may use."""
+    columns, lines, height = _room(axes)
+    lines -= 2 * len(sections)  # each one's name, and an empty line after it
+    shares = sum(section.share for section in sections)
+    spare, down = lines - sum(lines * section.share // shares for section in sections), 0.5
+    for section in sections:
+        room = max(1, lines * section.share // shares + spare)
+        empty = "(not recorded)" if section.body is None else "(nothing)"
+        text = wrap(printable(section.body), columns, room) if section.body else [empty]
         spare = max(0, room - len(text))
-        for line, weight, tint in [(name, "bold", colour), *((line, "normal", INK) for line in text)]:
-            axes.text(
-                0, 1 - down * height / box.height, line, transform=axes.transAxes, va="top", color=tint,
-                fontsize=POINTS, family=FAMILY, fontweight=weight,
-            )  # fmt: skip
-            down += 1
-        down += 0.7
+        _write(axes, [section.name], down * height, section.colour, "bold")
+        _write(axes, text, (down + 1) * height, palette.ink, "normal")
+        down += 1.7 + len(text)
+
+
+def write_quietly(axes: Any, lines: Sequence[str], palette: Palette) -> None:
+    """Lines of printable text, each cut to the width of axes that are laid out; those for which there is room."""
+    columns, room, height = _room(axes)
+    cut = [line if len(line) <= columns else line[: columns - 1] + "…" for line in lines[: max(1, room)]]
+    _write(axes, cut, 0.15 * height, palette.ink if len(lines) > 1 else palette.quiet, "normal")
+
+
+def _room(axes: Any) -> tuple[int, int, float]:
+    """Characters in a line, lines, and the height of a line as a share of the axes."""
+    box, font = axes.get_window_extent(), font_of(MONO, POINTS * axes.figure.dpi / 72)
+    height = LINE * font.size
+    return int(box.width / font.getlength("M")), int(box.height / height), height / box.height
+
+
+def _write(axes: Any, lines: Sequence[str], down: float, colour: str, weight: str) -> None:
+    """Lines below each other, from a share of the axes below their top on: one artist, and one only."""
+    block = TextBlock(
+        (0, 1 - down), "\n".join(lines), axes.transAxes, colour, POINTS, family=MONO, bold=weight == "bold"
+    )
+    axes.add_artist(block)
+    block.set_clip_on(False)

@@ -5,6 +5,7 @@ what is in it.
 import errno
 import json
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,38 @@ class StoreReader:
         """A column of `steps` in SQL; NULL where a store of an older version has none."""
         return f"s.{name}" if name in self._steps_have else "NULL"
 
+    def documents_trained(self) -> int:
+        """The last step + 1; 0 before the first."""
+        return int(self._value("SELECT coalesce(max(step), -1) + 1 FROM steps"))
+
     def documents(self, step: int) -> list[Row]:
         """The rows of `documents` of a step, by rank; arrays decoded."""
         rows = self._db.execute("SELECT * FROM documents WHERE step = ? ORDER BY rank", (step,)).fetchall()
         arrays = [name for name, kind in schema.DOCUMENT.items() if kind is Array]
         return [dict(row) | {name: decode_array(row[name]) for name in arrays if row[name] is not None} for row in rows]
+
+    def token_losses(self, first_step: int, below_step: int, rank: int = 0) -> list[npt.NDArray[np.float16]]:
+        """The losses of each document's tokens, first_step <= step < below_step: (T-1,) float16 each, nats."""
+        rows = self._db.execute(
+            "SELECT token_losses FROM documents WHERE rank = ? AND step >= ? AND step < ? ORDER BY step",
+            (rank, first_step, below_step),
+        )
+        return [decode_array(blob) for (blob,) in rows if blob is not None]
+
+    def token_ids(self, step: int, rank: int = 0) -> list[int] | None:
+        """The (T,) ids that the model read of a step's document; None where they are not kept."""
+        row = self._db.execute("SELECT token_ids FROM documents WHERE step = ? AND rank = ?", (step, rank)).fetchone()
+        ids: list[int] | None = None if row is None or row[0] is None else decode_array(row[0]).tolist()
+        return ids
+
+    def text_hashes(self, rank: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
+        """Steps of one rank's documents in order, (N,) int64, and the SHA-256 of each text, (N,) of 32 bytes."""
+        rows = self._db.execute(
+            "SELECT step, text_hash FROM documents WHERE rank = ? AND text_hash IS NOT NULL ORDER BY step", (rank,)
+        )
+        rows.row_factory = None
+        steps, hashes = list(zip(*rows.fetchall(), strict=True)) or [(), ()]
+        return np.array(steps, dtype=np.int64), np.array(hashes, dtype="S32")
 
     def text_samples(self, after_id: int = 0) -> list[Row]:
         """The rows of `text_samples` with a greater id, in the order in which they were recorded."""
@@ -137,10 +165,41 @@ class StoreReader:
         ).fetchone()
         return None if row is None else dict(row)
 
+    def asked_again(self, below_step: int) -> list[Row]:
+        """What the model wrote before `below_step` to the newest prompt that it was given more than once, in order.
+
+        Such a prompt has no reference: the user's first `--prompt`, or the beginning of the run's first document, whose
+        own generation then comes first.
+        """
+        asked = self._db.execute(
+            "SELECT * FROM text_samples WHERE step < ? AND reference IS NULL ORDER BY step, id", (below_step,)
+        ).fetchall()
+        if not asked:
+            return []
+        prompt = next(row["prompt"] for row in asked if row["step"] == asked[-1]["step"])
+        first = self._db.execute("SELECT * FROM text_samples WHERE step = 0 ORDER BY id LIMIT 1").fetchone()
+        own = [first] if first is not None and first["prompt"] == prompt and first["reference"] is not None else []
+        rows = {row["step"]: dict(row) for row in reversed([*own, *asked]) if row["prompt"] == prompt}
+        return [rows[step] for step in sorted(rows)]
+
     def evaluations(self, below_step: int) -> list[Row]:
         """The rows of `evaluations` before `below_step` that are of a whole split, by split and step."""
         rows = self._db.execute("SELECT * FROM evaluations WHERE step < ? ORDER BY split, step", (below_step,))
         return [row for row in map(dict, rows) if not row.get("source")]  # version 1 had no sources
+
+    def count_events(self, below_step: int) -> dict[str, int]:
+        """How often each kind of event has happened before `below_step`."""
+        rows = self._db.execute("SELECT kind, count(*) FROM events WHERE step < ? GROUP BY kind", (below_step,))
+        return dict(rows.fetchall())
+
+    def steps_of_events(self, kinds: Sequence[str], below_step: int) -> dict[str, list[int]]:
+        """Kind -> the steps at which such an event has happened before `below_step`, in order."""
+        rows = self._db.execute(
+            f"SELECT DISTINCT kind, step FROM events WHERE step < ? AND kind IN ({', '.join('?' * len(kinds))})"
+            " ORDER BY step",
+            (below_step, *kinds),
+        ).fetchall()
+        return {kind: [step for found, step in rows if found == kind] for kind in kinds}
 
     def events(self, after_id: int = 0) -> list[Row]:
         """The rows of `events` with a greater id, in the order in which they happened."""

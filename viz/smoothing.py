@@ -1,7 +1,6 @@
 """Averages and reductions on arrays, pure: what makes a curve of 100,000 noisy documents without hiding one of them."""
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +8,12 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 
-def debiased_average(values: npt.ArrayLike, window: int) -> Floats:
-    """Exponential average over about the last `window` values, corrected for its start. (N,) -> (N,) float64.
+WINDOW = 200
+"""Documents that the averages of a chart reach back over: fixed, so that what was drawn once is never drawn anew."""
+
+
+class DebiasedAverage:
+    """Exponential average over about the last `window` values, corrected for its start, that goes on with new ones.
 
     With a = 2 / (window + 1), which has the mean age and the variance of a plain mean of `window` values:
 
@@ -19,25 +22,81 @@ def debiased_average(values: npt.ArrayLike, window: int) -> Floats:
     The division (Kingma & Ba 2015, section 3) makes the first average equal to the first value. What is not finite is
     passed over as if it were not there: the average stays what it was (NaN before the first finite value).
     """
-    array = np.asarray(values, dtype=np.float64)
-    finite = np.isfinite(array)
-    kept = array[finite]
-    if window < 1:
-        raise ValueError(f"expected a window of 1 or more, found {window}")
-    if not kept.size:
-        return np.full(array.shape, np.nan)
-    if window == 1:
-        averages = kept
-    else:
-        decay = 1 - 2 / (window + 1)
-        averages = _decayed_sums(kept, decay) * (1 - decay)
-        averages /= -np.expm1(np.arange(1, kept.size + 1) * math.log(decay))
-    latest = np.cumsum(finite) - 1  # index of the newest finite value at or before each place
-    return np.where(latest >= 0, averages[np.maximum(latest, 0)], np.nan)
+
+    def __init__(self, window: int = WINDOW) -> None:
+        if window < 1:
+            raise ValueError(f"expected a window of 1 or more, found {window}")
+        self._decay = 1 - 2 / (window + 1)
+        self._sum = 0.0
+        self.count = 0
+        """Finite values so far."""
+        self.value = math.nan
+
+    def extend(self, values: npt.ArrayLike) -> Floats:
+        """(N,) more values -> (N,) float64, the average behind each."""
+        array = np.asarray(values, dtype=np.float64)
+        finite = np.isfinite(array)
+        kept = array[finite]
+        before = self.value
+        averages = np.array([before])
+        if kept.size and self._decay == 0:
+            averages = np.append(before, kept)
+        elif kept.size:
+            sums = _decayed_sums(kept, self._decay, self._sum)
+            self._sum = float(sums[-1])
+            numbers = np.arange(self.count + 1, self.count + kept.size + 1)
+            averages = np.append(before, sums * (1 - self._decay) / -np.expm1(numbers * math.log(self._decay)))
+        self.count += kept.size
+        self.value = float(averages[-1])
+        latest: Floats = averages[np.cumsum(finite)]  # at each place the newest finite value at or before it
+        return latest
 
 
-def _decayed_sums(values: Floats, decay: float) -> Floats:
-    """S_t = decay * S_{t-1} + x_t, without a Python loop over the values.
+def debiased_average(values: npt.ArrayLike, window: int = WINDOW) -> Floats:
+    """(N,) values -> (N,) float64, their `DebiasedAverage`."""
+    return DebiasedAverage(window).extend(values)
+
+
+class AverageWithError:
+    """A `DebiasedAverage` and its standard error, taking the values as independent (documents are read shuffled).
+
+    With the weights w_i of the average, and m_1 and m_2 the averages of x and of x^2:
+
+        error^2 = (m_2 - m_1^2) * sum w_i^2 / (1 - sum w_i^2)
+
+    the weighted sample variance without bias, times the sum of the squared weights; NaN for the first value.
+    """
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self._window = window
+        self._mean, self._square = DebiasedAverage(window), DebiasedAverage(window)
+        self._middle = math.nan  # what squares are taken around: near the values, so that no digits are lost
+
+    def extend(self, values: npt.ArrayLike) -> tuple[Floats, Floats]:
+        """(N,) more values -> average and standard error behind each, (N,) float64 both."""
+        array = np.asarray(values, dtype=np.float64)
+        finite = np.isfinite(array)
+        if math.isnan(self._middle) and finite.any():
+            self._middle = float(array[finite][0])
+        numbers = self._mean.count + np.cumsum(finite)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            mean = self._mean.extend(array - self._middle)
+            square = self._square.extend((array - self._middle) ** 2)
+            weights = squared_weights(numbers, self._window)
+            error = np.sqrt(np.maximum(square - mean**2, 0) * weights / (1 - weights))
+        return mean + self._middle, np.where(numbers > 1, error, np.nan)
+
+
+def squared_weights(count: npt.ArrayLike, window: int = WINDOW) -> Floats:
+    """Sum of the squared weights of a `DebiasedAverage` of `count` values: 1 for one, 1 / window for many."""
+    decay = 1 - 2 / (window + 1)
+    powers = decay ** np.asarray(count, dtype=np.float64)
+    weights: Floats = (1 - decay) / (1 + decay) * (1 + powers) / (1 - powers)
+    return weights
+
+
+def _decayed_sums(values: Floats, decay: float, before: float) -> Floats:
+    """S_t = decay * S_{t-1} + x_t from S = `before` on, without a Python loop over the values.
 
     In rows of such a length that decay^-row is at most 1000: within a row S is a cumulative sum of x_i / decay^i, and
     no more than three of float64's sixteen digits are lost; only the carry from row to row is a loop.
@@ -47,22 +106,12 @@ def _decayed_sums(values: Floats, decay: float) -> Floats:
     padded[: values.size] = values
     powers = decay ** np.arange(row)
     sums = np.cumsum(padded.reshape(-1, row) / powers, axis=1) * powers
-    carry = 0.0
+    carry = before
     for line in sums:
         line += carry * decay * powers
         carry = float(line[-1])
     flat: Floats = sums.reshape(-1)[: values.size]
     return flat
-
-
-def window_for(count: int) -> int:
-    """How many documents to average over in a curve of `count`: a twentieth of it, at least 20 and at most 1000."""
-    return min(max(count // 20, 20), 1000)
-
-
-def describe_window(window: int) -> str:
-    """The window in a reader's words."""
-    return f"average over about the last {window:,}"
 
 
 def extremes(values: npt.ArrayLike, buckets: int) -> npt.NDArray[np.intp]:
@@ -83,42 +132,3 @@ def extremes(values: npt.ArrayLike, buckets: int) -> npt.NDArray[np.intp]:
     chosen = np.concatenate(([0, places.size - 1], starts + low.argmin(axis=1), starts + high.argmax(axis=1)))
     kept: npt.NDArray[np.intp] = places[np.unique(chosen)]
     return kept
-
-
-def value_range(values: Floats, floor: float | None, headroom: float = 0.22) -> tuple[float, float]:
-    """A range from the lowest value (or `floor`) to the highest, with a share of itself above for the legend.
-
-    What is further above the 98th percentile than twice that is above the median (and half of itself) is left out: one
-    spike must not flatten a curve. Less than twenty values are too few to tell what a spike is.
-    """
-    low, high = float(values.min()) if floor is None else floor, float(values.max())
-    if len(values) >= 20:
-        middle, most = (float(level) for level in np.quantile(values, (0.5, 0.98), method="lower"))
-        high = float(values[values <= most + max(2 * (most - middle), 0.5 * abs(most))].max())
-    span = max(high - low, 0.02 * abs(high)) or 1.0
-    return (low - 0.04 * span if floor is None else low), high + headroom * span
-
-
-def averages_by_source(
-    steps: npt.NDArray[Any], values: npt.NDArray[Any], sources: npt.NDArray[Any], most: int = 7
-) -> list[tuple[str, npt.NDArray[Any], Floats]]:
-    """(name, steps, debiased averages) of each source over its own documents, the most frequent first.
-
-    Sources beyond the first `most` - 1 are taken together as `N others`, last. Documents without a source ('') are left
-    out. Each source's window is `window_for` its own count of documents.
-    """
-    listed: list[str] = sources.tolist()
-    names = list(dict.fromkeys(listed))
-    code_of = {name: code for code, name in enumerate(names)}
-    codes = np.fromiter(map(code_of.__getitem__, listed), np.intp, len(listed))
-    counts = np.bincount(codes, minlength=len(names))
-    order = [int(i) for i in np.argsort(-counts, kind="stable") if names[i]]
-    alone = order if len(order) <= most else order[: most - 1]
-    groups = [(names[i], codes == i) for i in alone]
-    if len(alone) < len(order):
-        others = order[len(alone) :]
-        groups.append((f"{len(others)} others", np.isin(codes, others)))
-    return [
-        (name, steps[chosen], debiased_average(values[chosen], window_for(int(chosen.sum()))))
-        for name, chosen in groups
-    ]

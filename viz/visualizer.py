@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from viz.drawing import DrawingProcess
+from viz.drawing import KEEP_CHARTS, DrawingProcess
 from viz.filesystem import remove_leftovers
 from viz.schema import make_row, rows_of
 from viz.store import StoreWriter
@@ -36,11 +36,13 @@ class TrainingVisualizer:
         run: Mapping[str, Any] | None = None,
         *,
         resume_from: int | None = None,
+        keep_charts: int = KEEP_CHARTS,
         say: Callable[[str], None] = print,
     ) -> None:
         """Make the store of a new run, or go on with the one that is there as of `resume_from` finished documents.
 
         `run`: columns of the table `run` (`viz/schema.py`), such as config, source, model; what is missing is NULL.
+        `keep_charts`: how many numbered pictures stay; beyond that they thin out evenly.
         `say`: told in one line what went wrong with the drawing, or which file another program holds; called from
         other threads too.
         Raises FileExistsError if a new run finds a store, FileNotFoundError if there is none to resume, ValueError for
@@ -51,7 +53,7 @@ class TrainingVisualizer:
         described = {"run_id": uuid.uuid4().hex[:12]} | dict(run or {})
         self._store = StoreWriter(self.folder / "run.db", described, resume=resume_from is not None, say=say)
         remove_leftovers(self.folder)
-        self._drawing = DrawingProcess(self.folder, say, self.record_event)
+        self._drawing = DrawingProcess(self.folder, say, self.record_event, keep_charts)
         self._through = resume_from or 0  # finished documents that the record holds
         self._closed = False
         if resume_from is not None:

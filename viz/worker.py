@@ -1,4 +1,5 @@
-"""The child process that draws and exports when told: `python -m viz.worker FOLDER`.
+"""The child process that draws and exports when told: `python -m viz.worker FOLDER CHARTS`, the latter the number of
+numbered pictures that are kept.
 
 Commands come as JSON lines on standard input, one answer to each goes to standard output:
 
@@ -19,45 +20,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from viz.chart_files import draw_run, forget_charts
+from viz.chart_files import draw_run, forget_charts, thin_charts
 from viz.charts import Chart
 from viz.exports import Exporter
 from viz.reader import Columns, StoreReader
+from viz.view import Viewer
 
 EXPORT_SHARE = 0.01  # of the time since the start, at most, goes into rewriting JSON
 SECONDS_PER_ROW = 1e-5  # what a first export is expected to cost, for each row
 
 
-class History:
-    """The columns of a store kept in memory; a `read` fetches what is new."""
-
-    def __init__(self) -> None:
-        self._columns: Columns = {}
-        self._rows = 0
-
-    def read(self, store: StoreReader) -> Columns:
-        """`StoreReader.columns` of all rows so far: views, good until the next `read`."""
-        since = int(self._columns["steps"][self._rows - 1]) + 1 if self._rows else 0
-        new = store.columns(since)
-        rows = self._rows + len(new["steps"])
-        for name, values in new.items():
-            kept = self._columns.get(name)
-            if kept is None or len(kept) < rows:  # twice the room: rows are copied a few times in all, not once a read
-                self._columns[name] = np.empty(2 * rows, values.dtype)
-                if kept is not None:
-                    self._columns[name][: self._rows] = kept[: self._rows]
-            self._columns[name][self._rows : rows] = values
-        self._rows = rows
-        return {name: values[:rows] for name, values in self._columns.items()}
-
-
 class Worker:
     """What the process remembers between commands."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keep_charts: int) -> None:
         self.folder = folder
+        self._keep_charts = keep_charts
         self._chart = Chart()
         self._store: StoreReader | None = None
         self._started = time.monotonic()
@@ -65,7 +43,8 @@ class Worker:
         self._forget()
 
     def _forget(self) -> None:
-        self._history, self._exporter, self._exported = History(), Exporter(), 0
+        self._viewer: Viewer | None = None
+        self._exporter, self._exported = Exporter(), 0
 
     def obey(self, command: dict[str, Any]) -> dict[str, Any]:
         """Carry out one command; returns what the answer says besides `done` and `seconds`."""
@@ -77,12 +56,15 @@ class Worker:
             return {}
         if self._store is None:
             self._store = StoreReader(self.folder / "run.db")
-        columns = self._history.read(self._store)
+        if self._viewer is None:
+            self._viewer = Viewer(self._store)
         if "chart" in command:
-            draw_run(self._chart, self._store, columns, self.folder, command["chart"])
-        elif not self._export(self._store, columns, command["force"]):
-            return {"skipped": True}
-        return {}
+            draw_run(self._chart, self._viewer, self.folder, command["chart"])
+            thin_charts(self.folder, self._keep_charts)
+            return {}
+        self._viewer.series.read(self._store)
+        exported = self._export(self._store, self._viewer.series.columns(), command["force"])
+        return {} if exported else {"skipped": True}
 
     def _export(self, store: StoreReader, columns: Columns, force: bool) -> bool:
         began = time.monotonic()
@@ -97,12 +79,12 @@ class Worker:
         return True
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, keep_charts: int) -> None:
     """Obey standard input until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: it still asks for a last chart
     os.nice(10)
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not stand among the answers
-    worker = Worker(folder)
+    worker = Worker(folder, keep_charts)
     for line in sys.stdin:
         command = json.loads(line)
         began = time.monotonic()
@@ -120,4 +102,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

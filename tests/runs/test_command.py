@@ -254,7 +254,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_run_imports_no_library_that_it_does_without(tmp_path: Path, corpus: Path) -> None:
     """The compiler alone takes a second of every start; torch imports it where an optimizer of its own makes a step."""
-    libraries = {"torch._dynamo", "pyarrow", "datasets", "huggingface_hub", "tokenizers", "safetensors", "matplotlib"}
+    hub = {"datasets", "huggingface_hub", "pyarrow", "pandas"}
+    libraries = {"torch._dynamo", "tokenizers", "safetensors", "matplotlib", *hub}
     script = f"""
 import sys
 sys.path.insert(0, {str(PROJECT)!r})

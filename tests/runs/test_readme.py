@@ -2,18 +2,29 @@
 
 import re
 import shlex
+import shutil
+import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, make_texts
+from tests.conftest import PROJECT, Run, make_texts
 from tests.runs.conftest import SMALL, Train
-from trainer.arguments import _parser, parse_arguments
+from trainer.arguments import _parser
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+LESSON = (PROJECT / "docs" / "lesson.md").read_text(encoding="utf-8")
+
+
+def commands_of(page: str) -> list[str]:
+    """The lines of a page's blocks for a shell."""
+    blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+COMMANDS = commands_of(README)
 
 
 def test_the_two_commands_of_a_newcomer_come_first() -> None:
@@ -21,31 +32,83 @@ def test_the_two_commands_of_a_newcomer_come_first() -> None:
     assert COMMANDS[1] == "pip install -r requirements-dev.txt && pytest"
 
 
-def test_every_command_works(train: Train, tmp_path: Path, run_command: object) -> None:
+def test_every_command_works(train: Train, tmp_path: Path, run_command: Run) -> None:
     """In the order of the page, each in the folder that the one before left, made small by flags at its end."""
     (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "one.txt").write_text("\n\n".join(make_texts(40)))
-    ran = []
-    for command in COMMANDS[2:]:
-        program, *words = shlex.split(command)
-        assert program == "python"
-        if words[0] == "train_slimpajama.py":
-            if "--dataset" in words:
-                assert train(*words[1:], *SMALL, small=False) == 0
-            elif "--resume" in words:
-                assert train(*words[1:], "--steps", 60, small=False) == 0
-            else:  # would go to the Hub
-                parse_arguments(words[1:]).merge()
+    (tmp_path / "notes" / "one.txt").write_text("\n\n".join(make_texts(60)))
+    assert train("--dataset", "notes", "--steps", 30) == 0  # what stands there when the page is read on
+    ran = [follow(command, train, tmp_path, run_command) for command in COMMANDS[2:]]
+    assert {"train_slimpajama.py", "viz", "trainer.generate", "trainer.evaluate", "trainer.export"} <= {*ran}
+
+
+def test_the_lesson_can_be_taught(train: Train, tmp_path: Path, run_command: Run) -> None:
+    (tmp_path / "notes.txt").write_text("\n\n".join(make_texts(60)))
+    ran = [follow(command, train, tmp_path, run_command) for command in commands_of(LESSON)]
+    assert ran.count("train_slimpajama.py") == 3 and ran.count("viz") >= 3
+    inline = [line for line in re.findall(r"`(python [^`]+)`", LESSON) if line != "python -m viz document"]
+    assert len(inline) >= 3
+    for command in inline:
+        follow(command, train, tmp_path, run_command)
+
+
+def follow(command: str, train: Train, folder: Path, run_command: Run) -> str:
+    """Do what a page says, in a smaller way, and look at what comes of it. Returns the name of what ran."""
+    program, *words = shlex.split(command)
+    if program == "sqlite3":
+        ask_store(words[0], words[1].replace("1000", "10"))
+        return program
+    assert program == "python"
+    if words[0] == "train_slimpajama.py":
+        if "--resume" in words:
+            assert train(*words[1:], "--steps", 60, small=False) == 0
         else:
-            done = run_command(*words[2:], cwd=tmp_path, module=words[1])  # type: ignore[operator]
-            said = {
-                "trainer.generate": "def main(",
-                "trainer.evaluate": "checkpoints/checkpoint_step_",
-                "trainer.export": "Wrote my-model from checkpoints/",
-            }
-            assert words[0] == "-m" and done.stdout.startswith(said[words[1]])
-        ran.append(words[0])
-    assert len(ran) >= 4 and "-m" in ran
+            data = [] if "--dataset" in words else ["--dataset", "notes"]
+            assert train(*words[1:], *SMALL, *data, "--steps", 50, small=False) == 0
+        return words[0]
+    if "RUN_ID" in command:
+        earlier = max((folder / "training_viz" / "earlier").iterdir()).name
+        words = [word.replace("RUN_ID", earlier) for word in words]
+    words = ["33" if word in ("1146", "500") else word for word in words]
+    done = run_command(*words[2:], cwd=folder, module=words[1])
+    said = {
+        "trainer.generate": r"def main\(",
+        "trainer.evaluate": "checkpoints/checkpoint_step_",
+        "trainer.export": "Wrote my-model from checkpoints/",
+        "viz chart": r"run\.png\n",
+        "viz timelapse": r"\S+timelapse\.gif \(\d+ frames\)\n",
+        "viz runs": "run +started",
+        "viz compare": r"(.* is better by |No difference found: ).*nats per token over \d+ shared documents",
+        "viz document": "Step 33: .*\nLoss",
+    }
+    name = f"viz {words[2]}" if words[1] == "viz" else words[1]
+    assert words[0] == "-m" and re.match(said[name], done.stdout), done.stdout
+    return words[1]
+
+
+def ask_store(store: str, sql: str) -> None:
+    """Rows come back, from the program and from Python: there may be no such program, or an old one."""
+    if shutil.which("sqlite3"):
+        done = subprocess.run(["sqlite3", store, sql], capture_output=True, text=True, check=True)
+        assert done.stdout.strip(), sql
+    with sqlite3.connect(store) as database:
+        assert database.execute(sql).fetchall(), sql
+    database.close()
+
+
+def test_what_is_to_be_installed_is_there() -> None:
+    """What is asked of pip and of the Hub in the table of places: files that exist, the range that we need."""
+    section = README.partition("## Install")[2].partition("\n## ")[0]
+    asked = re.findall(r"`((?:python3 -m venv [^`]*)?pip [^`]+)`", section)
+    assert len(asked) >= 6
+    needed = (PROJECT / "requirements.txt").read_text()
+    for command in asked:
+        words = shlex.split(command.rpartition("&& ")[2])
+        if "-r" in words:
+            assert (PROJECT / words[words.index("-r") + 1]).exists(), command
+        for word in words:
+            if word.startswith("torch"):
+                assert f"{word}\n" in needed
+    assert re.search(r"`hf download DKYoon/SlimPajama-6B --repo-type dataset --include ", section)
 
 
 def test_every_flag_is_told_and_no_other() -> None:
@@ -61,11 +124,24 @@ def test_links_and_rooms_that_are_named_exist(folder: str) -> None:
         assert (PROJECT / name).exists(), name
 
 
-def test_python_blocks_of_the_docs_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert train("--steps", 100) == 0
+def test_queries_of_the_docs_answer(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of the blocks for a shell, and each block of Python after those before it, says something."""
+    assert train("--steps", 100, "--evaluation-interval", 50, "--display-samples", 10) == 0
     monkeypatch.setattr(sys, "path", [str(PROJECT), *sys.path])
-    for block in re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "files.md").read_text(), re.DOTALL):
-        exec(compile(block, "docs/files.md", "exec"), {})  # noqa: S102  # our own documentation
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", (PROJECT / "docs" / "files.md").read_text("utf-8"), re.DOTALL)
+    shown: list[object] = []
+    names: dict[str, object] = {"print": lambda *values: shown.extend(values)}
+    for kind, block in blocks:
+        if kind == "python":
+            before = len(shown)
+            exec(compile(block, "docs/files.md", "exec"), names)  # noqa: S102  # our own documentation
+            assert len(shown) - before >= block.count("print(")
+            continue
+        for line in block.splitlines():
+            program, store, sql = shlex.split(line)
+            assert program == "sqlite3"
+            ask_store(store, sql)
+    assert shown and all(len(value) > 0 for value in shown)  # type: ignore[arg-type]
 
 
 def test_what_may_be_relied_on_names_tests_that_exist() -> None:

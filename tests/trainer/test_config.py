@@ -35,6 +35,7 @@ TYPED = {
     "spike": ("skip", "skip"),
     "deterministic": (None, True),
     "keep_checkpoints": ("9", 9),
+    "keep_charts": ("40", 40),
     "keep_every": ("100", 100),
     "dtype": ("fp32", "fp32"),
     "compile": (None, True),

@@ -3,60 +3,24 @@
 import io
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
-from viz.chart_files import draw_run, forget_charts
-from viz.charts import HEIGHT, WIDTH, Chart, short_number
-from viz.schema import rows_of
-from viz.store import Columns, StoreReader, StoreWriter
+from tests.viz.runs_to_draw import HOSTILE, MOMENTS, SAMPLE, columns_of, view_of
+from viz.charts import SIZE, Chart, format_duration, verdict
+from viz.marks import FEW, Density, places
+from viz.panels import shorten_name
+from viz.series import Series
+from viz.text_block import TextBlock
+from viz.view import StandOut, View, by_position
 
-Metrics = Callable[..., dict[str, Any]]
-
-RUN = {"source": "python-library", "note": "SlimPajama out of reach (no network)", "model": "small 13.8 M"}
-SAMPLE = {
-    "step": 2950,
-    "prompt": "def parse_header(line):\n    ",
-    "input": "def parse_header(line):\n    '''Parse a header'''",
-    "output": "return line.split(':', 1)\n" * 30,
-    "reference": "'''Parse a Content-type like header.\n\n    Return the main content-type and a dictionary.''' " * 30,
-    "error": None,
-}
-HOSTILE = (
-    "$x^{$ \\frac{ $$ \\ _{}^ %s <b>&amp; \x00\x07\x1b[31m \u202e\u2066 \ud83d\ud800 😀 日本語 עברית ไทย e\u0301\u0301 "
-    "\r\n\t\v\f\u2028" + "W" * 3000
-)
-
-
-def columns_of(count: int, sources: int = 3, ugly: bool = False) -> Columns:
-    """A run of `count` documents: falling loss, warm-up; if ugly, NaN, infinities and spikes in everything."""
-    random = np.random.default_rng(count)
-    steps = np.arange(count)
-    names = np.array([f"RedPajamaCommonCraw{i}" for i in range(sources)], dtype=object)
-    columns: Columns = {
-        "steps": steps,
-        "loss": 3 + 6 * np.exp(-steps / 300) + random.normal(0, 0.6, count),
-        "accuracy": np.clip(0.4 - 0.35 * np.exp(-steps / 300) + random.normal(0, 0.07, count), 0, 1),
-        "throughput": np.abs(random.normal(5200, 600, count)),
-        "tokens": np.full(count, 255),
-        "seconds": np.full(count, 255 / 5200.0),
-        "learning_rate": 1e-3 * np.minimum(1, np.maximum(steps, 1) / 1000),
-        "gradient_norm": random.lognormal(0, 0.5, count),
-        "source": names[random.integers(0, sources, count)],
-    }
-    if ugly:
-        for name, spike in (("loss", 1e4), ("throughput", 1e9), ("gradient_norm", 1e12), ("learning_rate", 5.0)):
-            columns[name][count // 3] = np.nan
-            columns[name][count // 4] = np.inf
-            columns[name][count // 2] = spike
-        columns["gradient_norm"][-1] = 0.0
-    return columns
+PICTURES = Path(__file__).parent / "pictures"
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +31,19 @@ def chart() -> Chart:
 def texts_of(chart: Chart) -> dict[str, Any]:
     """Every visible text of the figure, by a name that tells where it is -> its box in pixels."""
     renderer = chart.canvas.get_renderer()
-    found = {"title": chart.figure._suptitle}
+    blocks = [artist for artist in chart.figure.artists if isinstance(artist, TextBlock)]
+    found: dict[str, Any] = {f"figure text {index}": artist for index, artist in enumerate(blocks)}
     for number, axes in enumerate(chart.figure.axes):
-        axis_on = axes.axison
-        parts = {"title": [axes.title, axes._left_title, axes._right_title], "text": axes.texts}
-        if axis_on:
-            parts["label"] = [axis.label for axis in (axes.xaxis, axes.yaxis) if axis.get_visible()]
+        parts = {"title": [axes.title, axes._left_title, axes._right_title], "text": blocks_in(axes)}
+        if axes.axison:
+            parts["label"] = [axis.label for axis in (axes.xaxis, axes.yaxis)]
             for letter, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
                 low, high = sorted(axis.get_view_interval())
-                ticks = axis.get_major_ticks() if axis.get_visible() else []
-                for tick in ticks:
-                    if low <= tick.get_loc() <= high:
-                        parts.setdefault(f"{letter} tick", []).extend([tick.label1, tick.label2])
+                parts[f"{letter} tick"] = [
+                    tick.label1
+                    for tick in axis.get_major_ticks()
+                    if low <= tick.get_loc() <= high and tick.label1.get_visible()
+                ]
         if axes.get_legend() is not None:
             parts["legend"] = list(axes.get_legend().get_texts())
         for name, artists in parts.items():
@@ -96,16 +61,16 @@ def overlaps(chart: Chart) -> list[str]:
         for (a, box), (b, other) in itertools.combinations(boxes.items(), 2)
         if min(box.x1, other.x1) - max(box.x0, other.x0) > 1 and min(box.y1, other.y1) - max(box.y0, other.y0) > 1
     ]
-    wrong += [f"{name} leaves the figure" for name, box in boxes.items() if not _inside(box, 0, 0, WIDTH, HEIGHT)]
-    panel = chart.text.get_window_extent()
-    for name, box in boxes.items():
-        if name.startswith("panel 2 text") and not _inside(box, panel.x0, panel.y0, panel.x1, panel.y1):
-            wrong.append(f"{name} leaves its panel")
-    for axes in chart.figure.axes:
-        if (legend := axes.get_legend()) is not None:
-            box, room = legend.get_window_extent(), axes.get_window_extent()
-            if not _inside(box, room.x0 - 8, room.y0 - 8, room.x1 + 8, room.y1 + 8):
-                wrong.append(f"the legend of {axes.get_title(loc='left')} leaves its axes")
+    width, height = chart.figure.bbox.width, chart.figure.bbox.height
+    wrong += [f"{name} leaves the figure" for name, box in boxes.items() if not _inside(box, 0, 0, width, height)]
+    for number, axes in enumerate(chart.figure.axes):
+        if axes in (chart.key, chart.moments, chart.latest):
+            room = axes.get_window_extent()
+            wrong += [
+                f"{name} leaves its panel"
+                for name, box in boxes.items()
+                if name.startswith(f"panel {number} text") and not _inside(box, room.x0, room.y0 - 2, room.x1, room.y1)
+            ]
     return wrong
 
 
@@ -119,6 +84,32 @@ def size_of(picture: bytes) -> tuple[int, int]:
         return image.size
 
 
+def legend_of(chart: Chart) -> list[str]:
+    legend = chart.marks.get_legend()
+    return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
+def blocks_in(axes: Any) -> list[Any]:
+    return [*axes.texts, *(artist for artist in axes.artists if isinstance(artist, TextBlock))]
+
+
+def written_in(axes: Any) -> str:
+    return "\n".join(text.get_text() for text in blocks_in(axes))
+
+
+def density_of(chart: Chart) -> Density:
+    (found,) = (artist for artist in chart.loss.artists if isinstance(artist, Density))
+    return found
+
+
+def line_of(axes: Any, label: str) -> Any:
+    return next((line for line in axes.lines if label in str(line.get_label())), None)
+
+
+def evaluations_of(steps: Sequence[int], split: str = "validation", above: float = 0.0) -> list[dict[str, Any]]:
+    return [{"split": split, "step": step, "loss": above + 3 + 6 * math.exp(-step / 300)} for step in steps]
+
+
 @pytest.mark.parametrize(
     ("count", "sources", "ugly"),
     [
@@ -130,209 +121,405 @@ def size_of(picture: bytes) -> tuple[int, int]:
     ],
 )
 def test_nothing_overlaps_at_any_length(chart: Chart, count: int, ugly: bool, sources: int) -> None:
-    picture = chart.draw(RUN, columns_of(count, sources, ugly), SAMPLE if count else None, count)
+    evaluations = evaluations_of(range(count // 6, count, max(count // 6, 1)))
+    picture = chart.draw(view_of(columns_of(count, sources, ugly), evaluations=evaluations))
     assert overlaps(chart) == []
-    assert size_of(picture) == (WIDTH, HEIGHT)
-    assert len(picture) < 250_000
+    assert size_of(picture) == SIZE
+    assert len(picture) < 320_000
 
 
-def evaluations_of(steps: Sequence[int], split: str = "validation", above: float = 0.0) -> list[dict[str, Any]]:
-    return [{"split": split, "step": step, "loss": above + 3 + 6 * math.exp(-step / 300)} for step in steps]
+@pytest.mark.parametrize("size", [(400, 250), (1000, 1000), (3200, 1800), (2000, 1250)])
+def test_nothing_overlaps_at_any_size(size: tuple[int, int]) -> None:
+    chart = Chart(size, dark=True)
+    assert size_of(chart.draw(view_of(columns_of(3000, 7, True)))) == size
+    assert overlaps(chart) == []
 
 
-def held_out_line(chart: Chart, split: str = "validation") -> Any:
-    return next((line for line in chart.loss.lines if f"({split})" in str(line.get_label())), None)
+def test_the_test_for_overlaps_can_fail(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(100)))
+    blocks_in(chart.loss)[-1].set_text("far too long a label " * 10)
+    chart.latest.artists[-1].set_text("W" * 100)
+    wrong = overlaps(chart)
+    assert any("meets" in line for line in wrong)
+    assert any("leaves its panel" in line for line in wrong)
+    assert any("leaves the figure" in line for line in wrong)
+
+
+def test_a_million_documents_are_a_density_in_which_each_one_counts(chart: Chart) -> None:
+    columns = columns_of(1_000_000)
+    columns["loss"][:] = np.clip(columns["loss"], 1.6, 4.4)
+    columns["loss"][654_321] = 6.5  # alone up there
+    picture = chart.draw(view_of(columns, evaluations=evaluations_of([999_999])))
+    assert overlaps(chart) == [] and len(picture) < 320_000
+    counts, (left, right), (bottom, top) = density_of(chart).counts, chart.loss.get_xlim(), chart.loss.get_ylim()
+    row = int((6.5 - bottom) / (top - bottom) * counts.shape[0])
+    column = int((654_321 - left) / (right - left) * counts.shape[1])
+    assert counts[row].sum() == counts[row, column] == 1
+    outside = np.count_nonzero((columns["loss"] < bottom) | (columns["loss"] >= top))
+    assert counts.sum() == 1_000_000 - outside
+    box = chart.loss.get_window_extent()
+    with Image.open(io.BytesIO(picture)) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    alone = pixels[SIZE[1] - 1 - (round(box.y0) + row), round(box.x0) + column]
+    assert alone.sum() < 3 * 255 - 100  # seen, although it is one of a million
+    assert line_of(chart.loss, "average").get_xdata()[-1] == 999_999
+    assert len(line_of(chart.loss, "average").get_xdata()) <= 2 * places(chart.loss) + 2
+
+
+def test_few_documents_are_points(chart: Chart) -> None:
+    for count in (2, 100, FEW):
+        chart.draw(view_of(columns_of(count)))
+        assert not [artist for artist in chart.loss.artists if isinstance(artist, Density)]
+        points = [line for line in chart.loss.lines if line.get_marker() == "o" and line.get_linestyle() == "None"]
+        assert len(points[0].get_xdata()) == count
+
+
+def test_the_panels_and_their_names(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(500)))
+    assert [title.get_text() for title in chart.titles.values()] == [
+        "Loss before each update, nats per token: a held-out curve",
+        "Furthest above the average of their source: python -m viz document STEP shows one",
+        "Learning rate",
+        "Gradient norm",
+        "Tokens a second",
+        "Time waited for documents",
+        "Loss by source, average of ~200",
+        "Next token right, average of ~200",
+        "Loss by position in a document",
+        "One prompt, asked again",
+        "Latest generation, step 2,950",
+    ]
+
+
+def test_the_loss_is_held_against_knowing_nothing_and_knowing_frequencies(chart: Chart) -> None:
+    columns = columns_of(500)
+    chart.draw(view_of(columns))
+    ends = written_in(chart.loss)
+    assert "knows nothing 9.01" in ends and f"token frequencies {columns['unigram_entropy'][-1]:.2f}" in ends
+    levels = [line for line in chart.loss.lines if len(line.get_ydata()) == 2 and line.get_ydata()[0] == math.log(8192)]
+    assert len(levels) == 1 and chart.loss.get_ylim()[1] > math.log(8192)
+    columns["unigram_entropy"][:] = np.nan  # a store of an older version
+    chart.draw(view_of(columns, run={"vocab_size": None}))
+    assert "knows nothing" not in written_in(chart.loss) and "frequencies" not in written_in(chart.loss)
+
+
+def test_a_label_says_where_its_line_is_outside(chart: Chart) -> None:
+    columns = columns_of(60)
+    columns["loss"] = np.linspace(9.3, 8.8, 60)
+    chart.draw(view_of(columns))
+    assert f"▾ token frequencies {columns['unigram_entropy'][-1]:.2f}" in written_in(chart.loss)
+
+
+def test_the_band_is_two_standard_errors(chart: Chart) -> None:
+    view = view_of(columns_of(700))
+    chart.draw(view)
+    band = chart.loss.collections[0].get_paths()[0].get_extents()
+    average, error = view.series.loss_average.values(), view.series.loss_error.values()
+    assert band.ymax == pytest.approx(np.nanmax(average + 2 * error))
+    assert band.ymin == pytest.approx(np.nanmin(average - 2 * error))
+
+
+def test_the_average_over_all_data_is_drawn_not_one_of_the_reduced(chart: Chart) -> None:
+    columns = columns_of(100_000)
+    columns["loss"][:] = np.where(np.arange(100_000) % 100 == 0, 100.0, 1.0)  # mean 1.99; of extremes: 50.5
+    chart.draw(view_of(columns))
+    assert line_of(chart.loss, "average").get_ydata()[-1] == pytest.approx(1.99, abs=0.7)
 
 
 @pytest.mark.parametrize(("count", "ugly"), [(12, False), (1200, True), (3000, False), (100_000, True)])
 def test_held_out_losses_are_drawn_over_the_others(chart: Chart, count: int, ugly: bool) -> None:
     every = max(count // 6, 1)
     rows = evaluations_of(range(every - 1, count, every))
-    chart.draw(RUN, columns_of(count, 3, ugly), SAMPLE, count, rows)
-    assert overlaps(chart) == []
-    line = held_out_line(chart)
+    chart.draw(view_of(columns_of(count, 3, ugly), evaluations=rows))
+    line = line_of(chart.loss, "held out (validation)")
     assert [*zip(line.get_xdata(), line.get_ydata(), strict=True)] == [(row["step"], row["loss"]) for row in rows]
-    labels = [text.get_text() for text in chart.loss.get_legend().get_texts()]
-    assert f"held out (validation): {rows[-1]['loss']:.3f}" in labels
-    assert chart.loss.lines[-1] is line  # over them
-    chart.draw(RUN, columns_of(count, 3, ugly), SAMPLE, count)
-    assert held_out_line(chart) is None  # a figure is used again and again
+    assert f"held out {rows[-1]['loss']:.2f}" in written_in(chart.loss)
+    assert "held out (validation)" in legend_of(chart)
+    chart.draw(view_of(columns_of(count, 3, ugly)))
+    assert line_of(chart.loss, "held out") is None  # a figure is used again and again
 
 
 def test_held_out_losses_are_in_the_picture_wherever_they_are(chart: Chart) -> None:
-    chart.draw(RUN, columns_of(500), SAMPLE, 500, evaluations_of([99, 499], above=40.0))
+    chart.draw(view_of(columns_of(500), evaluations=evaluations_of([99, 499], above=40.0)))
     low, high = chart.loss.get_ylim()
     assert low < 40 < 46 < high
     missing = [{"split": "validation", "step": 99, "loss": None}]
-    chart.draw(RUN, columns_of(500), SAMPLE, 500, missing)
-    assert held_out_line(chart) is None and chart.loss.get_ylim()[1] < 20
+    chart.draw(view_of(columns_of(500), evaluations=missing))
+    assert line_of(chart.loss, "held out") is None and chart.loss.get_ylim()[1] < 20
     both = [*evaluations_of([99, 499], "test"), *missing, *evaluations_of([499])]
-    chart.draw(RUN, columns_of(500), SAMPLE, 500, both)
-    assert held_out_line(chart, "test").get_xdata().tolist() == [99, 499]
-    assert held_out_line(chart).get_xdata().tolist() == [499]
+    chart.draw(view_of(columns_of(500), evaluations=both))
+    assert list(line_of(chart.loss, "held out (test)").get_xdata()) == [99, 499]
+    assert list(line_of(chart.loss, "held out (validation)").get_xdata()) == [499]
 
 
 def test_thousands_of_evaluations_make_a_line_without_points(chart: Chart) -> None:
-    rows = evaluations_of(range(3000))
-    rows[1234]["loss"] = 9.875
-    picture = chart.draw(RUN, columns_of(3000), SAMPLE, 3000, rows)
-    line = held_out_line(chart)
+    chart.draw(view_of(columns_of(3000), evaluations=evaluations_of(range(3000))))
+    line = line_of(chart.loss, "held out")
     assert 100 < len(line.get_xdata()) < 1000 and line.get_marker() == "None"
-    assert (1234, 9.875) in [*zip(line.get_xdata(), line.get_ydata(), strict=True)]
-    assert len(picture) < 250_000
+    assert line.get_xdata()[-1] == 2999
 
 
-def test_a_chart_holds_the_evaluations_until_its_step(filled: Path, chart: Chart) -> None:
-    writer = StoreWriter(filled / "run.db", {}, resume=True)
-    for step in (9, 19):
-        writer.add("evaluations", {"step": step, "split": "validation", "source": "", "loss": 3.0})
-        writer.add("evaluations", {"step": step, "split": "validation", "source": "code", "loss": 2.0})
-    writer.close()
-    with StoreReader(filled / "run.db") as store:
-        for step, shown in ((10, [9]), (20, [9, 19])):
-            draw_run(chart, store, store.columns(), filled, step)
-            assert held_out_line(chart).get_xdata().tolist() == shown
-            assert held_out_line(chart).get_ydata().tolist() == [3.0] * len(shown)
+def test_what_lies_outside_is_marked_with_its_step(chart: Chart) -> None:
+    columns = columns_of(100_000)
+    columns["loss"][54_321], columns["loss"][60_000], columns["loss"][777] = 41.25, -7.5, np.nan
+    chart.draw(view_of(columns, evaluations=evaluations_of([99_999])))
+    legend = " ".join(legend_of(chart))
+    assert "above, to 41.25 at step 54,321" in legend
+    assert "below, to -7.5 at step 60,000" in legend
+    assert "1 not finite, first at step 777" in legend
+    above = line_of(chart.loss, "above")
+    assert 54_321 in above.get_xdata() and set(above.get_ydata()) == {0.985}
 
 
-def test_the_test_for_overlaps_can_fail(chart: Chart) -> None:
-    chart.draw(RUN, columns_of(100), SAMPLE, 100)
-    chart.loss.set_ylabel("far too long a label " * 10)
-    chart.text.texts[-1].set_text("W" * 100)
-    wrong = overlaps(chart)
-    chart.loss.set_ylabel("nats per token")
-    assert any("meets" in line for line in wrong)
-    assert any("leaves" in line for line in wrong)
+def test_events_are_ticks(chart: Chart) -> None:
+    ticks = [("checkpoint", [100, 200]), ("resume", [150]), ("roll-back", [120])]
+    chart.draw(view_of(columns_of(300), ticks=ticks))
+    assert legend_of(chart)[-3:] == ["checkpoint (2)", "resume (1)", "roll-back (1)"]
+    found = [line_of(chart.loss, kind) for kind, _ in ticks]
+    assert [list(line.get_xdata()) for line in found] == [steps for _, steps in ticks]
+    assert len({(line.get_color(), line.get_marker()) for line in found}) == 3
 
 
-@pytest.mark.parametrize("part", ["prompt", "output", "reference", "error", "source", "note", "model"])
+def test_a_document_that_stood_out_has_a_ring_a_number_and_its_words(chart: Chart) -> None:
+    columns = columns_of(500)
+    columns["loss"][[300, 302, 499]] = 9.5, 9.4, 9.3  # two so near that their numbers must give way
+    chart.draw(view_of(columns))
+    rings = [line for line in chart.loss.lines if line.get_markerfacecolor() == "none"]
+    assert sorted(int(line.get_xdata()[0]) for line in rings) == [300, 302, 499]
+    assert {"1", "2", "3"} <= {text.get_text() for text in chart.loss.texts}
+    words = written_in(chart.key)
+    assert "step 300: RedPajamaCommonCraw" in words and "“six words of it…”" in words
+    assert overlaps(chart) == []
+    chart.draw(view_of(columns_of(500), run={"config": {"warmup_steps": 1000, "num_steps": 10}}))
+    assert "after the warm-up (1,000 steps)" in written_in(chart.key)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_each_source_has_its_line_its_name_and_a_weight_by_its_share(dark: bool) -> None:
+    chart = Chart(dark=dark)
+    columns = columns_of(900, sources=7)
+    columns["source"][:600] = "RedPajamaCommonCraw0"
+    chart.draw(view_of(columns))
+    lines = chart.sources.lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == 7
+    assert len({line.get_color() for line in lines}) == 7
+    assert lines[0].get_linewidth() > 1.5 * max(line.get_linewidth() for line in lines[1:])
+    labels = sorted(text.split()[0] for text in written_in(chart.sources).split("\n"))
+    assert labels == [f"…maCommonCraw{number}" for number in range(7)]
+
+
+def test_a_sources_name_is_short_and_still_its_own() -> None:
+    pajamas = ["RedPajamaCommonCrawl", "RedPajamaC4", "RedPajamaStackExchange"]
+    assert [shorten_name(name, pajamas) for name in pajamas] == ["CommonCrawl", "C4", "StackExchange"]
+    assert shorten_name("a-very-long-name-of-one-source", ["a-very-long-name-of-one-source"]) == "a-very-long-n…"
+    assert shorten_name("x", ["x", "y"]) == "x"
+    ends = ["one-long-name-that-differs-1", "one-long-name-that-differs-2"]
+    assert [shorten_name(name, ends) for name in ends] == ["…hat-differs-1", "…hat-differs-2"]
+
+
+def test_many_documents_of_a_source_are_one_line_and_not_a_smear(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(200_000)))
+    for line in chart.sources.lines:
+        assert 90 <= len(line.get_xdata()) < 300 and line.get_xdata()[-1] > 199_900
+
+
+def test_of_many_sources_the_most_frequent_are_shown_and_the_rest_is_said(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(3000, sources=30)))
+    assert len(chart.sources.lines) == 7
+    assert chart.titles[chart.sources].get_text().startswith("7 of 30 sources (2")
+    chart.draw(view_of(columns_of(3000, sources=3)))
+    assert chart.titles[chart.sources].get_text() == "Loss by source, average of ~200"
+
+
+def test_accuracy_has_its_average_and_its_band(chart: Chart) -> None:
+    view = view_of(columns_of(700))
+    chart.draw(view)
+    assert len(chart.accuracy.lines) == len(chart.accuracy.collections) == 1
+    assert written_in(chart.accuracy) == f"average {100 * view.series.accuracy_average.values()[-1]:.1f} %"
+
+
+def test_the_early_and_the_newest_documents_by_position(chart: Chart) -> None:
+    flat, falling = [np.full(255, 8.0)] * 200, [8 - np.log(np.arange(1.0, 256.0))] * 200
+    positions = [by_position(flat, 0, 199), by_position(falling, 800, 999)]
+    chart.draw(view_of(columns_of(1000), positions=positions))
+    early, late = chart.positions.lines
+    assert early.get_ydata() == pytest.approx(8.0) and late.get_ydata()[-1] < 3
+    assert written_in(chart.positions).split("\n") == ["last 200", "first 200"]
+    assert chart.positions.get_xscale() == "log"
+    chart.draw(view_of(columns_of(5)))
+    assert "from 10 documents on" in written_in(chart.positions)
+
+
+def test_the_strips_tell_rate_norm_speed_and_waiting(chart: Chart) -> None:
+    columns = columns_of(2000)
+    columns["gradient_norm"][1234] = 1e6
+    chart.draw(view_of(columns))
+    assert written_in(chart.rate) == "1.00e-03"
+    assert chart.norm.get_yscale() == "log"
+    assert (1234, 1e6) in {*zip(*chart.norm.lines[0].get_data(), strict=True)}
+    assert written_in(chart.speed).startswith("average 5,2")
+    assert written_in(chart.waiting) == "average 4.1 %"
+    assert chart.speed.get_xlim() == chart.loss.get_xlim() == chart.waiting.get_xlim()
+
+
+def test_one_prompt_at_its_moments_and_the_newest_generation_beside_the_document(chart: Chart) -> None:
+    moments = [MOMENTS[0] | {"output": "aaa"}, MOMENTS[3] | {"output": "bbb"}]
+    chart.draw(view_of(columns_of(500), moments=moments, sample=SAMPLE | {"reference": "truth"}))
+    said = written_in(chart.moments)
+    for words in ("def parse_header", "after 0 documents", "aaa", "after 2,400 documents", "bbb"):
+        assert words in said
+    said = written_in(chart.latest)
+    assert said.index("the model goes on") < said.index("return line") < said.index("truth")
+
+
+def test_a_failed_generation_is_said_and_nothing_stands_in_for_it(chart: Chart) -> None:
+    failed = SAMPLE | {"output": "", "error": "out of memory"}
+    chart.draw(view_of(columns_of(2), sample=failed, moments=[failed]))
+    assert "(failed: out of memory)" in written_in(chart.latest)
+    assert "(failed: out of memory)" in written_in(chart.moments)
+
+
+@pytest.mark.parametrize("part", ["prompt", "output", "reference", "error", "source", "note", "model", "words"])
 def test_hostile_text_is_only_text(chart: Chart, part: str) -> None:
-    columns = columns_of(50)
+    columns = columns_of(100)
     if part == "source":
         columns["source"][:] = HOSTILE
-    chart.draw(RUN | {part: HOSTILE}, columns, SAMPLE | {part: HOSTILE}, 50)
+    shown: dict[str, Any] = {"sample": SAMPLE | {part: HOSTILE}, "moments": [one | {part: HOSTILE} for one in MOMENTS]}
+    if part == "words":
+        shown["stand_outs"] = [StandOut(step, 5.0, 1.0, HOSTILE, HOSTILE) for step in (60, 61, 62)]
+    chart.draw(view_of(columns, run={part: HOSTILE}, **shown))
     if part != "model":  # a model's name is ours
         assert overlaps(chart) == []
 
 
 def test_generated_dollars_are_shown_as_they_are(chart: Chart) -> None:
-    chart.draw(RUN, columns_of(2), SAMPLE | {"output": "costs $5 or $x_1$ \\alpha"}, 2)
-    assert "costs $5 or $x_1$ \\alpha" in [text.get_text() for text in chart.text.texts]
+    chart.draw(view_of(columns_of(2), sample=SAMPLE | {"output": "costs $5 or $x_1$ \\alpha"}))
+    assert "costs $5 or $x_1$ \\alpha" in written_in(chart.latest)
 
 
-def test_the_title_names_source_fallback_model_and_count(chart: Chart) -> None:
-    chart.draw(RUN, columns_of(100), None, 100)
-    expected = "python-library (SlimPajama out of reach (no network)) · small 13.8 M · 100 documents trained"
-    assert chart.figure.get_suptitle() == expected
-    chart.draw({"source": "x"}, columns_of(1), None, 1)
-    assert chart.figure.get_suptitle() == "x · 1 document trained"
-    chart.draw(RUN | {"note": "a long reason " * 40}, columns_of(100), None, 100)
-    assert "…" in chart.figure.get_suptitle()
-    assert chart.figure.get_suptitle().endswith("100 documents trained")
+def test_the_title_names_count_data_model_and_time(chart: Chart) -> None:
+    columns = columns_of(250)
+    columns["seconds"][:] = 0.52
+    run = {"source": "DKYoon/SlimPajama-6B", "note": "", "config": {"num_steps": 4288}}
+    chart.draw(view_of(columns, run=run))
+    assert chart.title.get_text() == "250 documents trained · SlimPajama-6B · small 13.8 M · 2m 10s, 35m to go"
+    chart.draw(view_of(columns, run=run | {"ended": 1.0}))
+    assert chart.title.get_text().endswith("small 13.8 M · 2m 10s")
+    chart.draw(view_of(columns_of(1), run={"source": "data/*.jsonl", "note": "", "model": None}))
+    assert chart.title.get_text().startswith("1 document trained · data/*.jsonl · 0s")
+    chart.draw(view_of(columns, run={"note": "a long reason " * 40}))
+    assert chart.title.get_text().startswith("250 documents trained · python-library (a long reason")
+    assert "… · small 13.8 M · " in chart.title.get_text()
 
 
-def test_the_loss_is_said_to_be_held_out(chart: Chart) -> None:
-    assert "held-out" in chart.loss.get_title(loc="left")
+def test_the_fallback_is_said(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(100)))
+    assert "python-library (SlimPajama out of reach (no network))" in chart.title.get_text()
 
 
-def test_an_empty_run_says_that_it_waits(chart: Chart) -> None:
-    chart.draw({}, columns_of(0), None, 0)
-    said = [text.get_text() for axes in chart.figure.axes for text in axes.texts]
-    assert "waiting for the first document" in said
-    assert "no generation yet" in said
+def test_the_verdict_tells_a_change_from_noise() -> None:
+    falling = verdict(view_of(columns_of(300)))
+    assert "the last half of the run" in falling and " lower than the half before" in falling
+    level = columns_of(2000)
+    level["loss"] = np.random.default_rng(0).normal(3, 1, 2000)
+    assert "no change beyond noise" in verdict(view_of(level))
+    rising = level | {"loss": level["loss"] + np.linspace(0, 3, 2000)}
+    assert " higher than the quarter before" in verdict(view_of(rising))
+    assert verdict(view_of(level)).endswith("2 spikes, 1 retry of the source")
+    waiting = level | {"seconds_waited": 0.6 * level["seconds"]}
+    assert verdict(view_of(waiting)).endswith("60% of the time waits for documents")
+    assert verdict(view_of(columns_of(1))) == "Too few documents to tell anything yet"
 
 
-def test_a_spike_is_named_with_its_step(chart: Chart) -> None:
-    columns = columns_of(100_000)
-    columns["loss"][54_321] = 41.25
-    columns["loss"][777] = np.nan
-    chart.draw(RUN, columns, None, 100_000)
-    legend = [text.get_text() for text in chart.loss.get_legend().get_texts()]
-    assert "highest 41.25 at step 54,321" in " ".join(legend)
-    assert "1 not finite: first at step 777" in legend
-    spiked = columns_of(100_000)["gradient_norm"]
-    columns["gradient_norm"] = spiked
-    spiked[4_321] = 1e6
-    chart.draw(RUN, columns, None, 100_000)
-    drawn = chart.norm.lines[0]
-    assert (4_321, 1e6) in set(zip(drawn.get_xdata(), drawn.get_ydata(), strict=True))
-
-
-def test_the_average_over_all_data_is_drawn_not_one_of_the_reduced(chart: Chart) -> None:
-    columns = columns_of(100_000)
-    columns["loss"][:] = np.where(np.arange(100_000) % 100 == 0, 100.0, 1.0)  # mean 1.99; of extremes: 50.5
-    chart.draw(RUN, columns, None, 100_000)
-    averages = [line for line in chart.loss.lines if line.get_label().startswith("average")]
-    assert averages[0].get_ydata()[-1] == pytest.approx(1.99, abs=0.3)
-
-
-def test_each_source_has_its_curve(chart: Chart) -> None:
-    chart.draw(RUN, columns_of(500, sources=3), None, 500)
-    names = {line.get_label().split(":")[0] for line in chart.sources.lines}
-    assert names == {"RedPajamaCommonCraw0", "RedPajamaCommonCraw1", "RedPajamaCommonCraw2"}
-    assert len({(line.get_color(), line.get_linestyle()) for line in chart.sources.lines}) == 3
-
-
-def test_a_failed_generation_is_said_and_nothing_stands_in_for_it(chart: Chart) -> None:
-    chart.draw(RUN, columns_of(2), SAMPLE | {"output": "", "error": "out of memory"}, 2)
-    assert "(failed: out of memory)" in [text.get_text() for text in chart.text.texts]
-
-
-def test_the_same_chart_does_not_depend_on_what_was_drawn_before(chart: Chart) -> None:
-    chart.draw(RUN, columns_of(3000, 7, ugly=True), SAMPLE, 3000)
-    again = chart.draw(RUN, columns_of(100), SAMPLE, 100)
-    assert again == Chart().draw(RUN, columns_of(100), SAMPLE, 100)
-
-
-def test_the_users_settings_are_neither_used_nor_changed(chart: Chart) -> None:
-    plain = chart.draw(RUN, columns_of(100), SAMPLE, 100)
-    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "black"}):
-        assert chart.draw(RUN, columns_of(100), SAMPLE, 100) == plain
-        assert Chart().draw(RUN, columns_of(100), SAMPLE, 100) == plain
-        assert matplotlib.rcParams["font.size"] == 30
+def test_the_verdict_is_rarely_wrong_about_noise() -> None:
+    """Where nothing changes it says so 95 times in 100."""
+    random, wrong, columns = np.random.default_rng(0), 0, columns_of(1000)
+    for _ in range(200):
+        columns["loss"] = random.normal(3, 1, 1000)
+        wrong += "no change beyond noise" not in verdict(view_of(columns))
+    assert 2 <= wrong <= 20
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (2500, "2500"), (20_000, "20k"), (1.5e6, "1.5M"), (0.001, "0.001"), (5e-4, "5e-4")]
+    ("seconds", "text"),
+    [(0, "0s"), (45, "45s"), (130, "2m 10s"), (2100, "35m"), (11_100, "3h 05m"), (180_000, "2d 2h"), (59.7, "1m 00s")],
 )
-def test_short_numbers(value: float, text: str) -> None:
-    assert short_number(value) == text
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".png"}
+def test_an_empty_run_says_that_it_waits(chart: Chart) -> None:
+    series = Series()
+    series.extend(columns_of(0))
+    chart.draw(View({"config": {}}, 0, series, 0))
+    assert "waiting for the first document" in written_in(chart.loss)
+    assert "no generation yet" in written_in(chart.latest)
+    assert overlaps(chart) == []
 
 
-def test_a_chart_shows_the_run_as_of_its_step(filled: Path, tmp_path_factory: Any, metrics: Metrics) -> None:
-    with StoreReader(filled / "run.db") as store:
-        early = draw_run(Chart(), store, store.columns(), filled, 10).read_bytes()
-    other = tmp_path_factory.mktemp("other")
-    writer = StoreWriter(other / "run.db", {"source": "python-library", "model": "small 13.8 M"})
-    with StoreReader(filled / "run.db") as store:
-        columns, (sample, _) = store.columns(below_step=10), store.text_samples()
-    for step in range(10):
-        given = {name: columns[name][step] for name in columns if name not in ("steps", "source", "tokens", "bytes")}
-        given["tokens"] = int(columns["tokens"][step])
-        given |= {"step": step, "source": columns["source"][step], "token_ids": [1, 2]}
-        writer.add_rows(rows_of(given, *((sample["input"], sample["output"]) if step == 0 else ("", ""))))
-    writer.close()
-    with StoreReader(other / "run.db") as store:
-        assert len(store.columns()["steps"]) == 10
-        assert draw_run(Chart(), store, store.columns(), other, 10).read_bytes() == early
+def test_a_run_without_a_finite_number_is_drawn(chart: Chart) -> None:
+    columns = columns_of(50)
+    for name in ("loss", "accuracy", "gradient_norm", "throughput", "seconds"):
+        columns[name][:] = np.nan
+    chart.draw(view_of(columns, evaluations=[], stand_outs=[], positions=[]))
+    assert "no finite loss yet" in written_in(chart.loss)
+    assert "50 not finite, first at step 0" in legend_of(chart)
+    assert overlaps(chart) == []
 
 
-def test_the_latest_is_the_newest_of_the_numbered(filled: Path) -> None:
-    with StoreReader(filled / "run.db") as store:
-        chart, columns = Chart(), store.columns()
-        for step in (10, 20, 5):
-            draw_run(chart, store, columns, filled, step)
-        files = files_of(filled)
-        expected = ["training_latest.png", *(f"training_step_{step:06d}.png" for step in (5, 10, 20))]
-        assert sorted(files) == expected
-        assert files["training_latest.png"] == files["training_step_000020.png"]
-        forget_charts(filled, 10)
-        files = files_of(filled)
-        assert sorted(files) == expected[:3]
-        assert files["training_latest.png"] == files["training_step_000010.png"]
-        forget_charts(filled, 0)
-        assert files_of(filled) == {}
+def test_the_same_chart_does_not_depend_on_what_was_drawn_before(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(3000, 7, ugly=True), evaluations=evaluations_of([2999])))
+    again = chart.draw(view_of(columns_of(100)))
+    assert again == Chart().draw(view_of(columns_of(100)))
+
+
+def test_the_users_settings_are_neither_used_nor_changed(chart: Chart) -> None:
+    plain = chart.draw(view_of(columns_of(100)))
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "black"}):
+        assert chart.draw(view_of(columns_of(100))) == plain
+        assert Chart().draw(view_of(columns_of(100))) == plain
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_dark_is_light_on_dark() -> None:
+    pixels = []
+    for dark in (False, True):
+        with Image.open(io.BytesIO(Chart((800, 500), dark=dark).draw(view_of(columns_of(300))))) as picture:
+            pixels.append(np.asarray(picture.convert("L")).mean())
+    assert pixels[0] > 230 and pixels[1] < 60
+
+
+def differences(picture: bytes, reference: Path) -> tuple[float, float]:
+    """Mean difference of two pictures' pixels (0...255), and the share of pixels that differ by more than a tenth."""
+    with Image.open(io.BytesIO(picture)) as ours, Image.open(reference) as theirs:
+        assert ours.size == theirs.size
+        found = np.asarray(ImageChops.difference(ours.convert("RGB"), theirs.convert("RGB"))).max(axis=2)
+    return float(found.mean()), float((found > 25).mean())
+
+
+CASES = {
+    "smooth": (view_of(columns_of(3000), evaluations=evaluations_of(range(499, 3000, 500))), False),
+    "ugly_dark": (view_of(columns_of(40_000, 7, ugly=True)), True),
+    "few": (view_of(columns_of(12)), False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pictures_look_as_they_did(name: str) -> None:
+    """`python -m tests.viz.test_charts` makes the references anew: look at them before you keep them."""
+    view, dark = CASES[name]
+    mean, share = differences(Chart((800, 500), dark=dark).draw(view), PICTURES / f"{name}.png")
+    assert mean < 0.15 and share < 0.002
+
+
+def test_the_comparison_of_pictures_can_fail() -> None:
+    columns = columns_of(3000)
+    columns["loss"] = columns["loss"] + 0.5  # half a nat, and nothing else
+    mean, share = differences(Chart((800, 500)).draw(view_of(columns)), PICTURES / "smooth.png")
+    assert mean > 0.3 and share > 0.004
+
+
+if __name__ == "__main__":
+    PICTURES.mkdir(exist_ok=True)
+    for name, (view, dark) in CASES.items():
+        (PICTURES / f"{name}.png").write_bytes(Chart((800, 500), dark=dark).draw(view))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viz.smoothing import averages_by_source, debiased_average, describe_window, extremes, value_range, window_for
+from viz.smoothing import AverageWithError, DebiasedAverage, debiased_average, extremes, squared_weights
 
 ANY_FLOAT = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf]))
 
@@ -45,9 +45,45 @@ def test_the_window_must_be_one_or_more() -> None:
         debiased_average([1.0], 0)
 
 
-def test_windows() -> None:
-    assert [window_for(count) for count in (0, 100, 3000, 10**6)] == [20, 20, 150, 1000]
-    assert describe_window(1000) == "average over about the last 1,000"
+@given(st.lists(ANY_FLOAT, max_size=100), st.lists(ANY_FLOAT, max_size=100), st.integers(1, 30))
+def test_an_average_goes_on_as_if_it_had_had_all_values_at_once(
+    first: list[float], second: list[float], window: int
+) -> None:
+    average = DebiasedAverage(window)
+    parts = [*average.extend(first), *average.extend([]), *average.extend(second)]
+    np.testing.assert_allclose(parts, debiased_average(first + second, window), rtol=1e-8, atol=1e-6)
+    assert average.count == np.isfinite(first + second).sum()
+
+
+def test_the_standard_error_is_what_the_averages_of_many_runs_spread_by() -> None:
+    random = np.random.default_rng(0)
+    for count in (5, 60, 1000):
+        found = [AverageWithError(50).extend(random.normal(3, 2, count)) for _ in range(2000)]
+        ends, errors = np.array([(mean[-1], error[-1]) for mean, error in found]).T
+        assert ends.std() == pytest.approx(math.sqrt((errors**2).mean()), rel=0.06)
+        assert ends.mean() == pytest.approx(3, abs=0.1)
+
+
+def test_the_error_of_one_value_is_not_known_and_of_equal_ones_is_none() -> None:
+    mean, error = AverageWithError().extend([math.nan, 2.5, 2.5, math.inf, 2.5])
+    np.testing.assert_array_equal(mean, [math.nan, 2.5, 2.5, 2.5, 2.5])
+    np.testing.assert_allclose(error, [math.nan, math.nan, 0, 0, 0])
+
+
+def test_an_average_with_error_goes_on() -> None:
+    values = np.random.default_rng(1).gamma(2, 3, 5000)
+    values[[7, 2000, 3333]] = math.nan, math.inf, 1e9
+    whole, parts = AverageWithError(), AverageWithError()
+    found = [np.concatenate(arrays) for arrays in zip(*map(parts.extend, np.split(values, 25)), strict=True)]
+    for a, b in zip(found, whole.extend(values), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_squared_weights_are_those_of_the_average() -> None:
+    for count in (1, 2, 10, 700):
+        effects = [debiased_average(np.eye(count)[number], 50)[-1] for number in range(count)]
+        assert squared_weights(count, 50) == pytest.approx(np.square(effects).sum())
+    assert squared_weights(10**6, 200) == pytest.approx(1 / 200)
 
 
 @given(st.lists(ANY_FLOAT, min_size=1, max_size=400), st.integers(1, 20))
@@ -69,31 +105,3 @@ def test_each_spike_of_a_long_curve_survives() -> None:
     spikes = np.arange(500, 100_000, 1000)
     values[spikes] = 50
     assert set(spikes) <= set(extremes(values, 430))
-
-
-def test_each_source_is_averaged_over_its_own_documents() -> None:
-    sources = np.array(["a", "b", "a", "", "b", "a"], dtype=object)
-    values = np.array([1.0, 9.0, 1.0, 77.0, 9.0, 1.0])
-    curves = averages_by_source(np.arange(6), values, sources)
-    assert [(name, steps.tolist(), averages.round(9).tolist()) for name, steps, averages in curves] == [
-        ("a", [0, 2, 5], [1.0, 1.0, 1.0]),
-        ("b", [1, 4], [9.0, 9.0]),
-    ]
-
-
-def test_rare_sources_are_taken_together() -> None:
-    sources = np.array([f"s{i}" for i in range(9) for _ in range(10 - i)], dtype=object)
-    curves = averages_by_source(np.arange(len(sources)), np.ones(len(sources)), sources, most=7)
-    assert [name for name, _, _ in curves] == ["s0", "s1", "s2", "s3", "s4", "s5", "3 others"]
-    assert sum(len(steps) for _, steps, _ in curves) == len(sources)
-
-
-def test_a_range_is_not_flattened_by_one_spike() -> None:
-    falling = np.linspace(9, 3, 100)
-    low, high = value_range(falling, None)
-    assert low < 3
-    assert 9 < high < 11
-    assert value_range(np.append(falling, 1e6), None) == (low, high)
-    assert value_range(np.array([2.0, 2.0]), 0)[0] == 0
-    assert value_range(np.array([2.0, 2.0]), None)[1] > 2
-    assert value_range(np.zeros(30), None) == (-0.04, 0.22)

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from viz.schema import rows_of
-from viz.store import StoreReader, StoreWriter
-from viz.worker import History
+from viz.store import StoreWriter
 
 Metrics = Callable[..., dict[str, Any]]
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
@@ -20,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def process(filled: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "viz.worker", str(filled)]
+    command = [sys.executable, "-m", "viz.worker", str(filled), "3"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
         yield started
         started.kill()
@@ -48,6 +47,17 @@ def test_it_draws_exports_and_ends(filled: Path, process: subprocess.Popen[str],
     assert len(json.loads((filled / "metrics_history.json").read_bytes())["steps"]) == 20
     assert ask({"finish": True})["done"] == {"finish": True}
     assert process.wait(10) == 0
+
+
+def test_beyond_so_many_pictures_they_thin_out(filled: Path, ask: Ask) -> None:
+    for step in (5, 10, 15, 20):
+        ask({"chart": step})
+    assert sorted(path.name for path in filled.glob("*.png")) == [
+        "training_latest.png",
+        "training_step_000005.png",
+        "training_step_000015.png",
+        "training_step_000020.png",
+    ]
 
 
 def test_it_sees_new_rows_and_a_rewind(filled: Path, ask: Ask, metrics: Metrics) -> None:
@@ -101,7 +111,7 @@ def test_ctrl_c_does_not_reach_it_and_it_yields_to_training(process: subprocess.
 def test_neither_torch_nor_the_trainer_nor_pyplot_is_loaded(filled: Path) -> None:
     look = (
         "import sys; from pathlib import Path; from viz.worker import Worker\n"
-        "worker = Worker(Path(sys.argv[1]))\n"
+        "worker = Worker(Path(sys.argv[1]), 500)\n"
         "worker.obey({'chart': 10}); worker.obey({'export': True, 'force': True})\n"
         "print(*sys.modules)"
     )
@@ -109,18 +119,3 @@ def test_neither_torch_nor_the_trainer_nor_pyplot_is_loaded(filled: Path) -> Non
     loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert "matplotlib" in loaded
     assert {"torch", "trainer", "matplotlib.pyplot"} & set(loaded) == set()
-
-
-def test_the_history_grows_as_the_store_does(tmp_path: Path, metrics: Metrics) -> None:
-    writer, history = StoreWriter(tmp_path / "run.db", {}), History()
-    with StoreReader(tmp_path / "run.db") as store:
-        assert len(history.read(store)["steps"]) == 0
-        for step in range(40):
-            writer.add_rows(rows_of(metrics(step)))
-            if step % 7 == 0:
-                writer.flush()
-                kept, fresh = history.read(store), store.columns()
-                assert {name: list(values) for name, values in kept.items()} == {
-                    name: list(values) for name, values in fresh.items()
-                }
-    writer.close()

@@ -1,0 +1,61 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import viz
+from tests.conftest import PROJECT
+from tests.viz.conftest import Metrics
+from viz.schema import rows_of
+from viz.store import StoreReader, StoreWriter
+
+
+def test_the_steps_as_a_frame(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StoreReader(filled / "run.db") as store:
+        columns = store.columns()
+    frame = viz.load(filled)
+    assert frame.index.name == "step" and frame.index.tolist() == list(range(20))
+    assert list(frame.columns) == [name for name in columns if name != "steps"]
+    for name in frame.columns:
+        assert frame[name].tolist() == columns[name].tolist()
+    assert frame.groupby("source")["loss"].count().to_dict() == {"python-code": 10, "python-docs": 10}
+    assert viz.load(str(filled / "run.db")).equals(frame)
+    monkeypatch.chdir(filled.parent)
+    filled.rename("training_viz")
+    assert viz.load().equals(frame)
+
+
+def test_a_run_that_lives(tmp_path: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {"run_id": "r1"})
+    assert len(viz.load(tmp_path)) == 0
+    writer.add_rows(rows_of(metrics(0, loss=None) | {"loss": float("nan")}))
+    writer.flush()
+    assert np.isnan(viz.load(tmp_path)["loss"].tolist()).all()
+    writer.close()
+
+
+def test_the_chart_as_an_image(filled: Path) -> None:
+    image = viz.show(filled)
+    assert image.size == (1600, 1000)
+    dark = viz.show(filled / "run.db", step=10, dark=True, size=(1200, 800))
+    assert dark.size == (1200, 800)
+    assert np.asarray(dark.convert("L")).mean() < 128 < np.asarray(image.convert("L")).mean()
+    assert image._repr_png_().startswith(b"\x89PNG")
+
+
+def test_what_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
+    for ask in (viz.load, viz.show):
+        with pytest.raises(FileNotFoundError, match=r"^no run in .*train_slimpajama.py --test` makes one$"):
+            ask(tmp_path / "run.db")
+    (tmp_path / "run.db").write_bytes(b"not a database, " * 100)
+    for ask in (viz.load, viz.show):
+        with pytest.raises(ValueError, match=r"run\.db can't be read"):
+            ask(tmp_path)
+
+
+def test_the_package_stays_light() -> None:
+    script = "import viz, sys; print(*{'pandas', 'PIL', 'numpy', 'matplotlib', 'torch'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

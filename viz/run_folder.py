@@ -1,0 +1,83 @@
+"""What `trainer/run_folder.py` leaves in the two folders of a run: its files, the mark that names it, its lock."""
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+MARK, LOCK = ".run", ".run.lock"
+# Whole names: a person's `run.db-backup` or `training_notes.png` is not a run's.
+_RECORD = re.compile(
+    r"run\.db(-wal|-shm|-journal)?|training_(step_\d{6,}|latest)\.png|(run|metrics_history|text_samples)\.json"
+    r"|\.(training_(step_\d{6,}|latest)\.png|(run|metrics_history|text_samples)\.json)\.\d+\.part"
+)
+_CHECKPOINT = re.compile(r"checkpoint_step_\d+\.bin(\.sha256)?|\.checkpoint_step_\d+\.bin(\.sha256)?\.\d+\.tmp")
+
+
+def mark_of(folder: Path) -> dict[str, Any]:
+    """What `.run` says: `run_id`, `test`, and the two folders as they were, `viz` and `checkpoints`; {} without it."""
+    try:
+        content = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "run_id" in content else {}
+
+
+def checkpoints_of(record: Path, run_id: str) -> Path | None:
+    """The folder of a run's checkpoints: where its mark says, or, if the tree was moved, as seen from the record."""
+    mark = mark_of(record)
+    if not mark:
+        return None
+    named = Path(str(mark.get("checkpoints")))
+    beside = record.resolve() / os.path.relpath(named, str(mark.get("viz")))
+    for folder in (named, Path(os.path.normpath(beside))):
+        theirs = mark_of(folder)
+        if theirs.get("run_id") != run_id:
+            continue
+        # Where only the record was copied, they are the checkpoints of the run that it was copied from.
+        other = Path(str(theirs.get("viz")))
+        is_taken = mark_of(other).get("run_id") == run_id and mark_of(other).get("checkpoints") == str(folder.resolve())
+        if other == record.resolve() or not is_taken:
+            return folder
+    return None
+
+
+def record_files(folder: Path) -> list[Path]:
+    """What a run writes into the folder of its record, by name; `run.db` last."""
+    return sorted(_named(folder, _RECORD), key=lambda path: (path.name == "run.db", path.name))
+
+
+def checkpoint_files(folder: Path | None) -> list[Path]:
+    """The checkpoints, their digests, and what a killed save has left of one."""
+    return [] if folder is None else _named(folder, _CHECKPOINT)
+
+
+def _named(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if names.fullmatch(path.name) and path.is_file())
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a run lives there now. Leaves nothing behind."""
+    with suppress(OSError), (folder / LOCK).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """With the lock of a run, so that none begins here meanwhile. Raises ValueError if one lives here."""
+    with (folder / LOCK).open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            number = file.read(20).decode("ascii", "replace") or "unknown"
+            raise ValueError(f"{folder} is in use by a run (process {number}): stop it first") from error
+        yield

@@ -1,0 +1,212 @@
+"""What a chart tells of a run as of a step, gathered from its store: everything that is shown, and nothing of how."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from viz.reader import StoreReader
+from viz.schema import Row
+from viz.series import Series
+from viz.smoothing import WINDOW, Floats
+from viz.token_text import decoder
+
+TICKS = ("checkpoint", "resume", "roll-back")
+"""Kinds of events that are marked on the loss."""
+STAND_OUTS = 3
+WORDS = 6
+MOMENTS = 4
+BINS = 28  # along the positions of a document
+FEWEST = 5  # documents that reach a position, for a mean there
+
+
+@dataclass(frozen=True)
+class StandOut:
+    """A document that lay far above what was usual for its source."""
+
+    step: int
+    loss: float
+    excess: float
+    """Nats per token above the average of its source at that time."""
+    source: str
+    words: str
+    """The first words of its text; nothing where it is not kept."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Mean loss by the place of a token in its document, over some documents."""
+
+    first: int
+    last: int
+    """Steps of the first and the last of them."""
+    documents: int
+    places: Floats
+    """(B,) index of the predicted token in its document, from 1, the middle of each bin on a logarithmic axis."""
+    mean: Floats
+    """(B,) nats per token."""
+    error: Floats
+    """(B,) standard error of the mean over documents."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A run as of `step` finished documents."""
+
+    run: Row
+    step: int
+    series: Series
+    count: int
+    """Rows of `series` that are part of it."""
+    evaluations: Sequence[Row] = ()
+    ticks: Sequence[tuple[str, Sequence[int]]] = ()
+    """Kind of event, and the steps at which it happened."""
+    events: tuple[tuple[str, int], ...] = ()
+    """Kind of event, and how often it happened."""
+    stand_outs: Sequence[StandOut] = ()
+    positions: Sequence[Positions] = ()
+    """Of the first documents and of the newest, never the same ones."""
+    moments: Sequence[Row] = ()
+    """Rows of `text_samples` to one prompt, at most `MOMENTS`, in order."""
+    sample: Row | None = None
+    """The newest generation from a document."""
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """(count,) of a column of the store."""
+        return self.series[name][: self.count]
+
+    @property
+    def warmup_steps(self) -> int:
+        return int(self.run.get("config", {}).get("warmup_steps") or 0)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the run has its steps, at the speed of the last `WINDOW` documents; None where it is at its end."""
+        left = int(self.run.get("config", {}).get("num_steps") or 0) - self.step
+        ended = self.run.get("ended") is not None and self.count == self.series.size
+        recent = self.column("seconds")[-WINDOW:]
+        if left <= 0 or ended or not np.isfinite(recent).any():
+            return None
+        return left * float(np.nanmedian(recent))
+
+
+class Viewer:
+    """Looks at one store again and again; remembers the text of what stood out, and the first documents' losses."""
+
+    def __init__(self, store: StoreReader, series: Series | None = None) -> None:
+        """`series`: of this store, where one is kept up to date already."""
+        self._store = store
+        self.series = series or Series()
+        self._decode: Callable[[Sequence[int]], str] | None = None
+        self._has_decoder = False
+        self._words: dict[int, str] = {}
+        self._early: Positions | None = None
+
+    def look(self, step: int | None = None) -> View:
+        """The run as of `step` finished documents, or as of its newest."""
+        self.series.read(self._store)
+        if step is None:
+            step = int(self.series["steps"][-1]) + 1 if self.series.size else 0
+        run, count = self._store.run(), self.series.rows_below(step)
+        view = View(run, step, self.series, count)
+        ticks = self._store.steps_of_events(TICKS, step + 1)
+        return View(
+            run,
+            step,
+            self.series,
+            count,
+            evaluations=self._store.evaluations(step),
+            ticks=[(kind, steps) for kind, steps in ticks.items() if steps],
+            events=tuple(self._store.count_events(step).items()),
+            stand_outs=[self._stand_out(row) for row in furthest_above(view)],
+            positions=self._positions(count),
+            moments=spread(self._store.asked_again(step), MOMENTS),
+            sample=self._store.latest_text_sample(step),
+        )
+
+    def _stand_out(self, row: int) -> StandOut:
+        series = self.series
+        step = int(series["steps"][row])
+        if step not in self._words:
+            self._words[step] = self._first_words(step)
+        loss, excess = float(series["loss"][row]), float(series.excess.values()[row])
+        return StandOut(step, loss, excess, str(series["source"][row]), self._words[step])
+
+    def _first_words(self, step: int) -> str:
+        if not self._has_decoder:
+            self._decode, self._has_decoder = decoder(self._store.run().get("tokenizer")), True
+        ids = self._store.token_ids(step)
+        if ids is None or self._decode is None:
+            return ""
+        return " ".join(self._decode(ids).split()[:WORDS])
+
+    def _positions(self, count: int) -> list[Positions]:
+        documents = min(WINDOW, count // 2)
+        if documents < FEWEST:
+            return []
+        early = self._early
+        if early is None or early.documents != documents:
+            early = self._measure(0, documents)
+        if documents == WINDOW:
+            self._early = early  # for good
+        return [found for found in (early, self._measure(count - documents, count)) if found is not None]
+
+    def _measure(self, first: int, last: int) -> Positions | None:
+        steps = self.series["steps"]
+        first_step, last_step = int(steps[first]), int(steps[last - 1])
+        losses = self._store.token_losses(first_step, last_step + 1)
+        return by_position(losses, first_step, last_step) if len(losses) >= FEWEST else None
+
+
+def furthest_above(view: View) -> list[int]:
+    """Rows of the `STAND_OUTS` documents after the warm-up that lay furthest above what was usual, furthest first."""
+    begin = view.series.rows_below(view.warmup_steps)
+    excess = view.series.excess.values(view.count)[begin:]
+    above = np.flatnonzero((excess >= 0.005) & np.isfinite(excess))  # less would be written as +0.00
+    if len(above) > STAND_OUTS:
+        above = above[np.argpartition(excess[above], -STAND_OUTS)[-STAND_OUTS:]]
+    return [begin + int(row) for row in above[np.argsort(-excess[above], kind="stable")]]
+
+
+def by_position(losses: Sequence[npt.NDArray[Any]], first: int, last: int) -> Positions:
+    """Mean loss of the tokens of documents in `BINS` bins of equal width on a logarithmic axis.
+
+    Tokens of one document are not independent, documents are: a bin's value of a document is the mean over its tokens
+    there, and the error is that of the mean of these.
+    """
+    longest = max(len(one) for one in losses)
+    edges = np.unique(np.geomspace(1, longest + 1, BINS + 1).astype(int))
+    table = np.full((len(losses), longest), np.nan)
+    for row, one in zip(table, losses, strict=True):
+        row[: len(one)] = one
+    known = np.isfinite(table)
+    counts = np.add.reduceat(known, edges[:-1] - 1, axis=1)
+    sums = np.add.reduceat(np.where(known, table, 0), edges[:-1] - 1, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums / counts
+    reach = (counts > 0).sum(axis=0)
+    kept = reach >= FEWEST
+    means, reach = means[:, kept], reach[kept]
+    places = np.sqrt(edges[:-1] * (edges[1:] - 1.0))[kept]
+    error = np.nanstd(means, axis=0, ddof=1) / np.sqrt(reach)
+    return Positions(first, last, len(losses), places, np.nanmean(means, axis=0), error)
+
+
+def spread(rows: Sequence[Row], most: int) -> list[Row]:
+    """The first and the last row and at most `most` in all, each about as many times later than the one before.
+
+    A model learns most at first: moments at equal ratios of steps show more of it than at equal distances.
+    """
+    if len(rows) <= most:
+        return list(rows)
+    first, last = max(rows[1]["step"], 1), rows[-1]["step"]
+    wanted = [first * math.exp(math.log(last / first) * k / (most - 1)) for k in range(1, most - 1)]
+    chosen, free = [rows[0]], list(rows[1:-1])
+    for place in wanted:
+        nearest = min(free, key=lambda row: abs(math.log(max(row["step"], 1) / place)))
+        chosen.append(nearest)
+        free.remove(nearest)
+    return sorted([*chosen, rows[-1]], key=lambda row: int(row["step"]))
