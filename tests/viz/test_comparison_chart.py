@@ -13,6 +13,7 @@ from PIL import Image
 
 from viz.compare import WINDOW, Comparison
 from viz.comparison_chart import SOURCES, comparison_figure, draw_comparison
+from viz.marks import Density
 from viz.paired import FEWEST, by_source, estimate, running
 from viz.palette import DARK, LIGHT, drawn_in
 
@@ -154,7 +155,8 @@ def test_every_document_is_a_point_or_counted_at_an_edge() -> None:
 
 def test_many_documents_are_a_density() -> None:
     each = figure_of(simulated(100_000)).axes[2]
-    assert len(each.images) == 2 and not [line for line in each.lines if line.get_marker() == "o"]
+    assert len([artist for artist in each.artists if isinstance(artist, Density)]) == 2
+    assert not [line for line in each.lines if line.get_marker() == "o"]
 
 
 def test_the_average_is_seen_beside_spikes() -> None:
