@@ -95,6 +95,8 @@ def resume(arguments: Arguments, stop: StopSignals) -> int:
         events.append(("checkpoint unchecked", str(path)))
     try:
         if missing := misfit(state):
+            if _is_of_earlier_version(run):
+                raise UserError(_earlier_version(run, path))
             raise UserError(
                 f"{path} holds no whole run (there is no {missing!r} in it, or not as it should be): "
                 f"--pretrained-checkpoint {path} starts from its weights"
@@ -122,14 +124,29 @@ def resume(arguments: Arguments, stop: StopSignals) -> int:
             )
             return 0
         if not is_current:
-            raise UserError(
-                f"{run.viz / 'run.db'} is the record of an earlier version of this program, which can be read but not "
-                f"gone on with: --pretrained-checkpoint {path} starts a new run from its weights"
-            )
+            raise UserError(_earlier_version(run, path))
         print(f"Resuming run {run.run_id} after {state['step']:,} documents, from {path}")
         return _train(arguments, config, run, state, stop, events)
     finally:
         run.release()
+
+
+def _is_of_earlier_version(run: "RunFolder") -> bool:
+    from viz.schema import VERSION
+    from viz.store import StoreReader
+
+    try:
+        with StoreReader(run.viz / "run.db") as record:
+            return record.version < VERSION
+    except (OSError, ValueError):
+        return False
+
+
+def _earlier_version(run: "RunFolder", path: Path) -> str:
+    return (
+        f"{run.viz / 'run.db'} is the record of an earlier version of this program, which can be read but not gone on "
+        f"with: --pretrained-checkpoint {path} starts a new run from its weights"
+    )
 
 
 def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> bool:

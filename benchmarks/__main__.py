@@ -1,4 +1,4 @@
-"""`python -m benchmarks step | run | growth | generate | startup`: each prints one table, measured here and now."""
+"""`python -m benchmarks step | run | growth | generate | startup | chart`: each prints one table, measured now."""
 
 import argparse
 import importlib
@@ -14,6 +14,7 @@ WHAT = {
     "run": "the whole run against the bare step and the Trainer of transformers",
     "growth": "step time and memory of `tiny` at the beginning and at the end of a long run",
     "generate": "a hundred tokens, against transformers",
+    "chart": "a look at a run and its picture, by the length of the run",
     "startup": "--test from the return key to the last file",
 }
 
@@ -25,6 +26,10 @@ def main(words: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=told, description=told)
         if name == "growth":
             command.add_argument("--steps", type=whole_number(3 * WINDOW), default=100_000, help="default: 100,000")
+            continue
+        if name == "chart":
+            lengths = {"type": whole_number(1), "nargs": "+", "default": [100, 10_000, 100_000, 1_000_000]}
+            command.add_argument("--documents", metavar="N", help="lengths of the runs", **lengths)
             continue
         command.add_argument("--rounds", type=whole_number(1), default=5, help="turns of each contender (default: 5)")
         if name != "startup":

@@ -37,8 +37,8 @@ class Display:
     """Lets the model go on from the document it is about to learn from, and from the user's prompts.
 
     Where the user has none, the beginning of the run's first document is asked again at display steps 1, 2, 3, 4, 6, 8,
-    12, 16 …: one prompt by which moments of a run can be compared, for a handful of generations in all, and the newest
-    of them never older than a third of the run.
+    12, 16 …: one prompt by which moments of a run can be compared, for a handful of generations in all. The newest of
+    them is at most a third of the run old (at first a half).
     """
 
     def __init__(

@@ -6,24 +6,26 @@ import os
 import re
 import sqlite3
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
 from viz.chart_files import draw_run, numbered_steps
 from viz.charts import SIZE, Chart
 from viz.compare import compare
+from viz.comparison_chart import SIZE as COMPARISON_SIZE
 from viz.comparison_chart import draw_comparison
 from viz.document import describe_document
 from viz.exports import Exporter
 from viz.filesystem import replace_file
 from viz.reader import StoreReader
 from viz.runs import confirm_text, delete_run, describe_runs, find_runs
+from viz.terminal import one_line
 from viz.timelapse import FRAMES, SECONDS, make_timelapse
 from viz.timelapse import SIZE as FILM_SIZE
 from viz.view import Viewer
 
 FOLDER = Path("training_viz")
-COMPARISON_SIZE = (1600, 900)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,15 +41,20 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, ValueError, sqlite3.OperationalError) as error:  # the last: a store that is held all the while
-        print(f"python -m viz: {error}", file=sys.stderr)
+    except (OSError, ValueError, sqlite3.Error) as error:  # the last: a store that is damaged, or held all the while
+        print(f"python -m viz: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"python -m viz: {message} ({self.prog} --help lists all)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m viz", description=__doc__)
+    parser = _OneLineParser(prog="python -m viz", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, carry_out: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
@@ -62,13 +69,16 @@ def _parser() -> argparse.ArgumentParser:
 
     chart = add("chart", _chart, "draw the run as of its last step, or of another")
     _add_folder(chart)
-    chart.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the numbered file in DIR")
+    chart.add_argument(
+        "-o", "--output", type=Path, metavar="FILE.png",
+        help="default: the numbered file in DIR, or chart.png here for another size or --dark",
+    )  # fmt: skip
     chart.add_argument("--step", type=_count, metavar="N", help="as of N finished documents")
     chart.add_argument("--all", action="store_true", help="every picture that the run drew while it went, again")
     add_look(chart, SIZE)
     film = add("timelapse", _timelapse, "the run as a moving picture, a .gif or an animated .png")
     _add_folder(film)
-    film.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: timelapse.gif in DIR")
+    film.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: timelapse.gif, here")
     film.add_argument("--frames", type=_count, default=FRAMES, metavar="N", help=f"default: {FRAMES}")
     film.add_argument("--seconds", type=_seconds, default=SECONDS, metavar="S", help=f"default: {SECONDS:g}")
     add_look(film, FILM_SIZE)
@@ -83,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("a", "b"):
         pair.add_argument(name, metavar=name.upper(), help="the folder of a run's record, or a run's id")
     pair.add_argument("--in", dest="dir", type=Path, default=FOLDER, metavar="DIR", help=f"of the ids ({FOLDER})")
-    pair.add_argument("--since", type=_count, default=0, metavar="STEP", help="only documents from this step of A on")
-    pair.add_argument("-o", "--output", type=Path, metavar="FILE", help="of the picture (default: comparison.png in B)")
+    pair.add_argument("--since", type=int, default=0, metavar="STEP", help="only documents from this step of A on")
+    pair.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="of the picture (default: comparison.png, here)"
+    )
     add_look(pair, COMPARISON_SIZE)
     _add_folder(add("export", _export, "write the JSON files"))
     return parser
@@ -123,6 +135,11 @@ def _seconds(text: str) -> float:
 def _chart(chosen: argparse.Namespace) -> int:
     if chosen.all and (chosen.output or chosen.step):
         raise ValueError("--all draws the numbered pictures of the folder: leave out --output and --step")
+    path: Path | None = chosen.output
+    if path is None and not chosen.all and (chosen.dark or chosen.size != SIZE):
+        path = Path("chart.png")  # the numbered ones of a run look alike
+    if path is not None and path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: a chart is a .png, by the name of its file")
     with StoreReader(chosen.dir / "run.db") as store:
         chart, viewer = Chart(chosen.size, dark=chosen.dark), Viewer(store)
         newest = viewer.look().step
@@ -131,16 +148,16 @@ def _chart(chosen: argparse.Namespace) -> int:
         if chosen.all:
             for step in numbered_steps(viewer):
                 print(draw_run(chart, viewer, chosen.dir, step), flush=True)
-        elif chosen.output is None:
+        elif path is None:
             print(draw_run(chart, viewer, chosen.dir, chosen.step or newest))
         else:
-            replace_file(chosen.output, [chart.draw(viewer.look(chosen.step))])
-            print(chosen.output)
+            replace_file(path, [chart.draw(viewer.look(chosen.step))])
+            print(path)
     return 0
 
 
 def _timelapse(chosen: argparse.Namespace) -> int:
-    path = chosen.output or chosen.dir / "timelapse.gif"
+    path = chosen.output or Path("timelapse.gif")
     frames = make_timelapse(
         chosen.dir, path, frames=chosen.frames, seconds=chosen.seconds, size=chosen.size, dark=chosen.dark
     )
@@ -155,6 +172,8 @@ def _document(chosen: argparse.Namespace) -> int:
 
 
 def _runs(chosen: argparse.Namespace) -> int:
+    if not chosen.dir.is_dir():
+        raise ValueError(f"there is no folder {chosen.dir}")
     found = find_runs(chosen.dir)
     if chosen.delete is None:
         print(describe_runs(found))
@@ -163,6 +182,8 @@ def _runs(chosen: argparse.Namespace) -> int:
     if run is None:
         known = ", ".join(run.run_id for run in found) or "none"
         raise ValueError(f"--delete {chosen.delete}: no run of that id in {chosen.dir} (there: {known})")
+    if run.is_running:
+        raise ValueError(f"run {run.run_id} is running: stop it first")
     if not chosen.yes:
         print(confirm_text(run))
         try:
@@ -179,16 +200,16 @@ def _runs(chosen: argparse.Namespace) -> int:
 
 
 def _compare(chosen: argparse.Namespace) -> int:
+    path = chosen.output or Path("comparison.png")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: the picture of a comparison is a .png, by the name of its file")
     folders = [_folder_of(name, chosen.dir) for name in (chosen.a, chosen.b)]
-    path = chosen.output or folders[1] / "comparison.png"
     with StoreReader(folders[0] / "run.db") as first, StoreReader(folders[1] / "run.db") as second:
         found = compare(first, second, since=chosen.since)
-        about = [
-            f"{name}: {folder} ({_about(store)})"
-            for name, folder, store in zip("AB", folders, (first, second), strict=True)
-        ]
+        about = [f"A: {folders[0]} ({_about(first)})", f"B: {folders[1]} ({_about(second)})"]
+    print("\n".join(map(one_line, [found.sentence(), *about, *found.notes()])), flush=True)
     replace_file(path, [draw_comparison(found, dark=chosen.dark, size=chosen.size)])
-    print("\n".join([found.sentence(), *about, *found.notes(), str(path)]))
+    print(path)
     return 0
 
 

@@ -8,6 +8,9 @@ from viz.filesystem import replace_file
 from viz.reader import StoreReader
 from viz.view import Viewer
 
+KEEP_CHARTS = 500
+"""Numbered pictures that stay in a folder where nothing else is said."""
+
 
 def draw_run(chart: Chart, viewer: Viewer, folder: Path, step: int) -> Path:
     """Draw the run as of `step` finished documents: `training_step_000050.png`, and the latest if none is newer.
@@ -23,16 +26,27 @@ def draw_run(chart: Chart, viewer: Viewer, folder: Path, step: int) -> Path:
 
 
 def numbered_steps(viewer: Viewer) -> list[int]:
-    """Finished documents at which a run has a picture: at each interval of its settings, and at its end."""
+    """Finished documents at which a run has a picture: at each interval of its settings, thinned, and at its end."""
     view = viewer.look()
-    interval = int(view.run["config"].get("viz_interval") or view.step or 1)
-    return sorted({*range(interval, view.step, interval), view.step})
+    if not view.count:
+        return []
+    config, first = view.run["config"], int(view.column("steps")[0]) + 1
+    interval = int(config.get("viz_interval") or view.step)
+    steps = {*range(-(-first // interval) * interval, view.step, interval), view.step}
+    return thinned(sorted(steps), int(config.get("keep_charts") or KEEP_CHARTS))
 
 
 def draw_picture(folder: Path, step: int | None = None, size: tuple[int, int] = SIZE, dark: bool = False) -> bytes:
-    """The run in a folder as of `step` finished documents (or all of it) as a PNG. Raises what `StoreReader` does."""
+    """The run in a folder as of `step` finished documents (or all of it) as a PNG.
+
+    Raises what `StoreReader` does, and ValueError for more documents than the run has.
+    """
     with StoreReader(folder / "run.db") as store:
-        return Chart(size, dark=dark).draw(Viewer(store).look(step))
+        viewer = Viewer(store)
+        newest = viewer.look().step
+        if step is not None and not 0 <= step <= newest:
+            raise ValueError(f"the run in {folder} has {newest:,} documents: there is no picture of {step:,}")
+        return Chart(size, dark=dark).draw(viewer.look(step))
 
 
 def numbered_charts(folder: Path) -> dict[int, Path]:
@@ -42,15 +56,24 @@ def numbered_charts(folder: Path) -> dict[int, Path]:
 
 
 def thin_charts(folder: Path, most: int) -> None:
-    """Remove numbered pictures until `most` are left, evenly spread over the run; the first and the newest stay.
-
-    One by one, each time the one whose neighbours are nearest to each other.
-    """
+    """Remove numbered pictures until `most` are left, evenly spread over the run; the first and the newest stay."""
     charts = numbered_charts(folder)
-    numbers = sorted(charts)
+    for number in charts.keys() - set(thinned(sorted(charts), most)):
+        charts[number].unlink(missing_ok=True)
+
+
+def thinned(numbers: list[int], most: int) -> list[int]:
+    """At most `most` (2 or more) of increasing numbers, evenly spread, the first and the last among them.
+
+    One by one, each time the one goes whose neighbours are nearest to each other; of far too many first every second.
+    """
+    numbers = list(numbers)
+    while len(numbers) > 2 * most:
+        numbers = [*numbers[:-1:2], numbers[-1]]
     while len(numbers) > max(most, 2):
         gaps = [later - earlier for earlier, later in zip(numbers, numbers[2:], strict=False)]
-        charts[numbers.pop(gaps.index(min(gaps)) + 1)].unlink(missing_ok=True)
+        del numbers[gaps.index(min(gaps)) + 1]
+    return numbers
 
 
 def forget_charts(folder: Path, step: int) -> None:

@@ -5,8 +5,6 @@ step is measured before its update, on a text not learned from before: the curve
 Never `pyplot`, which keeps every figure alive in a global list.
 """
 
-import io
-import math
 from typing import Any
 
 import numpy as np
@@ -14,19 +12,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from PIL import Image
 
 from viz import panels
 from viz.marks import short_number
 from viz.palette import DARK, LIGHT, drawn_in
 from viz.panel_text import Section, fill_text_panel, printable, shorten_to_width, write_quietly
+from viz.picture import INCHES, png_of
 from viz.schema import Row
 from viz.smoothing import WINDOW
 from viz.text_block import LINE, TextBlock
+from viz.verdict import verdict
 from viz.view import View
 
 SIZE = (1600, 1000)  # pixels
-INCHES = 16.0  # that the width of any picture is taken for: a larger one shows the same in more pixels
 _WIDE_MARGIN, _MARGIN = "token frequencies 00.00", "…maCommonCraw00 00.00"  # as wide as the labels of lines get
 
 
@@ -174,11 +172,7 @@ class Chart:
             self._write_moments(view)
             self._write_latest(view.sample)
             self.canvas.draw()
-        picture = Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
-        file = io.BytesIO()
-        # 256 colours are all that a chart needs: a third of the bytes, in half of the time.
-        picture.quantize(256, method=Image.Quantize.FASTOCTREE).save(file, "png", compress_level=4)
-        return file.getvalue()
+        return png_of(self.canvas)
 
     def _say(self, view: View) -> None:
         """The two lines above all panels."""
@@ -238,47 +232,6 @@ class Chart:
 def written(row: Row) -> str | None:
     """What the model wrote, or that it failed: nothing ever stands in for it."""
     return f"(failed: {row['error']})" if row.get("error") else row.get("output")
-
-
-def verdict(view: View) -> str:
-    """One line of what the numbers say: how low the loss is, whether it falls beyond noise, what went wrong."""
-    losses = view.column("loss")
-    losses = losses[np.isfinite(losses)]
-    if len(losses) < 2:
-        return "Too few documents to tell anything yet"
-    average, error = (float(one.values(view.count)[-1]) for one in (view.series.loss_average, view.series.loss_error))
-    parts = [f"Loss {average:.2f} ± {2 * error:.2f}"]
-    part = len(losses) // 4 if len(losses) >= 4 * WINDOW else len(losses) // 2
-    if part >= 20:
-        now, before = losses[-part:], losses[-2 * part : -part]
-        change, noise = now.mean() - before.mean(), 2 * math.hypot(standard_error(now), standard_error(before))
-        name = "quarter" if part < len(losses) // 2 else "half"
-        digits = 2 if noise >= 0.095 else 3 if noise >= 0.0095 else 4
-        way = "lower" if change < 0 else "higher"
-        way = f"{abs(change):.{digits}f} ± {noise:.{digits}f} {way} than the {name} before"
-        parts.append(f"the last {name} of the run {way}" if abs(change) > noise else f"no change beyond noise: {way}")
-    words = {
-        "spike": ("spike", "spikes"),
-        "skipped update": ("update refused", "updates refused"),
-        "roll-back": ("roll-back", "roll-backs"),
-        "retry": ("retry of the source", "retries of the source"),
-    }
-    counts = dict(view.events)
-    odd = [
-        f"{counts[kind]:,} {one if counts[kind] == 1 else many}"
-        for kind, (one, many) in words.items()
-        if kind in counts
-    ]
-    parts.append(", ".join(odd))
-    waited = view.series.waited_share.values(view.count)[-1]
-    if waited > 0.1:
-        parts.append(f"{waited:.0%} of the time waits for documents")
-    return " · ".join(filter(None, parts))
-
-
-def standard_error(values: Any) -> float:
-    """Of the mean of independent values."""
-    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def format_duration(seconds: float) -> str:

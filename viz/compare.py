@@ -185,9 +185,14 @@ def compare(a: StoreReader, b: StoreReader, names: tuple[str, str] = ("A", "B"),
 
 
 def _other_settings(runs: Sequence[Row]) -> tuple[tuple[str, str, str], ...]:
-    """By the fields of the runs' settings; those that only decide what is shown and kept are left out."""
-    beside = {"num_steps", "display_samples", "keep_charts", "keep_checkpoints", "keep_every", "checkpoint", "prompt"}
+    """By the fields of the runs' settings; those that only decide what is shown and kept are left out.
+
+    So is the number of steps, unless the learning rate looks at the end of the run.
+    """
+    beside = {"display_samples", "keep_charts", "keep_checkpoints", "keep_every", "checkpoint", "prompt"}
     first, second = (run["config"] for run in runs)
+    if all(one.get("schedule") == "constant" and not one.get("cooldown_steps") for one in (first, second)):
+        beside.add("num_steps")
     names = [name for name in first if name in second and name not in beside]
     return tuple(
         (name, str(first[name]), str(second[name]))

@@ -1,6 +1,5 @@
 """The comparison of two runs as one picture. What speaks for B is in B's colour, what speaks for A in A's."""
 
-import io
 from dataclasses import replace
 from typing import Any
 
@@ -8,38 +7,35 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from PIL import Image
 
 from viz import marks
 from viz.compare import Comparison
 from viz.paired import FEWEST, Difference, RunningAverage
 from viz.palette import DARK, LIGHT, Palette, drawn_in
 from viz.panel_text import printable, shorten_to_width
+from viz.picture import INCHES, png_of
 from viz.smoothing import Floats
 
+SIZE = (1600, 900)  # pixels
 SOURCES = 8
 """That have a row of their own; the others are counted."""
-_INCHES = 16  # wide, whatever the size in pixels: the same picture
 _PLACES = 1000  # of a curve: a pixel of the design each
 
 
-def draw_comparison(comparison: Comparison, *, dark: bool = False, size: tuple[int, int] = (1600, 900)) -> bytes:
+def draw_comparison(comparison: Comparison, *, dark: bool = False, size: tuple[int, int] = SIZE) -> bytes:
     """The picture, a PNG of `size` pixels: both averages, the difference of each document, the difference by source."""
     palette = DARK if dark else LIGHT
     with drawn_in(palette):
         canvas: Any = FigureCanvasAgg(comparison_figure(comparison, palette, size))
         canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    file = io.BytesIO()
-    picture.quantize(256, method=Image.Quantize.FASTOCTREE).save(file, "png", compress_level=4)
-    return file.getvalue()
+    return png_of(canvas)
 
 
-def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int, int] = (1600, 900)) -> Figure:
+def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int, int] = SIZE) -> Figure:
     """What `draw_comparison` renders, laid out. Call it within `drawn_in(palette)`."""
-    dpi = size[0] / _INCHES
+    dpi = size[0] / INCHES
     # A hundredth of a pixel more: rounding must not cost a row of them.
-    figure = Figure(figsize=(_INCHES, (size[1] + 0.01) / dpi), dpi=dpi, layout="constrained")
+    figure = Figure(figsize=(INCHES, (size[1] + 0.01) / dpi), dpi=dpi, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)
 
     def write(artist: Any, text: str, inches: float) -> None:
@@ -61,9 +57,9 @@ def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int,
     comparison = replace(comparison, names=(a, b), sources=sources)
     inch = 1 / figure.get_figheight()
     title = figure.text(0.012, 1 - 0.15 * inch, "", va="top", fontsize=13.5, fontweight="bold")
-    write(title, comparison.sentence(), 0.976 * _INCHES)
+    write(title, comparison.sentence(), 0.976 * INCHES)
     notes = figure.text(0.012, 1 - 0.47 * inch, "", va="top", fontsize=9.5, color=palette.quiet)
-    write(notes, " · ".join(comparison.notes()), 0.976 * _INCHES)
+    write(notes, " · ".join(comparison.notes()), 0.976 * INCHES)
 
     grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1))
     averages, by_source, each = (figure.add_subplot(grid[place]) for place in ((0, 0), (0, 1), (1, 0)))
@@ -153,7 +149,8 @@ def _spread(axes: Any, comparison: Comparison, palette: Palette) -> None:
     """How often each difference occurs, at the heights of the panel beside it."""
     values, (a, b) = comparison.differences, comparison.names
     for_a, for_b = float((values < 0).mean()), float((values > 0).mean())
-    axes.set_title(f"{a if for_a > for_b else b} better on {100 * max(for_a, for_b):.0f} % of the documents")
+    winner = "Neither more often" if for_a == for_b else a if for_a > for_b else b
+    axes.set_title(f"{winner} better: on {100 * max(for_a, for_b):.0f} % of the documents")
     low, high = axes.get_ylim()
     # An edge lies on zero, so that each bar is one run's.
     width = (high - low) / min(max(len(values) // 5, 12), 60)

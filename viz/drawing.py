@@ -21,7 +21,6 @@ from typing import Any
 
 from viz.filesystem import part_name
 
-KEEP_CHARTS = 500  # numbered pictures that stay in the folder
 MOST_WAITING = 10  # charts; the oldest beyond are dropped
 ANSWER_SECONDS = 60.0  # a chart takes 0.1: a process that is silent for that long hangs
 CLOSE_SECONDS = 60.0  # how long `finish` waits for the last chart and the JSON files, whatever happens
@@ -39,7 +38,7 @@ class DrawingProcess:
         folder: Path,
         say: Callable[[str], None],
         record_event: Callable[[int, str, str], None],
-        keep_charts: int = KEEP_CHARTS,
+        keep_charts: int = 500,
     ) -> None:
         self._keep_charts = keep_charts
         self._folder, self._say, self._record_event = folder, say, record_event

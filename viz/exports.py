@@ -67,7 +67,7 @@ class Exporter:
     def _format_samples(self, store: StoreReader) -> None:
         for row in store.text_samples(self._last_sample):
             self._last_sample = row["id"]
-            if not row["input"]:  # the first prompt asked again: for the chart
+            if not row["input"] and row["reference"] is None and row["prompt"]:  # asked again: for the chart
                 continue
             sample = {name: row[name] for name in _SAMPLE} | ({"error": row["error"]} if row["error"] else {})
             self._samples += (b",\n" if self._samples else b"\n") + _dump(sample)

@@ -1,6 +1,7 @@
 """What panels are drawn with: a density of documents, a curve with its band, labels at ends of lines, marks at edges.
 
-Everything is reduced to the pixels there are, by lowest and highest: a spike is never lost between them.
+A curve is reduced to the pixels there are by lowest and highest: a spike is never lost between them. Only the averages
+of sources, of which several share a panel, are reduced to means.
 """
 
 from collections.abc import Sequence

@@ -127,7 +127,8 @@ def draw_sources(axes: Any, view: View, palette: Palette) -> str:
         wait(axes, palette, "no document with a named source yet" if view.count else WAITING)
         return "Loss by source"
     total, steps, ends, heights = sum(counts.values()), view.column("steps"), [], []
-    for name, colour, style in zip(shown, palette.sources, LINE_STYLES, strict=False):
+    labels = shorten_names(shown)
+    for name, short, colour, style in zip(shown, labels, palette.sources, LINE_STYLES, strict=False):
         one, count = view.series.sources[name], counts[name]
         width = 1.0 + 2.6 * count / total
         average = one.average.values(count)
@@ -135,8 +136,7 @@ def draw_sources(axes: Any, view: View, palette: Palette) -> str:
         axes.plot(rows, shown_average, color=colour, lw=width, ls=style, marker="o" if len(rows) < 2 else "", ms=3)
         heights.append(shown_average)
         latest = float(average[-1])
-        label = f"{shorten_name(name, shown)} {latest:.2f}" if latest < 100 else shorten_name(name, shown)
-        ends.append((latest, label, colour))
+        ends.append((latest, f"{short} {latest:.2f}" if latest < 100 else short, colour))
     axes.set_ylim(padded(*robust_range(np.concatenate(heights), 0.01, 0.99), 0.06, 0.08))
     label_ends(axes, ends)
     title = "Loss by source"
@@ -146,17 +146,20 @@ def draw_sources(axes: Any, view: View, palette: Palette) -> str:
     return f"{title}, average of ~{WINDOW}"
 
 
-def shorten_name(name: str, names: list[str], most: int = 14) -> str:
-    """A source's name in few characters: without what all names begin with, or at least with what tells them apart."""
+def shorten_names(names: list[str], most: int = 14) -> list[str]:
+    """Names of sources in few characters, each its own: without what all begin with, cut at their end or beginning."""
     first, last = min(names), max(names)
     common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    common = common if len(names) > 1 else 0
-    if common >= 4 and min(map(len, names)) >= common + 2:
-        name = name[common:]
-    text = printable(name).replace("\n", " ").strip()
-    if len(text) <= most:
-        return text
-    return "…" + text[1 - most :] if common else text[: most - 1] + "…"
+    if common < 4 or len(names) == 1 or min(map(len, names)) < common + 2:
+        common = 0
+    texts = [printable(name[common:]).replace("\n", " ").strip() for name in names]
+    cut = [text if len(text) <= most else text[: most - 1] + "…" for text in texts]
+    labels = [  # names often differ at their end
+        "…" + text[1 - most :] if cut.count(label) > 1 and len(text) > most else label
+        for label, text in zip(cut, texts, strict=True)
+    ]
+    again = [label in labels[:number] for number, label in enumerate(labels)]
+    return [f"{label[: most - 3]} #{number}" if again[number] else label for number, label in enumerate(labels)]
 
 
 def draw_accuracy(axes: Any, view: View, palette: Palette) -> None:
@@ -176,7 +179,7 @@ def draw_accuracy(axes: Any, view: View, palette: Palette) -> None:
 def draw_positions(axes: Any, view: View, palette: Palette) -> None:
     """Loss along a document, of the first documents and of the newest: the more it falls, the more context is used."""
     if len(view.positions) < 2:
-        wait(axes, palette, "from 10 documents on")
+        wait(axes, palette, "from 10 documents on" if view.count < 10 else "not known of these documents")
         axes.set_xlim(1, 256)
         return
     heights = np.concatenate([one.mean for one in view.positions])

@@ -87,7 +87,10 @@ class StoreReader:
 
     def run(self) -> Row:
         """The row of `run`; `config`, `recipe`, `flops` and `versions` as objects, empty where the store has none."""
-        row = dict(self._db.execute("SELECT * FROM run").fetchone())
+        found = self._db.execute("SELECT * FROM run").fetchone()
+        if found is None:
+            raise ValueError("the store has no row in its table `run`: it is damaged")
+        row = dict(found)
         objects = (name for name, kind in schema.TABLES["run"].items() if kind is dict)
         return row | {name: json.loads(row.get(name) or "{}") for name in objects}
 
@@ -158,29 +161,40 @@ class StoreReader:
 
     def latest_text_sample(self, below_step: int) -> Row | None:
         """The newest generation before `below_step`: one that has a reference, if any has."""
-        row = self._db.execute(
-            "SELECT * FROM text_samples WHERE step < ?"
-            " ORDER BY coalesce(reference, '') = '', step DESC, accuracy IS NULL, id DESC LIMIT 1",
+        for has_reference in ("coalesce(reference, '') != ''", "1"):  # apart, so that the index on step can serve
+            row = self._db.execute(
+                f"SELECT * FROM text_samples WHERE step < ? AND {has_reference}"
+                " ORDER BY step DESC, accuracy IS NULL, id DESC LIMIT 1",
+                (below_step,),
+            ).fetchone()
+            if row is not None:
+                return dict(row)
+        return None
+
+    def asked_again(self, below_step: int) -> list[tuple[int, int]]:
+        """(step, id) of what the model wrote before `below_step` to the prompt that it was asked last, in order.
+
+        Asked are prompts without a reference: the user's first `--prompt`, or the beginning of the run's first
+        document, whose own generation then comes first.
+        """
+        newest = self._db.execute(
+            "SELECT prompt FROM text_samples WHERE step < ? AND reference IS NULL ORDER BY step DESC, id LIMIT 1",
             (below_step,),
         ).fetchone()
-        return None if row is None else dict(row)
-
-    def asked_again(self, below_step: int) -> list[Row]:
-        """What the model wrote before `below_step` to the newest prompt that it was given more than once, in order.
-
-        Such a prompt has no reference: the user's first `--prompt`, or the beginning of the run's first document, whose
-        own generation then comes first.
-        """
-        asked = self._db.execute(
-            "SELECT * FROM text_samples WHERE step < ? AND reference IS NULL ORDER BY step, id", (below_step,)
-        ).fetchall()
-        if not asked:
+        if newest is None:
             return []
-        prompt = next(row["prompt"] for row in asked if row["step"] == asked[-1]["step"])
-        first = self._db.execute("SELECT * FROM text_samples WHERE step = 0 ORDER BY id LIMIT 1").fetchone()
-        own = [first] if first is not None and first["prompt"] == prompt and first["reference"] is not None else []
-        rows = {row["step"]: dict(row) for row in reversed([*own, *asked]) if row["prompt"] == prompt}
-        return [rows[step] for step in sorted(rows)]
+        rows = self._db.execute(
+            "SELECT step, min(id) FROM text_samples"
+            " WHERE step < ? AND prompt = ? AND (reference IS NULL OR step = 0) GROUP BY step ORDER BY step",
+            (below_step, newest["prompt"]),
+        )
+        return [(step, number) for step, number in rows]
+
+    def text_samples_of(self, ids: Sequence[int]) -> list[Row]:
+        """The rows of `text_samples` with these ids, in the order in which they were recorded."""
+        places = ", ".join("?" * len(ids))
+        rows = self._db.execute(f"SELECT * FROM text_samples WHERE id IN ({places}) ORDER BY id", tuple(ids))
+        return [dict(row) for row in rows]
 
     def evaluations(self, below_step: int) -> list[Row]:
         """The rows of `evaluations` before `below_step` that are of a whole split, by split and step."""
@@ -188,9 +202,14 @@ class StoreReader:
         return [row for row in map(dict, rows) if not row.get("source")]  # version 1 had no sources
 
     def count_events(self, below_step: int) -> dict[str, int]:
-        """How often each kind of event has happened before `below_step`."""
-        rows = self._db.execute("SELECT kind, count(*) FROM events WHERE step < ? GROUP BY kind", (below_step,))
+        """At how many steps before `below_step` each kind of event has happened: one made again counts once."""
+        sql = "SELECT kind, count(DISTINCT step) FROM events WHERE step < ? GROUP BY kind"
+        rows = self._db.execute(sql, (below_step,))
         return dict(rows.fetchall())
+
+    def count_rewinds(self) -> int:
+        """How often the run went back or was gone on with: steps may have been made again each time."""
+        return int(self._value("SELECT count(*) FROM events WHERE kind IN ('resume', 'roll-back')"))
 
     def steps_of_events(self, kinds: Sequence[str], below_step: int) -> dict[str, list[int]]:
         """Kind -> the steps at which such an event has happened before `below_step`, in order."""

@@ -1,6 +1,7 @@
 """What `trainer/run_folder.py` leaves in the two folders of a run: its files, the mark that names it, its lock."""
 
 import fcntl
+import glob
 import json
 import os
 import re
@@ -51,9 +52,18 @@ def record_files(folder: Path) -> list[Path]:
     return sorted(_named(folder, _RECORD), key=lambda path: (path.name == "run.db", path.name))
 
 
-def checkpoint_files(folder: Path | None) -> list[Path]:
-    """The checkpoints, their digests, and what a killed save has left of one."""
-    return [] if folder is None else _named(folder, _CHECKPOINT)
+def checkpoint_files(folder: Path | None, run_id: str) -> list[Path]:
+    """The checkpoints, their digests, and what a killed save has left of one; those that were set aside come first."""
+    if folder is None:
+        return []
+    return [path for place in (*set_aside(folder, run_id), folder) for path in _named(place, _CHECKPOINT)]
+
+
+def set_aside(folder: Path, run_id: str) -> list[Path]:
+    """Where the newer checkpoints of a run are that went back: below its own, or beside them once it was archived."""
+    places = (folder / "earlier", folder.parent)
+    pattern = f"{glob.escape(run_id)}-before-going-back-to-*"
+    return sorted(path for place in places for path in place.glob(pattern) if path.is_dir()) if run_id else []
 
 
 def _named(folder: Path, names: re.Pattern[str]) -> list[Path]:

@@ -13,7 +13,18 @@ import numpy as np
 
 from viz import schema
 from viz.reader import StoreReader
-from viz.run_folder import LOCK, MARK, checkpoint_files, checkpoints_of, held, is_locked, mark_of, record_files
+from viz.run_folder import (
+    LOCK,
+    MARK,
+    checkpoint_files,
+    checkpoints_of,
+    held,
+    is_locked,
+    mark_of,
+    record_files,
+    set_aside,
+)
+from viz.terminal import one_line
 
 RECENT_DOCUMENTS = 200
 PROGRAM = Path(__file__).resolve().parent.parent / "train_slimpajama.py"
@@ -64,8 +75,10 @@ def _look_at(viz: Path, record: Path) -> FoundRun:
     mark, known = mark_of(record), _read_record(record / "run.db")
     run_id = known.pop("run_id", "") or str(mark.get("run_id", ""))
     checkpoints = checkpoints_of(record, run_id)
-    saved = checkpoint_files(checkpoints)
-    numbers = [int(path.stem.rpartition("_")[2]) for path in saved if path.suffix == ".bin"]
+    saved = checkpoint_files(checkpoints, run_id)
+    numbers = [
+        int(path.stem.rpartition("_")[2]) for path in saved if path.suffix == ".bin" and path.parent == checkpoints
+    ]
     newest = max(numbers, default=None)
     is_running = is_locked(record) or (checkpoints is not None and is_locked(checkpoints))
     is_current = known.pop("is_current", True)
@@ -174,7 +187,7 @@ def describe_runs(runs: list[FoundRun]) -> str:
             state = "running" if run.is_running else run.problem or run.outcome or "cut off"
             why_not = "" if run.resume_command or run.is_running else f"; can't go on: {run.why_not}"
             kind = "a test run, " if run.is_test else ""
-            lines.append(f"    {kind}{_printable(state)}; {format_bytes(run.bytes_on_disk)} on disk{why_not}")
+            lines.append(f"    {kind}{one_line(state)}; {format_bytes(run.bytes_on_disk)} on disk{why_not}")
             if run.resume_command is not None:
                 lines.append(f"    to go on: {run.resume_command}")
     return "\n".join(lines)
@@ -184,11 +197,7 @@ def _cells(run: FoundRun) -> tuple[str, ...]:
     started = "–" if run.started is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
     documents = f"{run.documents:,}" + ("" if run.steps_asked is None else f" of {run.steps_asked:,}")
     loss = "–" if run.loss is None else f"{run.loss:.4f}"
-    return (_printable(run.run_id) or "–", started, _printable(run.source), _printable(run.model), documents, loss)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return (one_line(run.run_id) or "–", started, one_line(run.source), one_line(run.model), documents, loss)
 
 
 def format_bytes(count: int) -> str:
@@ -201,11 +210,14 @@ def format_bytes(count: int) -> str:
 
 def confirm_text(run: FoundRun) -> str:
     """What `delete_run` will remove, to be asked about: the folders, the files in them, how large they are."""
-    lines = [f"Delete run {_printable(run.run_id)} ({run.documents:,} documents, {format_bytes(run.bytes_on_disk)})?"]
-    for folder, files in ((run.record, record_files(run.record)), (run.checkpoints, checkpoint_files(run.checkpoints))):
+    lines = [f"Delete run {one_line(run.run_id)} ({run.documents:,} documents, {format_bytes(run.bytes_on_disk)})?"]
+    halves: dict[Path, list[Path]] = {}
+    for path in [*record_files(run.record), *checkpoint_files(run.checkpoints, run.run_id)]:
+        halves.setdefault(path.parent, []).append(path)
+    for folder, files in halves.items():
         charts = [path for path in files if path.suffix == ".png"]
         told = [path.name for path in files if path not in charts] + ([f"{len(charts)} charts"] if charts else [])
-        if folder is not None and told:
+        if told:
             lines.append(f"  {_shown(folder.resolve())}: {', '.join(told)} ({format_bytes(_bytes_of(files))})")
     return "\n".join([*lines, "Nothing else in these folders is touched."])
 
@@ -218,15 +230,16 @@ def delete_run(run: FoundRun) -> None:
         OSError: a file can't be removed: the record and its mark go last, so that `find_runs` lists what is left.
     """
     halves = [folder for folder in (run.checkpoints, run.record) if folder is not None]
+    aside = [] if run.checkpoints is None else set_aside(run.checkpoints, run.run_id)
     _refuse_another(run)
     with ExitStack() as locks:
         for folder in dict.fromkeys(folder.resolve() for folder in halves):
             locks.enter_context(held(folder))
         _refuse_another(run)
         marks = [folder / name for folder in halves for name in (MARK, LOCK)]
-        for path in [*checkpoint_files(run.checkpoints), *record_files(run.record), *marks]:
+        for path in [*checkpoint_files(run.checkpoints, run.run_id), *record_files(run.record), *marks]:
             path.unlink(missing_ok=True)
-    for folder in halves:
+    for folder in [*aside, *halves]:
         while folder.parent.name == "earlier" or folder.name in ("earlier", "test"):
             try:
                 folder.rmdir()

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from viz.reader import Columns, StoreReader
-from viz.smoothing import WINDOW, AverageWithError, DebiasedAverage, Floats, extremes
+from viz.smoothing import AverageWithError, DebiasedAverage, Floats, extremes
 
 BLOCK = 256  # rows whose lowest and highest are remembered
-FEWEST = 20  # documents of a source before its average tells what is usual
+FEWEST_OF_SOURCE = 20  # documents of a source before its average tells what is usual
 
 
 class Growing:
@@ -81,7 +81,8 @@ class SourceSeries:
         self.rows.extend(rows)
         self.average.extend(averages)
         usual = np.append(before, averages[:-1])
-        usual[: max(0, FEWEST - known)] = np.nan
+        finite = np.isfinite(losses)
+        usual[known + np.cumsum(finite) - finite < FEWEST_OF_SOURCE] = np.nan
         return usual
 
 
@@ -163,6 +164,3 @@ class Series:
     def rows_below(self, step: int) -> int:
         """How many rows are of steps below this one."""
         return int(np.searchsorted(self["steps"], step)) if self.size else 0
-
-
-__all__ = ["FEWEST", "WINDOW", "Curve", "Growing", "Series", "SourceSeries"]

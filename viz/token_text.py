@@ -19,6 +19,7 @@ def decoder(tokenizer: bytes | None) -> Callable[[Sequence[int]], str] | None:
         import sentencepiece
 
         model = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
-        return lambda ids: str(model.DecodeIds(list(ids)))
+        size = model.GetPieceSize()
+        return lambda ids: str(model.DecodeIds([number for number in ids if number < size]))
     except Exception:  # noqa: BLE001  # tokenizers raises nothing narrower; a picture without words is still a picture
         return None

@@ -1,6 +1,5 @@
 """What a chart tells of a run as of a step, gathered from its store: everything that is shown, and nothing of how."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ STAND_OUTS = 3
 WORDS = 6
 MOMENTS = 4
 BINS = 28  # along the positions of a document
-FEWEST = 5  # documents that reach a position, for a mean there
+FEWEST_AT_PLACE = 5  # documents that reach a position, for a mean there
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,6 @@ class StandOut:
 class Positions:
     """Mean loss by the place of a token in its document, over some documents."""
 
-    first: int
-    last: int
-    """Steps of the first and the last of them."""
     documents: int
     places: Floats
     """(B,) index of the predicted token in its document, from 1, the middle of each bin on a logarithmic axis."""
@@ -84,13 +80,18 @@ class View:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the run has its steps, at the speed of the last `WINDOW` documents; None where it is at its end."""
+        """Until the run has its steps, at the usual speed of the last `WINDOW` documents; None where it is at its end.
+
+        What held up a few of them is left out: more than 20 times the lower median.
+        """
         left = int(self.run.get("config", {}).get("num_steps") or 0) - self.step
         ended = self.run.get("ended") is not None and self.count == self.series.size
         recent = self.column("seconds")[-WINDOW:]
-        if left <= 0 or ended or not np.isfinite(recent).any():
+        recent = recent[np.isfinite(recent)]
+        if left <= 0 or ended or not len(recent):
             return None
-        return left * float(np.nanmedian(recent))
+        middle = np.quantile(recent, 0.5, method="lower")
+        return left * float(recent[recent <= 20 * middle].mean())
 
 
 class Viewer:
@@ -104,9 +105,14 @@ class Viewer:
         self._has_decoder = False
         self._words: dict[int, str] = {}
         self._early: Positions | None = None
+        self._rewinds: int | None = None
 
     def look(self, step: int | None = None) -> View:
         """The run as of `step` finished documents, or as of its newest."""
+        if (rewinds := self._store.count_rewinds()) != self._rewinds:  # rows may have been made again
+            if self._rewinds is not None:
+                self.series, self._words, self._early = Series(), {}, None
+            self._rewinds = rewinds
         self.series.read(self._store)
         if step is None:
             step = int(self.series["steps"][-1]) + 1 if self.series.size else 0
@@ -123,7 +129,7 @@ class Viewer:
             events=tuple(self._store.count_events(step).items()),
             stand_outs=[self._stand_out(row) for row in furthest_above(view)],
             positions=self._positions(count),
-            moments=spread(self._store.asked_again(step), MOMENTS),
+            moments=self._store.text_samples_of(spread(self._store.asked_again(step), MOMENTS)),
             sample=self._store.latest_text_sample(step),
         )
 
@@ -145,7 +151,7 @@ class Viewer:
 
     def _positions(self, count: int) -> list[Positions]:
         documents = min(WINDOW, count // 2)
-        if documents < FEWEST:
+        if documents < FEWEST_AT_PLACE:
             return []
         early = self._early
         if early is None or early.documents != documents:
@@ -158,7 +164,8 @@ class Viewer:
         steps = self.series["steps"]
         first_step, last_step = int(steps[first]), int(steps[last - 1])
         losses = self._store.token_losses(first_step, last_step + 1)
-        return by_position(losses, first_step, last_step) if len(losses) >= FEWEST else None
+        found = by_position(losses) if len(losses) >= FEWEST_AT_PLACE else None
+        return found if found is not None and len(found.places) else None
 
 
 def furthest_above(view: View) -> list[int]:
@@ -171,7 +178,7 @@ def furthest_above(view: View) -> list[int]:
     return [begin + int(row) for row in above[np.argsort(-excess[above], kind="stable")]]
 
 
-def by_position(losses: Sequence[npt.NDArray[Any]], first: int, last: int) -> Positions:
+def by_position(losses: Sequence[npt.NDArray[Any]]) -> Positions:
     """Mean loss of the tokens of documents in `BINS` bins of equal width on a logarithmic axis.
 
     Tokens of one document are not independent, documents are: a bin's value of a document is the mean over its tokens
@@ -188,25 +195,25 @@ def by_position(losses: Sequence[npt.NDArray[Any]], first: int, last: int) -> Po
     with np.errstate(invalid="ignore", divide="ignore"):
         means = sums / counts
     reach = (counts > 0).sum(axis=0)
-    kept = reach >= FEWEST
+    kept = reach >= FEWEST_AT_PLACE
     means, reach = means[:, kept], reach[kept]
     places = np.sqrt(edges[:-1] * (edges[1:] - 1.0))[kept]
     error = np.nanstd(means, axis=0, ddof=1) / np.sqrt(reach)
-    return Positions(first, last, len(losses), places, np.nanmean(means, axis=0), error)
+    return Positions(len(losses), places, np.nanmean(means, axis=0), error)
 
 
-def spread(rows: Sequence[Row], most: int) -> list[Row]:
-    """The first and the last row and at most `most` in all, each about as many times later than the one before.
+def spread(places: Sequence[tuple[int, int]], most: int) -> list[int]:
+    """Of (step, id) in order the ids of the first, the last and at most `most` in all, by about equal ratios of steps.
 
     A model learns most at first: moments at equal ratios of steps show more of it than at equal distances.
     """
-    if len(rows) <= most:
-        return list(rows)
-    first, last = max(rows[1]["step"], 1), rows[-1]["step"]
-    wanted = [first * math.exp(math.log(last / first) * k / (most - 1)) for k in range(1, most - 1)]
-    chosen, free = [rows[0]], list(rows[1:-1])
-    for place in wanted:
-        nearest = min(free, key=lambda row: abs(math.log(max(row["step"], 1) / place)))
-        chosen.append(nearest)
-        free.remove(nearest)
-    return sorted([*chosen, rows[-1]], key=lambda row: int(row["step"]))
+    if len(places) <= most:
+        return [number for _, number in places]
+    logs = np.log([max(step, 1) for step, _ in places])
+    chosen, free = [0, len(places) - 1], np.ones(len(places), dtype=bool)
+    free[chosen] = False
+    for k in range(1, most - 1):
+        wanted = logs[1] + (logs[-1] - logs[1]) * k / (most - 1)
+        chosen.append(int(np.where(free, np.abs(logs - wanted), np.inf).argmin()))
+        free[chosen] = False
+    return [places[place][1] for place in sorted(chosen)]

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,9 +66,6 @@ def follow(command: str, train: Train, folder: Path, run_command: Run) -> str:
             data = [] if "--dataset" in words else ["--dataset", "notes"]
             assert train(*words[1:], *SMALL, *data, "--steps", 50, small=False) == 0
         return words[0]
-    if "RUN_ID" in command:
-        earlier = max((folder / "training_viz" / "earlier").iterdir()).name
-        words = [word.replace("RUN_ID", earlier) for word in words]
     words = ["33" if word in ("1146", "500") else word for word in words]
     done = run_command(*words[2:], cwd=folder, module=words[1])
     said = {
@@ -75,7 +73,7 @@ def follow(command: str, train: Train, folder: Path, run_command: Run) -> str:
         "trainer.evaluate": "checkpoints/checkpoint_step_",
         "trainer.export": "Wrote my-model from checkpoints/",
         "viz chart": r"run\.png\n",
-        "viz timelapse": r"\S+timelapse\.gif \(\d+ frames\)\n",
+        "viz timelapse": r"timelapse\.gif \(\d+ frames\)\n",
         "viz runs": "run +started",
         "viz compare": r"(.* is better by |No difference found: ).*nats per token over \d+ shared documents",
         "viz document": "Step 33: .*\nLoss",
@@ -83,6 +81,14 @@ def follow(command: str, train: Train, folder: Path, run_command: Run) -> str:
     name = f"viz {words[2]}" if words[1] == "viz" else words[1]
     assert words[0] == "-m" and re.match(said[name], done.stdout), done.stdout
     return words[1]
+
+
+def test_a_notebook_shows_a_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train("--steps", 20) == 0
+    (block,) = re.findall(r"## In a notebook\n\n```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block.replace("viz.show(", "shown = viz.show("), "README.md", "exec"), names)  # noqa: S102  # our own
+    assert len(names["steps"]) == 20 and names["shown"].size == (1600, 1000)
 
 
 def ask_store(store: str, sql: str) -> None:

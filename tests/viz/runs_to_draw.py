@@ -76,7 +76,7 @@ def view_of(columns: Columns, *, run: dict[str, Any] | None = None, **shown: Any
         if count
         else [],
         "events": (("spike", 2), ("retry", 1)),
-        "positions": [by_position(losses[:10], 0, 9), by_position(losses[10:], 10, 19)] if count > 10 else [],
+        "positions": [by_position(losses[:10]), by_position(losses[10:])] if count > 10 else [],
         "moments": MOMENTS if count > 1 else [],
         "sample": SAMPLE if count else None,
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from viz.chart_files import draw_picture, draw_run, forget_charts, numbered_charts, numbered_steps, thin_charts
+from viz.chart_files import draw_picture, draw_run, forget_charts, numbered_charts, numbered_steps, thin_charts, thinned
 from viz.charts import Chart
 from viz.schema import rows_of
 from viz.store import StoreReader, StoreWriter
@@ -84,3 +84,29 @@ def test_every_interval_of_a_run(tmp_path: Path, metrics: Metrics) -> None:
     writer.close()
     with StoreReader(tmp_path / "run.db") as store:
         assert numbered_steps(Viewer(store)) == [8, 16, 20]
+
+
+def test_every_interval_of_a_long_run_is_thinned_as_its_pictures_were(tmp_path: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {"config": {"viz_interval": 1, "keep_charts": 6}})
+    for step in range(7, 60):  # a record that was lost and begins again
+        writer.add_rows(rows_of(metrics(step)))
+    writer.close()
+    with StoreReader(tmp_path / "run.db") as store:
+        steps = numbered_steps(Viewer(store))
+    assert len(steps) == 6 and (steps[0], steps[-1]) == (8, 60)
+    StoreWriter(tmp_path / "empty.db", {}).close()
+    with StoreReader(tmp_path / "empty.db") as store:
+        assert numbered_steps(Viewer(store)) == []
+
+
+def test_a_hundred_thousand_pictures_are_thinned_at_once() -> None:
+    left = thinned(list(range(50, 5_000_001, 50)), 500)
+    assert len(left) == 500 and (left[0], left[-1]) == (50, 5_000_000)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(left)]
+    assert max(gaps) <= 2.5 * min(gaps[:-1])
+
+
+@pytest.mark.parametrize("step", [-1, 21])
+def test_no_picture_of_documents_that_there_are_not(filled: Path, step: int) -> None:
+    with pytest.raises(ValueError, match="has 20 documents"):
+        draw_picture(filled, step)

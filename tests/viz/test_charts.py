@@ -13,11 +13,12 @@ import pytest
 from PIL import Image, ImageChops
 
 from tests.viz.runs_to_draw import HOSTILE, MOMENTS, SAMPLE, columns_of, view_of
-from viz.charts import SIZE, Chart, format_duration, verdict
+from viz.charts import SIZE, Chart, format_duration
 from viz.marks import FEW, Density, places
-from viz.panels import shorten_name
+from viz.panels import shorten_names
 from viz.series import Series
 from viz.text_block import TextBlock
+from viz.verdict import verdict
 from viz.view import StandOut, View, by_position
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -310,11 +311,15 @@ def test_each_source_has_its_line_its_name_and_a_weight_by_its_share(dark: bool)
 
 def test_a_sources_name_is_short_and_still_its_own() -> None:
     pajamas = ["RedPajamaCommonCrawl", "RedPajamaC4", "RedPajamaStackExchange"]
-    assert [shorten_name(name, pajamas) for name in pajamas] == ["CommonCrawl", "C4", "StackExchange"]
-    assert shorten_name("a-very-long-name-of-one-source", ["a-very-long-name-of-one-source"]) == "a-very-long-n…"
-    assert shorten_name("x", ["x", "y"]) == "x"
+    assert shorten_names(pajamas) == ["CommonCrawl", "C4", "StackExchange"]
+    assert shorten_names(["a-very-long-name-of-one-source"]) == ["a-very-long-n…"]
+    assert shorten_names(["x", "y"]) == ["x", "y"]
     ends = ["one-long-name-that-differs-1", "one-long-name-that-differs-2"]
-    assert [shorten_name(name, ends) for name in ends] == ["…hat-differs-1", "…hat-differs-2"]
+    assert shorten_names(ends) == ["…hat-differs-1", "…hat-differs-2"]
+    beside = ["abcdefghijklmnop1", "abcdefghijklmnop2", "other", "b"]
+    assert shorten_names(beside) == ["…efghijklmnop1", "…efghijklmnop2", "other", "b"]
+    both = [f"the-same-beginning-{middle}-and-the-same-end" for middle in "abc"] + ["z"]
+    assert len(set(shorten_names(both))) == 4 and max(map(len, shorten_names(both))) <= 14
 
 
 def test_many_documents_of_a_source_are_one_line_and_not_a_smear(chart: Chart) -> None:
@@ -340,7 +345,7 @@ def test_accuracy_has_its_average_and_its_band(chart: Chart) -> None:
 
 def test_the_early_and_the_newest_documents_by_position(chart: Chart) -> None:
     flat, falling = [np.full(255, 8.0)] * 200, [8 - np.log(np.arange(1.0, 256.0))] * 200
-    positions = [by_position(flat, 0, 199), by_position(falling, 800, 999)]
+    positions = [by_position(flat), by_position(falling)]
     chart.draw(view_of(columns_of(1000), positions=positions))
     early, late = chart.positions.lines
     assert early.get_ydata() == pytest.approx(8.0) and late.get_ydata()[-1] < 3

@@ -82,6 +82,18 @@ def test_a_planted_difference_is_found_as_large_as_it_is(phi: float) -> None:
     assert values.mean() == pytest.approx(0.05, abs=0.002)
 
 
+def test_a_difference_of_three_of_its_errors_is_found_nine_times_in_ten_and_not_by_the_averages() -> None:
+    random, found, alone = np.random.default_rng(9), 0, 0
+    for _ in range(200):
+        pairs = losses_of(random, random.normal(0.0105, 0.08, 1000))  # the error of their mean: 0.0032 by the weights
+        difference = estimate(pairs)
+        assert difference.half_width is not None
+        found += difference.value > difference.half_width
+        errors = [running(np.arange(1000), [one], WINDOW)[1] for one in pairs]
+        alone += difference.value > 1.96 * math.hypot(*errors)
+    assert found >= 150 and alone == 0
+
+
 @pytest.mark.parametrize("change", ["slow", "warm-up"])
 def test_what_two_runs_do_at_different_times_is_no_error(change: str) -> None:
     steps = np.arange(5000)
@@ -256,6 +268,22 @@ def test_a_run_against_itself(write: Write) -> None:
     found = compare(store, store)
     assert found.sentence() == "A and B have the same loss on each of 50 shared documents"
     assert found.overall.half_width == 0 and found.notes() == []
+
+
+def test_the_settings_in_which_two_runs_differ_are_named(tmp_path: Path, metrics: Any) -> None:
+    def store(name: str, **config: Any) -> StoreReader:
+        writer = StoreWriter(tmp_path / name, {"config": {"schedule": "constant", "seed": 0, **config}})
+        for step in range(3):
+            writer.add_rows(rows_of(metrics(step, text_hash=bytes([step]) * 32)))
+        writer.close()
+        return StoreReader(tmp_path / name)
+
+    shown = {"viz_dir": "a", "viz_interval": 1, "keep_charts": 3}
+    one = store("1", num_steps=10, initial_learning_rate=0.1, **shown)
+    other = store("2", num_steps=20, initial_learning_rate=0.2, **dict.fromkeys(shown, 7))
+    assert compare(one, other).settings == (("initial_learning_rate", "0.1", "0.2"),)
+    decay = [store(str(steps), num_steps=steps, schedule="cosine") for steps in (30, 40)]
+    assert compare(*decay).settings == (("num_steps", "30", "40"),)  # there it decides the rate
 
 
 def test_too_few_to_tell(write: Write) -> None:

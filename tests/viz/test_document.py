@@ -6,9 +6,10 @@ import pytest
 import sentencepiece
 
 from tests.viz.runs_to_draw import HOSTILE
-from viz.document import describe_document, printable
+from viz.document import describe_document
 from viz.schema import rows_of
 from viz.store import StoreReader, StoreWriter
+from viz.terminal import harmless, one_line
 
 Metrics = Callable[..., dict[str, Any]]
 
@@ -63,6 +64,16 @@ def test_what_is_not_there_is_said(store: Path, tmp_path: Path, metrics: Metrics
 
 
 def test_a_hostile_text_steers_no_terminal() -> None:
-    shown = printable(HOSTILE)
+    shown = harmless(HOSTILE)
     assert "\x1b" not in shown and "\x00" not in shown and "\u202e" not in shown and "\r" not in shown
     assert "<b>&amp;" in shown and "日本語" in shown
+    assert one_line("a\nb\tc\x1b") == "a\\nb\\tc�"
+
+
+def test_names_of_a_hostile_source_steer_no_terminal(tmp_path: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {})
+    writer.add_rows(rows_of(metrics(0, source=HOSTILE, shard="\x1b[2J\x1b]0;title\x07")))
+    writer.close()
+    with StoreReader(tmp_path / "run.db") as reader:
+        said = describe_document(reader, 0)
+    assert not {"\x1b", "\x07", "\x00", "\u202e"} & set(said) and said.count("\n") == 2

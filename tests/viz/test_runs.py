@@ -263,7 +263,7 @@ def test_the_table(make: Make) -> None:
     make("earlier/a", "20261125-030512-ab12", outcome=None)
     lines = describe_runs(find_runs(Path("training_viz"))).splitlines()
     assert lines[0].split() == ["run", "started", "data", "model", "documents", "loss"]
-    assert "a\\x1b[2J/lo" in lines[1] and "…" in lines[1] and "small 13.8 M" in lines[1]
+    assert "a�[2J/lo" in lines[1] and "…" in lines[1] and "small 13.8 M" in lines[1]
     assert lines[1].endswith("3 of 10  1.0000")
     assert "kB on disk" in lines[2] and lines[2].startswith("    done; ") and lines[5].startswith("    cut off; ")
     assert len(lines) == 7 and all(len(line) <= 100 for line in lines if "to go on" not in line)
@@ -356,3 +356,22 @@ def test_what_has_moved_meanwhile_is_not_deleted(make: Make, root: Path) -> None
     with pytest.raises(ValueError, match=r"no longer in .*checkpoints: look again"):
         delete_run(run)
     assert {"run.db", "checkpoint_step_3.bin"} <= {path.name for path in files(root)}
+
+
+@pytest.mark.parametrize("place", ["", "earlier/a"])
+def test_checkpoints_that_were_set_aside_are_counted_asked_about_and_deleted(
+    make: Make, root: Path, place: str
+) -> None:
+    """Of a run that lives in the usual folders, and of one that was archived after it had gone back."""
+    make(place, "a")
+    aside = root / "checkpoints" / "earlier" / "a-before-going-back-to-2"
+    aside.mkdir(parents=True, exist_ok=True)
+    (aside / "checkpoint_step_9.bin").write_bytes(b"x" * 50_000)
+    other = root / "checkpoints" / "earlier" / "another-before-going-back-to-2"
+    other.mkdir()
+    (other / "checkpoint_step_9.bin").write_bytes(b"x")
+    (run,) = find_runs(Path("training_viz"))
+    assert run.bytes_on_disk > 50_000 and run.newest_checkpoint == 3
+    assert "a-before-going-back-to-2" in confirm_text(run) and "checkpoint_step_9.bin" in confirm_text(run)
+    delete_run(run)
+    assert not aside.exists() and (other / "checkpoint_step_9.bin").exists()

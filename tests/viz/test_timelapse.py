@@ -28,6 +28,9 @@ def test_a_short_run_has_a_frame_for_each_document(filled: Path) -> None:
 def test_what_can_not_be_made_is_said(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(ValueError, match=r"is a \.gif or a \.png"):
         make_timelapse(filled, filled / "run.mp4")
+    for frames, seconds in ((1, 1.0), (601, 60.0), (100, 1.0)):
+        with pytest.raises(ValueError, match="make a film"):
+            make_timelapse(filled, filled / "run.gif", frames=frames, seconds=seconds)
     empty = tmp_path_factory.mktemp("empty")
     StoreWriter(empty / "run.db", {}).close()
     with pytest.raises(ValueError, match="holds no step yet"):

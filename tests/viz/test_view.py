@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.viz.runs_to_draw import columns_of, view_of
+from viz.charts import Chart
 from viz.reader import StoreReader
 from viz.schema import rows_of
 from viz.series import Series
@@ -34,8 +35,8 @@ def test_what_stood_out_is_what_lay_furthest_above_its_own_source() -> None:
 
 def test_losses_by_position_are_means_over_documents() -> None:
     losses = [np.arange(1.0, 11.0), np.arange(3.0, 13.0), *[np.array([5.0])] * 4]
-    found = by_position(losses, 7, 12)
-    assert (found.first, found.last, found.documents) == (7, 12, 6)
+    found = by_position(losses)
+    assert found.documents == 6
     assert found.places.tolist() == [1.0]  # further in there are two documents only
     values = np.array([1.0, 3.0, 5.0, 5.0, 5.0, 5.0])
     assert found.mean.tolist() == [values.mean()]
@@ -44,17 +45,17 @@ def test_losses_by_position_are_means_over_documents() -> None:
 
 def test_positions_are_binned_on_a_logarithmic_axis() -> None:
     falling = [8 - np.log(np.arange(1.0, 256.0))] * 9
-    found = by_position(falling, 0, 8)
+    found = by_position(falling)
     assert 15 < len(found.places) <= BINS and found.places[0] == 1 and (np.diff(found.places) > 0).all()
     np.testing.assert_allclose(found.mean, 8 - np.log(found.places), atol=0.06)
     np.testing.assert_allclose(found.error, 0, atol=1e-12)
-    by_position([np.full(40, math.nan)] * 6, 0, 5)  # a run that diverged
+    assert not len(by_position([np.full(40, math.nan)] * 6).places)  # a run that diverged
 
 
 def test_moments_are_spread_by_ratio_with_first_and_last() -> None:
-    rows = [{"step": step} for step in (0, 50, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400, 3200)]
-    assert [row["step"] for row in spread(rows, 4)] == [0, 200, 800, 3200]
-    assert spread(rows[:3], 4) == rows[:3]
+    places = [(step, 7 + step) for step in (0, 50, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400, 3200)]
+    assert [number - 7 for number in spread(places, 4)] == [0, 200, 800, 3200]
+    assert spread(places[:3], 4) == [7, 57, 107]
     assert spread([], 4) == []
 
 
@@ -92,7 +93,6 @@ def test_a_look_is_of_the_run_as_of_its_step(store: Path) -> None:
     assert [one.documents for one in whole.positions] == [30, 30] and [one.documents for one in early.positions] == [
         17
     ] * 2
-    assert (whole.positions[0].first, whole.positions[1].last) == (0, 59)
     assert {one.words for one in whole.stand_outs} == {""}  # no tokenizer, no words; and no failure
     assert [one.step for one in again.stand_outs] == [one.step for one in early.stand_outs]
 
@@ -129,8 +129,36 @@ def test_a_users_prompt_is_the_one_that_is_shown(tmp_path: Path, metrics: Metric
             writer.add_rows(rows_of({"step": step, "prompt": text}, text, f"{text} {step}"))
     writer.close()
     with StoreReader(tmp_path / "run.db") as reader:
-        assert [row["output"] for row in reader.asked_again(60)] == ["first 20", "first 30", "first 40", "first 50"]
-        assert [row["output"] for row in reader.asked_again(15)] == ["other 0", "other 10"]
+        moments = [[row["output"] for row in Viewer(reader).look(step).moments] for step in (60, 15)]
+    assert moments == [["first 20", "first 30", "first 40", "first 50"], ["other 0", "other 10"]]
+
+
+def test_newest_documents_without_a_finite_loss_are_passed_over(tmp_path: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {})
+    for step in range(30):
+        losses = np.full(255, math.nan if step >= 12 else 3.0)
+        writer.add_rows(rows_of(metrics(step, loss=float(losses[0]), token_losses=losses)))
+    writer.close()
+    with StoreReader(tmp_path / "run.db") as reader:
+        view = Viewer(reader).look()
+    assert [one.documents for one in view.positions] == [15] and len(view.positions[0].places)
+    Chart((400, 250)).draw(view)
+
+
+def test_what_was_made_again_counts_once_and_is_read_anew(store: Path, metrics: Metrics) -> None:
+    with StoreReader(store) as reader:
+        viewer = Viewer(reader)
+        assert dict(viewer.look().events)["spike"] == 2
+        writer = StoreWriter(store, {}, resume=True)
+        writer.rewind(40)
+        writer.add("events", {"time": 0.0, "step": 40, "kind": "resume", "detail": ""})
+        writer.add("events", {"time": 0.0, "step": 50, "kind": "spike", "detail": "the same document, once more"})
+        for step in range(40, 60):
+            writer.add_rows(rows_of(metrics(step, source="a", loss=77.0)))
+        writer.close()
+        view = viewer.look()
+    assert dict(view.events)["spike"] == 2
+    assert view.count == 60 and set(view.column("loss")[40:]) == {77.0}
 
 
 def test_the_time_to_go_is_that_of_the_last_documents() -> None:

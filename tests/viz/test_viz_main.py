@@ -40,13 +40,18 @@ def test_a_folder_without_a_run_is_exit_2_and_one_line(tmp_path: Path, capsys: p
     assert "no run store there" in line
 
 
-def test_any_size_any_step_dark_too(filled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_size_any_step_dark_too(
+    filled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "dark.png"
     assert main(["chart", str(filled), "-o", str(path), "--size", "640x400", "--step", "10", "--dark"]) == 0
     with Image.open(path) as picture:
         assert picture.size == (640, 400)
         assert sum(picture.convert("RGB").getpixel((1, 1))) < 150
-    assert main(["chart", str(filled), "--step", "10", "--size", "640x400"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["chart", str(filled), "--step", "10", "--size", "640x400"]) == 0  # beside those that look alike
+    assert capsys.readouterr().out.splitlines()[-1] == "chart.png" and (tmp_path / "chart.png").exists()
+    assert main(["chart", str(filled), "--step", "10"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(filled / "training_step_000010.png")
 
 
@@ -61,10 +66,13 @@ def test_every_picture_of_the_run_again(tmp_path: Path, metrics: Metrics, capsys
     ]
 
 
-def test_a_film(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_film(
+    filled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(["timelapse", str(filled), "--frames", "3", "--size", "400x250", "--seconds", "1"]) == 0
-    assert capsys.readouterr().out == f"{filled / 'timelapse.gif'} (3 frames)\n"
-    with Image.open(filled / "timelapse.gif") as film:
+    assert capsys.readouterr().out == "timelapse.gif (3 frames)\n"
+    with Image.open(tmp_path / "timelapse.gif") as film:
         assert (film.n_frames, film.size) == (3, (400, 250))
 
 
@@ -84,15 +92,21 @@ def make_run(folder: Path, metrics: Metrics, run_id: str, better: float = 0.0) -
     return folder
 
 
-def test_two_runs_by_folder_and_by_id(tmp_path: Path, metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_by_folder_and_by_id(
+    tmp_path: Path, metrics: Metrics, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     now = make_run(tmp_path / "viz", metrics, "new-1", better=0.25)
     make_run(now / "earlier" / "old-1", metrics, "old-1")
     assert main(["compare", "old-1", str(now), "--in", str(now)]) == 0
     first, *_, path = capsys.readouterr().out.splitlines()
     assert first.startswith("B is better by 0.25") and "over 60 shared documents" in first
-    assert path == str(now / "comparison.png") and Path(path).read_bytes().startswith(b"\x89PNG")
+    assert path == "comparison.png" and Path(path).read_bytes().startswith(b"\x89PNG")
     assert main(["compare", str(now / "run.db"), "old-1", "--in", str(now), "-o", str(tmp_path / "c.png")]) == 0
     assert capsys.readouterr().out.startswith("A is better by 0.25")
+    assert main(["compare", "old-1", str(now), "--in", str(now), "-o", "no/such/folder.png"]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("B is better by 0.25") and said.err.count("\n") == 1  # what was found is not lost
 
 
 def test_runs_are_listed_and_deleted_after_a_question(
@@ -126,6 +140,10 @@ def test_runs_are_listed_and_deleted_after_a_question(
         (["compare", "DIR", "EMPTY"], "B has no steps yet"),
         (["compare", "DIR", "DIR", "--since", "20"], "share no document from step 20 of A on"),
         (["chart", "DIR", "-o", "no/such/folder.png"], "no/such"),
+        (["chart", "DIR", "-o", "chart.jpg"], "a chart is a .png"),
+        (["compare", "DIR", "DIR", "-o", "c.jpg"], "is a .png"),
+        (["timelapse", "DIR", "--frames", "1"], "make a film"),
+        (["runs", "no-such-folder"], "there is no folder no-such-folder"),
     ],
 )
 def test_what_can_not_be_had_is_exit_2_and_one_line(
@@ -159,7 +177,21 @@ def test_what_can_not_be_had_is_exit_2_and_one_line(
 def test_a_command_that_makes_no_sense_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert ended.value.code == 2 and "error: " in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("python -m viz: ") and "--help" in line
+
+
+@pytest.mark.parametrize("command", [["chart"], ["document", "7"], ["timelapse"], ["export"], ["compare", "DIR"]])
+def test_a_damaged_store_is_exit_2_and_one_line(
+    filled: Path, command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(filled)
+    data = bytearray((filled / "run.db").read_bytes())
+    data[2 * 8192 :] = b"\xff" * (len(data) - 2 * 8192)
+    (filled / "run.db").write_bytes(data)
+    assert main([*(word.replace("DIR", str(filled)) for word in command), str(filled)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("python -m viz: ")
 
 
 def test_who_has_seen_enough_hears_no_complaint(filled: Path) -> None:
