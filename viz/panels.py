@@ -21,6 +21,7 @@ from viz.marks import (
 )
 from viz.palette import LINE_STYLES, Palette
 from viz.panel_text import printable
+from viz.schema import Row
 from viz.smoothing import WINDOW
 from viz.view import View
 
@@ -36,10 +37,13 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> None:
         at_edges(axes, steps, losses, palette)
         return
     guessing = math.log(view.run["vocab_size"]) if view.run.get("vocab_size") else None
-    by_split = {split: [row for row in view.evaluations if row["split"] == split] for split in _splits(view)}
+    by_split: dict[str, list[Row]] = {}
+    for row in view.evaluations:
+        if row["loss"] is not None and math.isfinite(row["loss"]):
+            by_split.setdefault(row["split"], []).append(row)
     average = series.loss_average.values(view.count)
     low, high = robust_range(losses, 0.002, 0.995)
-    held_out = [row["loss"] for rows in by_split.values() for row in rows if row["loss"] is not None]
+    held_out = [row["loss"] for rows in by_split.values() for row in rows]
     seen = [*robust_range(average, 0.0, 0.985), *held_out, *([guessing] if guessing else [])]
     axes.set_ylim(padded(min(low, *seen), max(high, *seen), 0.05, 0.08))
     documents(axes, steps, losses, palette.data)
@@ -55,15 +59,13 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> None:
     curve(axes, steps, series.loss_average, view.count, palette.main, series.loss_error, label=label)
     ends.append((float(average[-1]), f"average {average[-1]:.2f}", palette.main))
     for split, rows in by_split.items():
-        known = [row for row in rows if row["loss"] is not None]
-        if known:
-            shown = known if len(known) <= 60 else known[:: -(-len(known) // 400)] + known[-1:]
-            few = {"marker": "o", "ms": 5, "mec": palette.paper, "mew": 0.8} if len(known) <= 60 else {}
-            axes.plot(
-                [row["step"] for row in shown], [row["loss"] for row in shown], color=palette.held_out, lw=1.3,
-                zorder=4, label=f"held out ({printable(split)})", **few,
-            )  # fmt: skip
-            ends.append((known[-1]["loss"], f"held out {known[-1]['loss']:.2f}", palette.held_out))
+        shown = rows if len(rows) <= 60 else rows[:: -(-len(rows) // 400)] + rows[-1:]
+        few = {"marker": "o", "ms": 5, "mec": palette.paper, "mew": 0.8} if len(rows) <= 60 else {}
+        axes.plot(
+            [row["step"] for row in shown], [row["loss"] for row in shown], color=palette.held_out, lw=1.3,
+            zorder=4, label=f"held out ({printable(split)})", **few,
+        )  # fmt: skip
+        ends.append((rows[-1]["loss"], f"held out {rows[-1]['loss']:.2f}", palette.held_out))
     at_edges(axes, steps, losses, palette)
     for kind, steps_of in view.ticks:
         marker, colour = _TICKS[kind]
@@ -71,10 +73,6 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> None:
         edge_mark(axes, steps_of, 0.018, marker, getattr(palette, colour), label)
     _circle(axes, view, palette)
     label_ends(axes, ends)
-
-
-def _splits(view: View) -> list[str]:
-    return list(dict.fromkeys(row["split"] for row in view.evaluations))
 
 
 def name_marks(below: Any, axes: Any) -> None:

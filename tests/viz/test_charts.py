@@ -244,7 +244,7 @@ def test_held_out_losses_are_in_the_picture_wherever_they_are(chart: Chart) -> N
     chart.draw(view_of(columns_of(500), evaluations=evaluations_of([99, 499], above=40.0)))
     low, high = chart.loss.get_ylim()
     assert low < 40 < 46 < high
-    missing = [{"split": "validation", "step": 99, "loss": None}]
+    missing = [{"split": "validation", "step": step, "loss": loss} for step, loss in ((99, None), (199, math.inf))]
     chart.draw(view_of(columns_of(500), evaluations=missing))
     assert line_of(chart.loss, "held out") is None and chart.loss.get_ylim()[1] < 20
     both = [*evaluations_of([99, 499], "test"), *missing, *evaluations_of([499])]
