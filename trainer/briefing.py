@@ -81,6 +81,7 @@ def closing_lines(
     if not tally.documents:
         return [f"{ending}: no document was trained on"]
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts["skipped"].items()))
+    plural = "" if tally.documents == 1 else "s"
     first, last, window = tally.first_and_last()
     bits, number = tally.bits_per_byte()
     speed, waited = tally.speed()
@@ -91,7 +92,7 @@ def closing_lines(
     made = ", ".join(name for name in files if (viz / name).is_file())
     worse = f"That is worse than guessing ({guessing:.2f}): a lower --learning-rate or a longer --warmup-steps may help"
     return [
-        f"{ending}: {tally.documents:,} documents trained ({tally.tokens:,} tokens), "
+        f"{ending}: {tally.documents:,} document{plural} trained ({tally.tokens:,} tokens), "
         f"{counts['held_out']:,} held out from training, skipped: {skipped or 'none'}",
         f"Loss {first:.4f} → {last:.4f} nats per token (means of the first and the last {window} documents); "
         f"{bits:.3f} bits per byte on the last {number}, where zstd -19 makes {zstd_bits_per_byte(texts):.3f}",

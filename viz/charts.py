@@ -67,7 +67,7 @@ class Chart:
     def _furnish(self) -> None:
         """What every chart has alike: titles, ticks and how they are written."""
         titles = {
-            self.loss: "Loss before each update, nats per token: a held-out curve",
+            self.loss: panels.LOSS_TITLE,
             self.key: "Furthest above the average of their source: python -m viz document STEP shows one",
             self.rate: "Learning rate",
             self.norm: "Gradient norm",
@@ -146,6 +146,7 @@ class Chart:
     def _clear(self) -> None:
         # What is drawn goes, axes and their ticks stay: to make those anew takes longer than all the rest.
         for axes in self.figure.axes:
+            axes.yaxis.set_visible(True)
             for artist in (*axes.lines, *axes.collections, *axes.images, *axes.texts, *axes.artists):
                 artist.remove()
             if (legend := axes.get_legend()) is not None:
@@ -159,7 +160,9 @@ class Chart:
             last = int(view.column("steps")[-1]) if view.count else 0
             for axes in self.along_steps:
                 axes.set_xlim(-0.02 * max(last, 1), 1.01 * max(last, 1))
-            panels.draw_loss(self.loss, view, self._palette)
+            self.titles[self.loss].set_text(panels.draw_loss(self.loss, view, self._palette))
+            spikes = f" (▾ {len(view.spikes):,} spikes)" if view.spikes else ""
+            self.titles[self.norm].set_text(f"Gradient norm{spikes}".replace(" 1 spikes", " 1 spike"))
             panels.name_marks(self.marks, self.loss)
             self.titles[self.sources].set_text(panels.draw_sources(self.sources, view, self._palette))
             panels.draw_accuracy(self.accuracy, view, self._palette)
@@ -205,9 +208,7 @@ class Chart:
 
     def _write_moments(self, view: View) -> None:
         if not view.moments:
-            write_quietly(
-                self.moments, ["It is asked at the first display steps, then ever more rarely."], self._palette
-            )
+            write_quietly(self.moments, ["It is asked at some of the display steps."], self._palette)
             return
         sections = [Section("prompt", self._palette.quiet, 1, view.moments[0]["prompt"])]
         for row in view.moments:

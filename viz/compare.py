@@ -33,6 +33,12 @@ class Comparison:
     """Of the 95 % interval of the same difference, were the documents of the two runs not the same."""
     settings: tuple[tuple[str, str, str], ...]
     """(name, A's, B's) of the settings in which the runs differ, as far as they decide what is learned."""
+    about: tuple[str, str]
+    """Which run A is, and which B: id and model."""
+    same: bool
+    """Whether both are one run, by its id."""
+    texts: int
+    """Different texts among the documents compared."""
     totals: tuple[int, int]
     """Steps of A and of B."""
     since: int
@@ -77,6 +83,10 @@ class Comparison:
     def notes(self) -> list[str]:
         """What else there is to know, the most important first: only lines that apply."""
         (a, b), half, found = self.names, self.overall.half_width, []
+        if self.same:
+            found.append(f"{a} and {b} are the same run")
+        elif [name for name, _, _ in self.settings] == ["seed"]:
+            found.append("They differ in their seed alone: this is what chance does")
         if self.settings:
             named = ", ".join(f"{name} {one} and {other}" for name, one, other in self.settings)
             found.append(f"Settings of {a} and {b}: {named}")
@@ -94,6 +104,8 @@ class Comparison:
             in_bits = self.unit == "bits per byte"
             how = "each run's bits are over its own bytes" if in_bits else "compared on the tokens that both predicted"
             found.append(f"{_documents(self.other_lengths)} read to different lengths: {how}")
+        if self.texts < self.overall.documents:
+            found.append(f"{self.texts:,} different texts, read again and again: the interval takes each for a new one")
         if self.moved:
             found.append(f"{_documents(round(self.moved * self.overall.documents))} read at different steps")
         found += [f"{_documents(count)} left out: {reason}" for reason, count in self.left_out]
@@ -172,6 +184,9 @@ def compare(a: StoreReader, b: StoreReader, names: tuple[str, str] = ("A", "B"),
         sources=by_source(pairs, columns[0]["source"][kept]),
         unpaired_half_width=1.96 * math.hypot(error_a, error_b),
         settings=_other_settings(runs),
+        about=(_about(runs[0]), _about(runs[1])),
+        same=bool(runs[0].get("run_id")) and runs[0].get("run_id") == runs[1].get("run_id"),
+        texts=len(np.unique(tables[0][1][places[0]][kept])),
         totals=(tables[0][2], tables[1][2]),
         since=since,
         moved=float((steps_a != steps_b).mean()),
@@ -182,6 +197,10 @@ def compare(a: StoreReader, b: StoreReader, names: tuple[str, str] = ("A", "B"),
         curves=(curve_a, curve_b),
         difference_curve=running(steps_a, pairs, window)[0],
     )
+
+
+def _about(run: Row) -> str:
+    return f"{run.get('run_id') or 'no id'}, {run.get('model') or 'unknown model'}"
 
 
 def _other_settings(runs: Sequence[Row]) -> tuple[tuple[str, str, str], ...]:

@@ -17,6 +17,7 @@ from viz.picture import INCHES, png_of
 from viz.smoothing import Floats
 
 SIZE = (1600, 900)  # pixels
+NOTES_CHARACTERS = 210  # in a line, about
 SOURCES = 8
 """That have a row of their own; the others are counted."""
 _PLACES = 1000  # of a curve: a pixel of the design each
@@ -58,8 +59,17 @@ def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int,
     inch = 1 / figure.get_figheight()
     title = figure.text(0.012, 1 - 0.15 * inch, "", va="top", fontsize=13.5, fontweight="bold")
     write(title, comparison.sentence(), 0.976 * INCHES)
-    notes = figure.text(0.012, 1 - 0.47 * inch, "", va="top", fontsize=9.5, color=palette.quiet)
-    write(notes, " · ".join(comparison.notes()), 0.976 * INCHES)
+    lines, rest = [""], comparison.notes()
+    while rest:  # as many of them in each of two lines as fit
+        longer = f"{lines[-1]} · {rest[0]}" if lines[-1] else rest[0]
+        if len(longer) > NOTES_CHARACTERS and lines[-1] and len(lines) < 2:
+            lines.append(rest.pop(0))
+        else:
+            lines[-1] = longer
+            rest.pop(0)
+    for number, line in enumerate(lines):
+        notes = figure.text(0.012, 1 - (0.47 + 0.2 * number) * inch, "", va="top", fontsize=9, color=palette.quiet)
+        write(notes, line, 0.976 * INCHES)
 
     grid = figure.add_gridspec(2, 2, width_ratios=(2.4, 1))
     averages, by_source, each = (figure.add_subplot(grid[place]) for place in ((0, 0), (0, 1), (1, 0)))
@@ -78,7 +88,7 @@ def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int,
         axis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1, steps=(1, 2, 2.5, 5, 10)))
         axis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     engine: Any = figure.get_layout_engine()
-    engine.set(rect=(0.004, 0.006, 0.992, 1 - 0.8 * inch), w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.03)
+    engine.set(rect=(0.004, 0.006, 0.992, 1 - 0.95 * inch), w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.03)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     # The density counts the documents in each place of the panel as it is laid out.
@@ -116,8 +126,9 @@ def _averages(axes: Any, comparison: Comparison, palette: Palette) -> None:
     (curve_a, curve_b), (a, b) = comparison.curves, comparison.names
     axes.set_title(f"The two averages over {_reach(curve_a)} shared documents, ± 2 standard errors")
     # After a space, because a label that begins with `_` is not shown.
-    shown_a = _curve(axes, curve_a, palette.main, f" {a}")
-    shown = np.concatenate([shown_a, _curve(axes, curve_b, palette.second, f" {b}", (0, (6, 2)))])
+    labels = [f" {name}: {printable(about)[:60]}" for name, about in zip((a, b), comparison.about, strict=True)]
+    shown_a = _curve(axes, curve_a, palette.main, labels[0])
+    shown = np.concatenate([shown_a, _curve(axes, curve_b, palette.second, labels[1], (0, (6, 2)))])
     axes.set_ylim(marks.padded(float(shown.min()), float(shown.max())))
     _limit_steps(axes, curve_a.steps, curve_b.steps)
     axes.legend(loc="upper right")
@@ -149,8 +160,8 @@ def _spread(axes: Any, comparison: Comparison, palette: Palette) -> None:
     """How often each difference occurs, at the heights of the panel beside it."""
     values, (a, b) = comparison.differences, comparison.names
     for_a, for_b = float((values < 0).mean()), float((values > 0).mean())
-    winner = "Neither more often" if for_a == for_b else a if for_a > for_b else b
-    axes.set_title(f"{winner} better: on {100 * max(for_a, for_b):.0f} % of the documents")
+    share = f"better on {100 * max(for_a, for_b):.0f} % of the documents"
+    axes.set_title("Neither better more often" if for_a == for_b else f"{a if for_a > for_b else b} {share}")
     low, high = axes.get_ylim()
     # An edge lies on zero, so that each bar is one run's.
     width = (high - low) / min(max(len(values) // 5, 12), 60)

@@ -112,6 +112,14 @@ def replace_file(path: Path, pieces: Iterable[bytes | bytearray]) -> None:
         with part.open("wb") as file:
             file.writelines(pieces)
         part.replace(path)
+    except OSError as error:
+        _remove(part)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the part is nobody's business
     except BaseException:
-        part.unlink(missing_ok=True)
+        _remove(part)
         raise
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

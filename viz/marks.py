@@ -40,7 +40,8 @@ def places(axes: Any) -> int:
 
 
 def wait(axes: Any, palette: Palette, what: str) -> None:
-    """Say in an empty panel what it waits for."""
+    """Say in an empty panel what it waits for: without heights, for there are none."""
+    axes.yaxis.set_visible(False)
     axes.text(
         0.5, 0.5, what, transform=axes.transAxes, ha="center", va="center", color=palette.quiet, fontsize=9.5
     )  # fmt: skip
@@ -143,15 +144,19 @@ def at_edges(axes: Any, steps: npt.NDArray[Any], values: Floats, palette: Palett
     missing = np.flatnonzero(~np.isfinite(values))
     if len(above):
         row = above[np.argmax(values[above])]
-        label = f"{len(above):,} above, to {short_number(values[row])} at step {steps[row]:,}"
+        label = f"{len(above):,} above, to {_rounded(values[row])} at step {steps[row]:,}"
         edge_mark(axes, steps[above], 0.985, "^", palette.second, label)
     if len(below):
         row = below[np.argmin(values[below])]
-        label = f"{len(below):,} below, to {short_number(values[row])} at step {steps[row]:,}"
+        label = f"{len(below):,} below, to {_rounded(values[row])} at step {steps[row]:,}"
         edge_mark(axes, steps[below], 0.045, "v", palette.second, label)
     if len(missing):
         label = f"{len(missing):,} not finite, first at step {steps[missing[0]]:,}"
         edge_mark(axes, steps[missing], 0.985, "x", palette.bad, label)
+
+
+def _rounded(value: float) -> str:
+    return short_number(float(f"{value:.3g}"))
 
 
 def edge_mark(axes: Any, steps: Any, height: float, marker: str, colour: str, label: str) -> None:

@@ -5,6 +5,8 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from viz.run_folder import record_of
+
 if TYPE_CHECKING:
     import pandas
     import PIL.Image
@@ -13,14 +15,14 @@ if TYPE_CHECKING:
 def load(folder: Path | str = "training_viz") -> "pandas.DataFrame":
     """The steps of a run, also while it lasts: a row for each, by `step`; the columns of `metrics_history.json`.
 
-    `folder`: that of the record, or its `run.db`. Units: docs/files.md. Raises FileNotFoundError where there is no run,
-    ValueError for a file that can't be read as one.
+    `folder`: that of the record, its `run.db`, or what `--out` named. Units: docs/files.md. Raises ValueError where
+    there is no run that can be read.
     """
     import pandas
 
     from viz.reader import StoreReader
 
-    path = _store_in(folder)
+    path = record_of(Path(folder)) / "run.db"
     try:
         with StoreReader(path) as store:
             columns = store.columns()
@@ -43,16 +45,9 @@ def show(
 
     from viz.chart_files import draw_picture
 
-    path = _store_in(folder)
+    record = record_of(Path(folder))
     try:
-        picture = draw_picture(path.parent, step, size, dark)
+        picture = draw_picture(record, step, size, dark)
     except sqlite3.Error as error:
-        raise ValueError(f"{path} can't be read: {error}") from error
+        raise ValueError(f"{record / 'run.db'} can't be read: {error}") from error
     return PIL.Image.open(io.BytesIO(picture))
-
-
-def _store_in(folder: Path | str) -> Path:
-    path = Path(folder) if Path(folder).name == "run.db" else Path(folder) / "run.db"
-    if not path.is_file():
-        raise FileNotFoundError(f"no run in {path.parent}: `python train_slimpajama.py --test` makes one")
-    return path

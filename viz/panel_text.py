@@ -25,7 +25,8 @@ def _drawable() -> frozenset[int]:
 
 
 def printable(text: str) -> str:
-    """The text with every character that the font lacks or that steers (control, direction, joiner) as U+FFFD `�`.
+    """The text with every character that the font lacks or that steers (control, direction, joiner) as U+FFFD `�`, and
+    every letter of a script that is written from right to left.
 
     Line breaks stay, tabs become four spaces, a combining mark stays on its letter only where one character has both.
     """
@@ -33,7 +34,12 @@ def printable(text: str) -> str:
     drawable = _drawable()
     return "".join(
         c
-        if c == "\n" or (ord(c) in drawable and unicodedata.category(c)[0] not in "CM")
+        if c == "\n"
+        or (
+            ord(c) in drawable
+            and unicodedata.category(c)[0] not in "CM"
+            and unicodedata.bidirectional(c) not in ("R", "AL")  # would be drawn from left to right
+        )
         else "\N{REPLACEMENT CHARACTER}"
         for c in text
     )
@@ -88,12 +94,14 @@ def fill_text_panel(axes: Any, sections: Sequence[Section], palette: Palette) ->
     lines -= 2 * len(sections)  # each one's name, and an empty line after it
     shares = sum(section.share for section in sections)
     spare, down = lines - sum(lines * section.share // shares for section in sections), 0.5
+    lost = any(printable(section.body or "").count("�") > (section.body or "").count("�") for section in sections)
     for section in sections:
         room = max(1, lines * section.share // shares + spare)
         empty = "(not recorded)" if section.body is None else "(nothing)"
         text = wrap(printable(section.body), columns, room) if section.body else [empty]
         spare = max(0, room - len(text))
-        _write(axes, [section.name], down * height, section.colour, "bold")
+        name = f"{section.name}  (�: not in this font)" if lost and section is sections[0] else section.name
+        _write(axes, [name], down * height, section.colour, "bold")
         _write(axes, text, (down + 1) * height, palette.ink, "normal")
         down += 1.7 + len(text)
 

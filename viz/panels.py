@@ -26,16 +26,21 @@ from viz.smoothing import WINDOW
 from viz.view import View
 
 WAITING = "waiting for the first document"
-_TICKS = {"checkpoint": ("|", "quiet"), "resume": (">", "main"), "roll-back": ("<", "bad")}
+LOSS_TITLE = "Loss before each update, nats per token: a held-out curve"
+LEAST_RANGE = 1.0  # nats
+_TICKS = {"checkpoint": ("|", "quiet"), "resume": (">", "main"), "roll-back": ("<", "bad"), "epoch": ("d", "ink")}
 
 
-def draw_loss(axes: Any, view: View, palette: Palette) -> None:
-    """Single documents as density, their average with its band, what is known to know little, evaluations, marks."""
+def draw_loss(axes: Any, view: View, palette: Palette) -> str:
+    """Single documents as density, their average with its band, what is known to know little, evaluations, marks.
+
+    Returns the panel's title.
+    """
     steps, losses, series = view.column("steps"), view.column("loss"), view.series
     if not np.isfinite(losses).any():
         wait(axes, palette, "no finite loss yet" if view.count else WAITING)
         at_edges(axes, steps, losses, palette)
-        return
+        return LOSS_TITLE
     guessing = math.log(view.run["vocab_size"]) if view.run.get("vocab_size") else None
     by_split: dict[str, list[Row]] = {}
     for row in view.evaluations:
@@ -45,7 +50,9 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> None:
     low, high = robust_range(losses, 0.002, 0.995)
     held_out = [row["loss"] for rows in by_split.values() for row in rows]
     seen = [*robust_range(average, 0.0, 0.985), *held_out, *([guessing] if guessing else [])]
-    axes.set_ylim(padded(min(low, *seen), max(high, *seen), 0.05, 0.08))
+    low, high = min(low, *seen), max(high, *seen)
+    spare = max(0.0, LEAST_RANGE - (high - low)) / 2  # of a few documents a hair's breadth is no fall
+    axes.set_ylim(padded(low - spare, high + spare, 0.05, 0.08))
     documents(axes, steps, losses, palette.data)
     ends = []
     if guessing:
@@ -55,7 +62,7 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> None:
     if np.isfinite(entropy[-1]):
         curve(axes, steps, series.column("unigram_entropy"), view.count, palette.quiet, lw=1.2, ls=(0, (5, 2)))
         ends.append((float(entropy[-1]), f"token frequencies {entropy[-1]:.2f}", palette.quiet))
-    label = f"average of ~{WINDOW} ± 2 standard errors"
+    label = f"average of {f'~{WINDOW}' if view.count > WINDOW else f'all {view.count}'} ± 2 standard errors"
     curve(axes, steps, series.loss_average, view.count, palette.main, series.loss_error, label=label)
     ends.append((float(average[-1]), f"average {average[-1]:.2f}", palette.main))
     for split, rows in by_split.items():
@@ -73,6 +80,9 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> None:
         edge_mark(axes, steps_of, 0.018, marker, getattr(palette, colour), label)
     _circle(axes, view, palette)
     label_ends(axes, ends)
+    if view.repeats_from is None:
+        return LOSS_TITLE
+    return f"Loss before each update, nats per token: documents repeat from step {view.repeats_from:,} on"
 
 
 def name_marks(below: Any, axes: Any) -> None:
@@ -134,7 +144,7 @@ def draw_sources(axes: Any, view: View, palette: Palette) -> str:
         axes.plot(rows, shown_average, color=colour, lw=width, ls=style, marker="o" if len(rows) < 2 else "", ms=3)
         heights.append(shown_average)
         latest = float(average[-1])
-        ends.append((latest, f"{short} {latest:.2f}" if latest < 100 else short, colour))
+        ends.append((latest, f"{short} {f'{latest:.2f}' if latest < 100 else short_number(round(latest))}", colour))
     axes.set_ylim(padded(*robust_range(np.concatenate(heights), 0.01, 0.99), 0.06, 0.08))
     label_ends(axes, ends)
     title = "Loss by source"
@@ -218,6 +228,8 @@ def draw_norm(axes: Any, view: View, palette: Palette) -> None:
     average = view.series.norm_average
     curve(axes, view.column("steps"), average, view.count, palette.second, lw=1.4)
     latest = float(average.values(view.count)[-1])
+    if view.spikes:
+        edge_mark(axes, view.spikes, 0.96, "v", palette.bad, "_")
     label_ends(axes, [(latest, f"average {short_number(float(f'{latest:.3g}'))}", palette.second)])
 
 

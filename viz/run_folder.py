@@ -28,6 +28,21 @@ def mark_of(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) and "run_id" in content else {}
 
 
+def record_of(path: Path) -> Path:
+    """The folder of a run's record, by itself, by its `run.db`, or by the folder that `--out` named.
+
+    Raises ValueError, one line, where there is none.
+    """
+    if path.name == "run.db" and path.is_file():
+        return path.parent
+    for folder in (path, path / "training_viz"):
+        if (folder / "run.db").is_file():
+            return folder
+    earlier = [place for folder in (path, path / "training_viz") for place in (folder / "earlier").glob("*/run.db")]
+    there = f", but there are earlier ones: python -m viz runs {path}" if earlier else ""
+    raise ValueError(f"there is no run in {path} (no run.db){there}")
+
+
 def checkpoints_of(record: Path, run_id: str) -> Path | None:
     """The folder of a run's checkpoints: where its mark says, or, if the tree was moved, as seen from the record."""
     mark = mark_of(record)

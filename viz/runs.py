@@ -173,7 +173,7 @@ def describe_runs(runs: list[FoundRun]) -> str:
     """A table for a terminal; below each run its state, what it takes on disk, and how to go on with it."""
     if not runs:
         return "No runs here. A first one: python train_slimpajama.py --test"
-    rows = [("run", "started", "data", "model", "documents", "loss"), *map(_cells, runs)]
+    rows = [("run", "started", "data", "model", "documents", "loss (last 200)"), *map(_cells, runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[2] = max(min(widths[2], 12), widths[2] - max(0, sum(widths) + 2 * 5 - TABLE_COLUMNS))
     lines = []

@@ -26,8 +26,11 @@ def verdict(view: View) -> str:
     counts = dict(view.events)
     odd = [f"{counts[kind]:,} {words[counts[kind] > 1]}" for kind, words in _ODD.items() if kind in counts]
     waited = view.series.waited_share.values(view.count)[-1]
+    guessing = math.log(view.run["vocab_size"]) if view.run.get("vocab_size") else math.inf
+    of = f"~{WINDOW}" if len(losses) > WINDOW else f"all {len(losses)}"
     parts = (
-        f"Loss {average:.2f} ± {2 * error:.2f}",
+        f"Loss {average:.2f} ± {2 * error:.2f} (average of {of})",
+        f"worse than guessing ({guessing:.2f})" if average > guessing + 0.5 else "",
         _change(losses),
         ", ".join(odd),
         f"{waited:.0%} of the time waits for documents" if waited > 0.1 else "",

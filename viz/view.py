@@ -13,8 +13,10 @@ from viz.series import Series
 from viz.smoothing import WINDOW, Floats
 from viz.token_text import decoder
 
-TICKS = ("checkpoint", "resume", "roll-back")
+TICKS = ("checkpoint", "resume", "roll-back", "epoch")
 """Kinds of events that are marked on the loss."""
+SPIKES = ("spike", "skipped update")
+"""Kinds that are marked on the gradient norm."""
 STAND_OUTS = 3
 WORDS = 6
 MOMENTS = 4
@@ -60,6 +62,8 @@ class View:
     evaluations: Sequence[Row] = ()
     ticks: Sequence[tuple[str, Sequence[int]]] = ()
     """Kind of event, and the steps at which it happened."""
+    spikes: Sequence[int] = ()
+    """Steps whose loss or gradient the judge of stability took for a spike."""
     events: tuple[tuple[str, int], ...] = ()
     """Kind of event, and how often it happened."""
     stand_outs: Sequence[StandOut] = ()
@@ -73,6 +77,11 @@ class View:
     def column(self, name: str) -> npt.NDArray[Any]:
         """(count,) of a column of the store."""
         return self.series[name][: self.count]
+
+    @property
+    def repeats_from(self) -> int | None:
+        """The step from which on documents are read again, where they are."""
+        return next((steps[0] for kind, steps in self.ticks if kind == "epoch"), None)
 
     @property
     def warmup_steps(self) -> int:
@@ -118,14 +127,15 @@ class Viewer:
             step = int(self.series["steps"][-1]) + 1 if self.series.size else 0
         run, count = self._store.run(), self.series.rows_below(step)
         view = View(run, step, self.series, count)
-        ticks = self._store.steps_of_events(TICKS, step + 1)
+        ticks = self._store.steps_of_events((*TICKS, *SPIKES), step + 1)
         return View(
             run,
             step,
             self.series,
             count,
             evaluations=self._store.evaluations(step),
-            ticks=[(kind, steps) for kind, steps in ticks.items() if steps],
+            ticks=[(kind, ticks[kind]) for kind in TICKS if ticks[kind]],
+            spikes=sorted({*ticks["spike"], *ticks["skipped update"]}),
             events=tuple(self._store.count_events(step).items()),
             stand_outs=[self._stand_out(row) for row in furthest_above(view)],
             positions=self._positions(count),

@@ -265,7 +265,7 @@ def test_what_lies_outside_is_marked_with_its_step(chart: Chart) -> None:
     columns["loss"][54_321], columns["loss"][60_000], columns["loss"][777] = 41.25, -7.5, np.nan
     chart.draw(view_of(columns, evaluations=evaluations_of([99_999])))
     legend = " ".join(legend_of(chart))
-    assert "above, to 41.25 at step 54,321" in legend
+    assert "above, to 41.2 at step 54,321" in legend
     assert "below, to -7.5 at step 60,000" in legend
     assert "1 not finite, first at step 777" in legend
     above = line_of(chart.loss, "above")
@@ -279,6 +279,41 @@ def test_events_are_ticks(chart: Chart) -> None:
     found = [line_of(chart.loss, kind) for kind, _ in ticks]
     assert [list(line.get_xdata()) for line in found] == [steps for _, steps in ticks]
     assert len({(line.get_color(), line.get_marker()) for line in found}) == 3
+
+
+def test_where_documents_repeat_the_curve_is_not_called_held_out(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(300), ticks=[("epoch", [40, 80])]))
+    assert chart.titles[chart.loss].get_text().endswith("documents repeat from step 40 on")
+    assert "epoch (2)" in legend_of(chart) and overlaps(chart) == []
+    chart.draw(view_of(columns_of(300)))
+    assert chart.titles[chart.loss].get_text().endswith("a held-out curve")
+
+
+def test_spikes_are_marked_on_the_gradient_norm(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(300), spikes=[50, 69]))
+    (marks,) = (line for line in chart.norm.lines if line.get_marker() == "v")
+    assert list(marks.get_xdata()) == [50, 69]
+    assert chart.titles[chart.norm].get_text() == "Gradient norm (▾ 2 spikes)"
+    chart.draw(view_of(columns_of(300), spikes=[50]))
+    assert chart.titles[chart.norm].get_text() == "Gradient norm (▾ 1 spike)"
+    chart.draw(view_of(columns_of(300)))
+    assert chart.titles[chart.norm].get_text() == "Gradient norm"
+
+
+def test_a_hairs_breadth_is_no_fall(chart: Chart) -> None:
+    columns = columns_of(2)
+    columns["loss"] = np.array([9.02, 9.0])
+    chart.draw(view_of(columns))
+    low, high = chart.loss.get_ylim()
+    assert high - low >= 1.0 and low < 9.0 < 9.02 < high
+
+
+def test_letters_that_the_font_lacks_are_said_to_be_missing(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(20), sample=SAMPLE | {"output": "日本語 עברית مرحبا"}))
+    said = written_in(chart.latest)
+    assert "prompt  (�: not in this font)" in said and not set("日本語עברית مرحبا") - {" "} & set(said)
+    chart.draw(view_of(columns_of(20), sample=SAMPLE | {"output": "naïve \ufffd"}))  # the model's own
+    assert "not in this font" not in written_in(chart.latest)
 
 
 def test_a_document_that_stood_out_has_a_ring_a_number_and_its_words(chart: Chart) -> None:
@@ -431,6 +466,8 @@ def test_the_verdict_tells_a_change_from_noise() -> None:
     rising = level | {"loss": level["loss"] + np.linspace(0, 3, 2000)}
     assert " higher than the quarter before" in verdict(view_of(rising))
     assert verdict(view_of(level)).endswith("2 spikes, 1 retry of the source")
+    assert "worse than guessing (9.01)" in verdict(view_of(level | {"loss": level["loss"] + 20}))
+    assert "guessing" not in verdict(view_of(level))
     waiting = level | {"seconds_waited": 0.6 * level["seconds"]}
     assert verdict(view_of(waiting)).endswith("60% of the time waits for documents")
     assert verdict(view_of(columns_of(1))) == "Too few documents to tell anything yet"

@@ -286,6 +286,22 @@ def test_the_settings_in_which_two_runs_differ_are_named(tmp_path: Path, metrics
     assert compare(*decay).settings == (("num_steps", "30", "40"),)  # there it decides the rate
 
 
+def test_what_runs_have_in_common_is_said(tmp_path: Path, metrics: Any) -> None:
+    def store(name: str, seed: int) -> StoreReader:
+        writer = StoreWriter(tmp_path / name, {"run_id": name, "model": "tiny 0.6 M", "config": {"seed": seed}})
+        for step in range(40):
+            writer.add_rows(rows_of(metrics(step, text_hash=bytes([step % 5]) * 32)))
+        writer.close()
+        return StoreReader(tmp_path / name)
+
+    first, second = store("r1", 0), store("r2", 1)
+    found = compare(first, second)
+    assert found.about == ("r1, tiny 0.6 M", "r2, tiny 0.6 M") and not found.same and found.texts == 5
+    assert "They differ in their seed alone: this is what chance does" in found.notes()
+    assert any(note.startswith("5 different texts, read again and again") for note in found.notes())
+    assert compare(first, first).notes()[0] == "A and B are the same run"
+
+
 def test_too_few_to_tell(write: Write) -> None:
     found = compare(write(documents_of(12, better=-0.5)), write(documents_of(12)))
     assert found.sentence().startswith("Too few to tell: A − B = +0.")

@@ -44,6 +44,9 @@ def simulated(count: int, sources: int = 5, difference: float = 0.05, name: str 
         sources=by_source(pairs, names[places]),
         unpaired_half_width=1.96 * math.hypot(error_a, error_b),
         settings=(("seed", "0", "1"),),
+        about=("20261126-030140-57e5, small 13.8 M", "20261126-032229-eca1, small 13.8 M"),
+        same=False,
+        texts=count,
         totals=(count, count),
         since=0,
         moved=0.0,
@@ -124,10 +127,15 @@ def test_any_size_is_the_same_picture() -> None:
 
 def test_the_sentence_is_the_title_and_the_first_note_is_below() -> None:
     comparison = simulated(1000)
-    title, notes = figure_of(comparison).texts
+    title, *notes = figure_of(comparison).texts
     assert title.get_text() == comparison.sentence()
     assert title.get_text().startswith("warm-up 100 is better by 0.0") and title.get_fontweight() == "bold"
-    assert "times narrower" in notes.get_text() and notes.get_text() == " · ".join(comparison.notes())
+    assert " · ".join(line.get_text() for line in notes) == " · ".join(comparison.notes())
+    many = replace(comparison, settings=tuple((f"setting_{number}", "0.1", "0.2") for number in range(12)))
+    _, *notes = figure_of(many).texts
+    assert (
+        len(notes) == 2 and notes[0].get_text().startswith("Settings of ") and "times narrower" in notes[1].get_text()
+    )
 
 
 def test_labels_say_which_side_means_which_run_is_better() -> None:
@@ -137,7 +145,10 @@ def test_labels_say_which_side_means_which_run_is_better() -> None:
     low, high = each.get_ylim()
     assert low < 0 < high and spread.get_ylim() == (low, high)
     assert averages.get_ylabel() == "nats per token"
-    assert [text.get_text() for text in averages.get_legend().get_texts()] == [" warm-up 1,000", " warm-up 100"]
+    assert [text.get_text() for text in averages.get_legend().get_texts()] == [
+        " warm-up 1,000: 20261126-030140-57e5, small 13.8 M",
+        " warm-up 100: 20261126-032229-eca1, small 13.8 M",
+    ]
 
 
 def test_every_document_is_a_point_or_counted_at_an_edge() -> None:
@@ -207,7 +218,7 @@ def test_long_names_are_told_apart_by_both_their_ends() -> None:
         text.get_text() for text in figure_of(replace(simulated(100), names=names)).axes[0].get_legend().get_texts()
     ]
     assert all(label.startswith(" 2026") and "…" in label for label in labels)
-    assert labels[0].endswith("2cf3") and labels[1].endswith("9ab1")
+    assert "2cf3: " in labels[0] and "9ab1: " in labels[1]
 
 
 def test_dollars_are_shown_as_they_are() -> None:

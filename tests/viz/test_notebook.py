@@ -47,7 +47,7 @@ def test_the_chart_as_an_image(filled: Path) -> None:
 
 def test_what_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
     for ask in (viz.load, viz.show):
-        with pytest.raises(FileNotFoundError, match=r"^no run in .*train_slimpajama.py --test` makes one$"):
+        with pytest.raises(ValueError, match=r"^there is no run in .* \(no run.db\)$"):
             ask(tmp_path / "run.db")
     (tmp_path / "run.db").write_bytes(b"not a database, " * 100)
     for ask in (viz.load, viz.show):

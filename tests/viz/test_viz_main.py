@@ -1,7 +1,10 @@
 import io
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,50 @@ def test_a_chart_to_a_file_of_ones_own(filled: Path, tmp_path: Path, capsys: pyt
 def test_a_folder_without_a_run_is_exit_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chart", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no run store there" in line
+    assert line == f"python -m viz: there is no run in {tmp_path} (no run.db)"
+
+
+def test_a_run_is_found_by_its_store_and_by_what_out_named(
+    filled: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    shutil.copytree(filled, tmp_path / "out" / "training_viz")
+    for name in ("out", "out/training_viz", "out/training_viz/run.db"):
+        assert main(["chart", name]) == 0
+        assert capsys.readouterr().out.strip() == "out/training_viz/training_step_000020.png"
+        assert main(["document", "7", name]) == 0
+        assert main(["compare", name, "out"]) == 0
+        capsys.readouterr()
+    assert main(["runs", "out"]) == 0
+    assert "r1" in capsys.readouterr().out
+    (tmp_path / "out" / "training_viz" / "earlier" / "a").mkdir(parents=True)
+    shutil.move(tmp_path / "out" / "training_viz" / "run.db", tmp_path / "out" / "training_viz" / "earlier" / "a")
+    assert main(["chart", "out"]) == 2
+    assert "there are earlier ones: python -m viz runs out" in capsys.readouterr().err
+
+
+def test_a_picture_that_can_not_be_written_is_named_as_it_was_given(
+    filled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chart", str(filled), "-o", "/no/such/folder/mine.png"]) == 2
+    assert capsys.readouterr().err == "python -m viz: /no/such/folder/mine.png: No such file or directory\n"
+
+
+def test_ctrl_c_is_quiet(filled: Path) -> None:
+    for wait in (0.05, 1.5):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "viz", "timelapse", str(filled), *"--frames 600 --seconds 60 -o x.gif".split()],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode in (130, -signal.SIGINT) and "matplotlib" not in said
 
 
 def test_any_size_any_step_dark_too(
@@ -52,7 +98,8 @@ def test_any_size_any_step_dark_too(
     assert main(["chart", str(filled), "--step", "10", "--size", "640x400"]) == 0  # beside those that look alike
     assert capsys.readouterr().out.splitlines()[-1] == "chart.png" and (tmp_path / "chart.png").exists()
     assert main(["chart", str(filled), "--step", "10"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(filled / "training_step_000010.png")
+    assert capsys.readouterr().out.splitlines()[-1] == "chart.png"
+    assert not (filled / "training_step_000010.png").exists()
 
 
 def test_every_picture_of_the_run_again(tmp_path: Path, metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +107,7 @@ def test_every_picture_of_the_run_again(tmp_path: Path, metrics: Metrics, capsys
     for step in range(12):
         writer.add_rows(rows_of(metrics(step)))
     writer.close()
-    assert main(["chart", str(tmp_path), "--all", "--size", "400x250"]) == 0
+    assert main(["chart", str(tmp_path), "--all", "--size", "640x400"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         str(tmp_path / f"training_step_0000{step}.png") for step in ("05", "10", "12")
     ]
@@ -70,14 +117,14 @@ def test_a_film(
     filled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["timelapse", str(filled), "--frames", "3", "--size", "400x250", "--seconds", "1"]) == 0
+    assert main(["timelapse", str(filled), "--frames", "3", "--size", "640x400", "--seconds", "1"]) == 0
     assert capsys.readouterr().out == "timelapse.gif (3 frames)\n"
     with Image.open(tmp_path / "timelapse.gif") as film:
-        assert (film.n_frames, film.size) == (3, (400, 250))
+        assert (film.n_frames, film.size) == (3, (640, 400))
 
 
 def test_the_document_of_a_step(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["document", "7", str(filled)]) == 0
+    assert main(["document", "0,007", str(filled)]) == 0  # with commas, as in the chart
     assert capsys.readouterr().out.startswith("Step 7: python-docs, hf://datasets/")
 
 
@@ -134,7 +181,6 @@ def test_runs_are_listed_and_deleted_after_a_question(
         (["chart", "DIR", "--all", "--step", "5"], "leave out --output and --step"),
         (["timelapse", "DIR", "-o", "film.mp4"], ".gif or a .png"),
         (["document", "20", "DIR"], "no step 20: they are 0 to 19"),
-        (["document", "-1", "DIR"], "no step -1"),
         (["runs", "DIR", "--delete", "nobody"], "no run of that id"),
         (["compare", "nobody", "DIR"], "nobody: neither the folder of a run nor the id of one in training_viz"),
         (["compare", "DIR", "EMPTY"], "B has no steps yet"),
@@ -168,6 +214,9 @@ def test_what_can_not_be_had_is_exit_2_and_one_line(
         ["chart", "--size", "100x100"],
         ["chart", "--size", "1000x9000"],
         ["chart", "--step", "0"],
+        ["document", "-1"],
+        ["document", "1.5"],
+        ["compare", "a", "b", "--since", "-5"],
         ["timelapse", "--frames", "x"],
         ["timelapse", "--seconds", "nan"],
         ["draw"],
