@@ -87,7 +87,9 @@ class Display:
         return {"first_prompt": self._first_prompt}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._first_prompt = list(state["first_prompt"])
+        ids = state["first_prompt"][:PROMPT_TOKENS]
+        # A checkpoint may come from anywhere: ids that are none are not asked, the next document's beginning is.
+        self._first_prompt = ids if max(ids, default=0) < self._tokenizer.vocab_size else []
 
 
 def _is_moment(count: int) -> bool:

@@ -66,8 +66,9 @@ def follow(command: str, train: Train, folder: Path, run_command: Run) -> str:
             data = [] if "--dataset" in words else ["--dataset", "notes"]
             assert train(*words[1:], *SMALL, *data, "--steps", 50, small=False) == 0
         return words[0]
-    words = [{"796": "33", "500": "10" if "--since" in words else "33"}.get(word, word) for word in words]
-    done = run_command(*words[2:], cwd=folder, module=words[1])
+    words = [{"796": "33", "50": "33", "500": "10"}.get(word, word) for word in words]
+    few = ["--frames", "5"] if "timelapse" in words else []
+    done = run_command(*words[2:], *few, cwd=folder, module=words[1])
     said = {
         "trainer.generate": r"def main\(",
         "trainer.evaluate": "checkpoints/checkpoint_step_",

@@ -175,8 +175,11 @@ def test_a_resumed_run_asks_the_same_first_prompt(tokenizer: Tokenizer, tmp_path
     half.train()
     other = make_trainer(tokenizer, tmp_path / "b", documents(30), num_steps=20, display_samples=2)
     other.load_state_dict(half.state_dict())
-    prompts = {generation.prompt for generation in other.display.show(next(iter(other.samples)), 4)[1:]}
+    sample = next(iter(other.samples))
+    prompts = {generation.prompt for generation in other.display.show(sample, 4)[1:]}
     assert prompts == {tokenizer.DecodeIds(tokenizer.EncodeAsIds(make_texts(1)[0])[:10])}
+    other.display.load_state_dict({"first_prompt": [10**9]})  # of a file that was tampered with
+    assert len(other.display.show(sample, 4)) == 1
 
 
 def test_no_other_random_number_is_used_up(tokenizer: Tokenizer, tmp_path: Path) -> None:
