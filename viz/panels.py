@@ -27,7 +27,7 @@ from viz.view import View
 
 WAITING = "waiting for the first document"
 LOSS_TITLE = "Loss before each update, nats per token: a held-out curve"
-LEAST_RANGE = 1.0  # nats
+LEAST_RANGE = 0.5  # nats per token
 _TICKS = {"checkpoint": ("|", "quiet"), "resume": (">", "main"), "roll-back": ("<", "bad"), "epoch": ("d", "ink")}
 
 
@@ -50,9 +50,7 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> str:
     low, high = robust_range(losses, 0.002, 0.995)
     held_out = [row["loss"] for rows in by_split.values() for row in rows]
     seen = [*robust_range(average, 0.0, 0.985), *held_out, *([guessing] if guessing else [])]
-    low, high = min(low, *seen), max(high, *seen)
-    spare = max(0.0, LEAST_RANGE - (high - low)) / 2  # of a few documents a hair's breadth is no fall
-    axes.set_ylim(padded(low - spare, high + spare, 0.05, 0.08))
+    axes.set_ylim(padded(*_widened(min(low, *seen), max(high, *seen)), 0.05, 0.08))
     documents(axes, steps, losses, palette.data)
     ends = []
     if guessing:
@@ -83,6 +81,12 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> str:
     if view.repeats_from is None:
         return LOSS_TITLE
     return f"Loss before each update, nats per token: documents repeat from step {view.repeats_from:,} on"
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """A range of losses that is `LEAST_RANGE` at least: a hair's breadth must not look like a fall."""
+    spare = max(0.0, LEAST_RANGE - (high - low)) / 2
+    return low - spare, high + spare
 
 
 def name_marks(below: Any, axes: Any) -> None:
@@ -145,7 +149,7 @@ def draw_sources(axes: Any, view: View, palette: Palette) -> str:
         heights.append(shown_average)
         latest = float(average[-1])
         ends.append((latest, f"{short} {f'{latest:.2f}' if latest < 100 else short_number(round(latest))}", colour))
-    axes.set_ylim(padded(*robust_range(np.concatenate(heights), 0.01, 0.99), 0.06, 0.08))
+    axes.set_ylim(padded(*_widened(*robust_range(np.concatenate(heights), 0.01, 0.99)), 0.06, 0.08))
     label_ends(axes, ends)
     title = "Loss by source"
     if len(most) > len(shown):
@@ -191,7 +195,7 @@ def draw_positions(axes: Any, view: View, palette: Palette) -> None:
         axes.set_xlim(1, 256)
         return
     heights = np.concatenate([one.mean for one in view.positions])
-    axes.set_ylim(padded(float(heights.min()), float(heights.max()), 0.06, 0.1))
+    axes.set_ylim(padded(*_widened(float(heights.min()), float(heights.max())), 0.06, 0.1))
     axes.set_xlim(1, max(2.0, 1.02 * max(float(one.places[-1]) for one in view.positions)))
     looks = (("first", palette.quiet, (0, (5, 2))), ("last", palette.main, "-"))
     ends = []

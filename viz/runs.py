@@ -47,7 +47,6 @@ class FoundRun:
     newest_checkpoint: int | None
     """The documents it was saved after."""
     started: float | None = None
-    ended: float | None = None
     outcome: str = ""
     source: str = ""
     model: str = ""
@@ -121,7 +120,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         steps, losses = about["config"].get("num_steps"), losses[np.isfinite(losses)]
         return {
             **{name: str(about[name] or "") for name in ("run_id", "source", "model", "outcome")},
-            **{name: None if about[name] is None else float(about[name]) for name in ("started", "ended")},
+            "started": None if about["started"] is None else float(about["started"]),
             "documents": documents,
             "steps_asked": None if steps is None else int(steps),
             "loss": float(losses.mean()) if losses.size else None,

@@ -106,10 +106,9 @@ class View:
 class Viewer:
     """Looks at one store again and again; remembers the text of what stood out, and the first documents' losses."""
 
-    def __init__(self, store: StoreReader, series: Series | None = None) -> None:
-        """`series`: of this store, where one is kept up to date already."""
+    def __init__(self, store: StoreReader) -> None:
         self._store = store
-        self.series = series or Series()
+        self.series = Series()
         self._decode: Callable[[Sequence[int]], str] | None = None
         self._has_decoder = False
         self._words: dict[int, str] = {}
