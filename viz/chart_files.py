@@ -6,10 +6,8 @@ from pathlib import Path
 from viz.charts import SIZE, Chart
 from viz.filesystem import replace_file
 from viz.reader import StoreReader
+from viz.run_folder import KEEP_CHARTS
 from viz.view import Viewer
-
-KEEP_CHARTS = 500
-"""Numbered pictures that stay in a folder where nothing else is said."""
 
 
 def draw_run(chart: Chart, viewer: Viewer, folder: Path, step: int) -> Path:

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
-from viz.chart_files import draw_run, numbered_steps
+from viz.chart_files import draw_picture, draw_run, numbered_steps
 from viz.charts import SIZE, Chart
 from viz.compare import compare
 from viz.comparison_chart import SIZE as COMPARISON_SIZE
@@ -43,11 +43,15 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, ValueError, sqlite3.Error) as error:  # the last: a store that is damaged, or held all the while
-        named = isinstance(error, OSError) and error.filename is not None
-        said = f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[union-attr]
-        print(f"python -m viz: {one_line(said)}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, sqlite3.Error) as error:  # the latter: a store that is damaged, or held all the while
+        return _refuse(str(error))
+
+
+def _refuse(why: str) -> int:
+    print(f"python -m viz: {one_line(why)}", file=sys.stderr)
+    return 2
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -150,19 +154,15 @@ def _chart(chosen: argparse.Namespace) -> int:
         path = Path("chart.png")  # the numbered ones of a run look alike, at its intervals
     if path is not None and path.suffix.lower() != ".png":
         raise ValueError(f"{path}: a chart is a .png, by the name of its file")
-    with StoreReader(record_of(chosen.dir) / "run.db") as store:
+    record = record_of(chosen.dir)
+    if path is not None:
+        replace_file(path, [draw_picture(record, chosen.step, chosen.size, chosen.dark)])
+        print(path)
+        return 0
+    with StoreReader(record / "run.db") as store:
         chart, viewer = Chart(chosen.size, dark=chosen.dark), Viewer(store)
-        newest = viewer.look().step
-        if chosen.step and chosen.step > newest:
-            raise ValueError(f"--step {chosen.step}: the run in {chosen.dir} has {newest:,} documents")
-        if chosen.all:
-            for step in numbered_steps(viewer):
-                print(draw_run(chart, viewer, record_of(chosen.dir), step), flush=True)
-        elif path is None:
-            print(draw_run(chart, viewer, record_of(chosen.dir), newest))
-        else:
-            replace_file(path, [chart.draw(viewer.look(chosen.step))])
-            print(path)
+        for step in numbered_steps(viewer) if chosen.all else [viewer.look().step]:
+            print(draw_run(chart, viewer, record, step), flush=True)
     return 0
 
 
@@ -239,7 +239,8 @@ def _folder_of(name: str, root: Path) -> Path:
 
 
 def _export(chosen: argparse.Namespace) -> int:
-    with StoreReader(record_of(chosen.dir) / "run.db") as store:
-        Exporter().export(store, store.columns(), record_of(chosen.dir))
-    print(f"metrics_history.json, text_samples.json and run.json in {record_of(chosen.dir)}")
+    record = record_of(chosen.dir)
+    with StoreReader(record / "run.db") as store:
+        Exporter().export(store, store.columns(), record)
+    print(f"metrics_history.json, text_samples.json and run.json in {record}")
     return 0

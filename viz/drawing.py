@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from viz.filesystem import part_name
+from viz.run_folder import KEEP_CHARTS
 
 MOST_WAITING = 10  # charts; the oldest beyond are dropped
 ANSWER_SECONDS = 60.0  # a chart takes 0.1: a process that is silent for that long hangs
@@ -38,7 +39,7 @@ class DrawingProcess:
         folder: Path,
         say: Callable[[str], None],
         record_event: Callable[[int, str, str], None],
-        keep_charts: int = 500,
+        keep_charts: int = KEEP_CHARTS,
     ) -> None:
         self._keep_charts = keep_charts
         self._folder, self._say, self._record_event = folder, say, record_event

@@ -72,10 +72,9 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> str:
         )  # fmt: skip
         ends.append((rows[-1]["loss"], f"held out {rows[-1]['loss']:.2f}", palette.held_out))
     at_edges(axes, steps, losses, palette)
-    for kind, steps_of in view.ticks:
-        marker, colour = _TICKS[kind]
-        label = f"{kind} ({len(steps_of):,})"
-        edge_mark(axes, steps_of, 0.018, marker, getattr(palette, colour), label)
+    for kind, (marker, colour) in _TICKS.items():
+        if happened := view.events.get(kind):
+            edge_mark(axes, happened, 0.018, marker, getattr(palette, colour), f"{kind} ({len(happened):,})")
     _circle(axes, view, palette)
     label_ends(axes, ends)
     if view.repeats_from is None:

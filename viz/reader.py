@@ -201,24 +201,24 @@ class StoreReader:
         rows = self._db.execute("SELECT * FROM evaluations WHERE step < ? ORDER BY split, step", (below_step,))
         return [row for row in map(dict, rows) if not row.get("source")]  # version 1 had no sources
 
-    def count_events(self, below_step: int) -> dict[str, int]:
-        """At how many steps before `below_step` each kind of event has happened: one made again counts once."""
-        sql = "SELECT kind, count(DISTINCT step) FROM events WHERE step < ? GROUP BY kind"
-        rows = self._db.execute(sql, (below_step,))
-        return dict(rows.fetchall())
-
     def count_rewinds(self) -> int:
         """How often the run went back or was gone on with: steps may have been made again each time."""
         return int(self._value("SELECT count(*) FROM events WHERE kind IN ('resume', 'roll-back')"))
 
-    def steps_of_events(self, kinds: Sequence[str], below_step: int) -> dict[str, list[int]]:
-        """Kind -> the steps at which such an event has happened before `below_step`, in order."""
+    def steps_of_events(self, below_step: int) -> dict[str, list[int]]:
+        """Kind -> the steps before `below_step` at which such an event has happened, in order.
+
+        Once each: what is made again happens again. A checkpoint is an event of the step that comes next, and that of
+        `below_step` finished documents counts.
+        """
         rows = self._db.execute(
-            f"SELECT DISTINCT kind, step FROM events WHERE step < ? AND kind IN ({', '.join('?' * len(kinds))})"
-            " ORDER BY step",
-            (below_step, *kinds),
-        ).fetchall()
-        return {kind: [step for found, step in rows if found == kind] for kind in kinds}
+            "SELECT DISTINCT kind, step FROM events WHERE step < ? OR (step = ? AND kind = 'checkpoint') ORDER BY step",
+            (below_step, below_step),
+        )
+        found: dict[str, list[int]] = {}
+        for kind, step in rows:
+            found.setdefault(kind, []).append(step)
+        return found
 
     def events(self, after_id: int = 0) -> list[Row]:
         """The rows of `events` with a greater id, in the order in which they happened."""

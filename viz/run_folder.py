@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 MARK, LOCK = ".run", ".run.lock"
+KEEP_CHARTS = 500
+"""Numbered pictures that stay in a folder where nothing else is said."""
 # Whole names: a person's `run.db-backup` or `training_notes.png` is not a run's.
 _RECORD = re.compile(
     r"run\.db(-wal|-shm|-journal)?|training_(step_\d{6,}|latest)\.png|(run|metrics_history|text_samples)\.json"

@@ -23,8 +23,11 @@ def verdict(view: View) -> str:
     if len(losses) < 2:
         return "Too few documents to tell anything yet"
     average, error = (float(one.values(view.count)[-1]) for one in (view.series.loss_average, view.series.loss_error))
-    counts = dict(view.events)
-    odd = [f"{counts[kind]:,} {words[counts[kind] > 1]}" for kind, words in _ODD.items() if kind in counts]
+    odd = [
+        f"{len(view.events[kind]):,} {words[len(view.events[kind]) > 1]}"
+        for kind, words in _ODD.items()
+        if kind in view.events
+    ]
     waited = view.series.waited_share.values(view.count)[-1]
     guessing = math.log(view.run["vocab_size"]) if view.run.get("vocab_size") else math.inf
     of = f"~{WINDOW}" if len(losses) > WINDOW else f"all {len(losses)}"

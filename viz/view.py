@@ -1,7 +1,7 @@
 """What a chart tells of a run as of a step, gathered from its store: everything that is shown, and nothing of how."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,6 @@ from viz.series import Series
 from viz.smoothing import WINDOW, Floats
 from viz.token_text import decoder
 
-TICKS = ("checkpoint", "resume", "roll-back", "epoch")
-"""Kinds of events that are marked on the loss."""
 SPIKES = ("spike", "skipped update")
 """Kinds that are marked on the gradient norm."""
 STAND_OUTS = 3
@@ -60,12 +58,8 @@ class View:
     count: int
     """Rows of `series` that are part of it."""
     evaluations: Sequence[Row] = ()
-    ticks: Sequence[tuple[str, Sequence[int]]] = ()
-    """Kind of event, and the steps at which it happened."""
-    spikes: Sequence[int] = ()
-    """Steps whose loss or gradient the judge of stability took for a spike."""
-    events: tuple[tuple[str, int], ...] = ()
-    """Kind of event, and how often it happened."""
+    events: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Kind -> the steps at which such an event has happened, in order; only kinds that there were."""
     stand_outs: Sequence[StandOut] = ()
     positions: Sequence[Positions] = ()
     """Of the first documents and of the newest, never the same ones."""
@@ -79,9 +73,14 @@ class View:
         return self.series[name][: self.count]
 
     @property
+    def spikes(self) -> list[int]:
+        """Steps whose loss or gradient the judge of stability took for a spike."""
+        return sorted({step for kind in SPIKES for step in self.events.get(kind, ())})
+
+    @property
     def repeats_from(self) -> int | None:
         """The step from which on documents are read again, where they are."""
-        return next((steps[0] for kind, steps in self.ticks if kind == "epoch"), None)
+        return self.events["epoch"][0] if "epoch" in self.events else None
 
     @property
     def warmup_steps(self) -> int:
@@ -126,16 +125,13 @@ class Viewer:
             step = int(self.series["steps"][-1]) + 1 if self.series.size else 0
         run, count = self._store.run(), self.series.rows_below(step)
         view = View(run, step, self.series, count)
-        ticks = self._store.steps_of_events((*TICKS, *SPIKES), step + 1)
         return View(
             run,
             step,
             self.series,
             count,
             evaluations=self._store.evaluations(step),
-            ticks=[(kind, ticks[kind]) for kind in TICKS if ticks[kind]],
-            spikes=sorted({*ticks["spike"], *ticks["skipped update"]}),
-            events=tuple(self._store.count_events(step).items()),
+            events=self._store.steps_of_events(step),
             stand_outs=[self._stand_out(row) for row in furthest_above(view)],
             positions=self._positions(count),
             moments=self._store.text_samples_of(spread(self._store.asked_again(step), MOMENTS)),

@@ -12,6 +12,7 @@ from typing import Any
 
 from viz.drawing import DrawingProcess
 from viz.filesystem import remove_leftovers
+from viz.run_folder import KEEP_CHARTS
 from viz.schema import make_row, rows_of
 from viz.store import StoreWriter
 
@@ -36,7 +37,7 @@ class TrainingVisualizer:
         run: Mapping[str, Any] | None = None,
         *,
         resume_from: int | None = None,
-        keep_charts: int = 500,
+        keep_charts: int = KEEP_CHARTS,
         say: Callable[[str], None] = print,
     ) -> None:
         """Make the store of a new run, or go on with the one that is there as of `resume_from` finished documents.

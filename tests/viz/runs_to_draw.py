@@ -72,10 +72,14 @@ def view_of(columns: Columns, *, run: dict[str, Any] | None = None, **shown: Any
             StandOut(row, columns["loss"][row], series.excess.values()[row], columns["source"][row], "six words of it")
             for row in found
         ],
-        "ticks": [("checkpoint", range(count // 5, count, max(count // 5, 1))), ("resume", [count // 2])]
+        "events": {
+            "checkpoint": range(count // 5, count, max(count // 5, 1)),
+            "resume": [count // 2],
+            "spike": [count // 3, count // 2],
+            "retry": [count // 4],
+        }
         if count
-        else [],
-        "events": (("spike", 2), ("retry", 1)),
+        else {},
         "positions": [by_position(losses[:10]), by_position(losses[10:])] if count > 10 else [],
         "moments": MOMENTS if count > 1 else [],
         "sample": SAMPLE if count else None,

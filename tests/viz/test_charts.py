@@ -181,7 +181,7 @@ def test_the_panels_and_their_names(chart: Chart) -> None:
         "Loss before each update, nats per token: a held-out curve",
         "Furthest above the average of their source: python -m viz document STEP shows one",
         "Learning rate",
-        "Gradient norm",
+        "Gradient norm (▾ 2 spikes)",
         "Tokens a second",
         "Time waited for documents",
         "Loss by source, average of ~200",
@@ -273,16 +273,16 @@ def test_what_lies_outside_is_marked_with_its_step(chart: Chart) -> None:
 
 
 def test_events_are_ticks(chart: Chart) -> None:
-    ticks = [("checkpoint", [100, 200]), ("resume", [150]), ("roll-back", [120])]
-    chart.draw(view_of(columns_of(300), ticks=ticks))
+    events = {"checkpoint": [100, 200], "resume": [150], "roll-back": [120], "no evaluation": [7]}
+    chart.draw(view_of(columns_of(300), events=events))
     assert legend_of(chart)[-3:] == ["checkpoint (2)", "resume (1)", "roll-back (1)"]
-    found = [line_of(chart.loss, kind) for kind, _ in ticks]
-    assert [list(line.get_xdata()) for line in found] == [steps for _, steps in ticks]
+    found = [line_of(chart.loss, kind) for kind in ("checkpoint", "resume", "roll-back")]
+    assert [list(line.get_xdata()) for line in found] == [[100, 200], [150], [120]]
     assert len({(line.get_color(), line.get_marker()) for line in found}) == 3
 
 
 def test_where_documents_repeat_the_curve_is_not_called_held_out(chart: Chart) -> None:
-    chart.draw(view_of(columns_of(300), ticks=[("epoch", [40, 80])]))
+    chart.draw(view_of(columns_of(300), events={"epoch": [40, 80]}))
     assert chart.titles[chart.loss].get_text().endswith("documents repeat from step 40 on")
     assert "epoch (2)" in legend_of(chart) and overlaps(chart) == []
     chart.draw(view_of(columns_of(300)))
@@ -290,13 +290,13 @@ def test_where_documents_repeat_the_curve_is_not_called_held_out(chart: Chart) -
 
 
 def test_spikes_are_marked_on_the_gradient_norm(chart: Chart) -> None:
-    chart.draw(view_of(columns_of(300), spikes=[50, 69]))
+    chart.draw(view_of(columns_of(300), events={"spike": [50, 69], "skipped update": [69]}))
     (marks,) = (line for line in chart.norm.lines if line.get_marker() == "v")
     assert list(marks.get_xdata()) == [50, 69]
     assert chart.titles[chart.norm].get_text() == "Gradient norm (▾ 2 spikes)"
-    chart.draw(view_of(columns_of(300), spikes=[50]))
+    chart.draw(view_of(columns_of(300), events={"spike": [50]}))
     assert chart.titles[chart.norm].get_text() == "Gradient norm (▾ 1 spike)"
-    chart.draw(view_of(columns_of(300)))
+    chart.draw(view_of(columns_of(300), events={}))
     assert chart.titles[chart.norm].get_text() == "Gradient norm"
 
 
