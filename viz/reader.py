@@ -206,13 +206,12 @@ class StoreReader:
         return int(self._value("SELECT count(*) FROM events WHERE kind IN ('resume', 'roll-back')"))
 
     def steps_of_events(self, below_step: int) -> dict[str, list[int]]:
-        """Kind -> the steps before `below_step` at which such an event has happened, in order.
+        """Kind -> the steps before `below_step` at which such an event has happened, in order; a step as often as it did.
 
-        Once each: what is made again happens again. A checkpoint is an event of the step that comes next, and that of
-        `below_step` finished documents counts.
+        A checkpoint is an event of the step that comes next: that of `below_step` finished documents counts.
         """
         rows = self._db.execute(
-            "SELECT DISTINCT kind, step FROM events WHERE step < ? OR (step = ? AND kind = 'checkpoint') ORDER BY step",
+            "SELECT kind, step FROM events WHERE step < ? OR (step = ? AND kind = 'checkpoint') ORDER BY step",
             (below_step, below_step),
         )
         found: dict[str, list[int]] = {}

@@ -59,7 +59,7 @@ class View:
     """Rows of `series` that are part of it."""
     evaluations: Sequence[Row] = ()
     events: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Kind -> the steps at which such an event has happened, in order; only kinds that there were."""
+    """Kind -> the steps at which such an event has happened, in order, as often as it did."""
     stand_outs: Sequence[StandOut] = ()
     positions: Sequence[Positions] = ()
     """Of the first documents and of the newest, never the same ones."""

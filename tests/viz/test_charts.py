@@ -467,6 +467,8 @@ def test_the_verdict_tells_a_change_from_noise() -> None:
     rising = level | {"loss": level["loss"] + np.linspace(0, 3, 2000)}
     assert " higher than the quarter before" in verdict(view_of(rising))
     assert verdict(view_of(level)).endswith("2 spikes, 1 retry of the source")
+    twice = {"roll-back": [500, 500], "spike": [7, 7], "retry": [3] * 12}  # back to one checkpoint, and again
+    assert verdict(view_of(level, events=twice)).endswith("1 spike, 2 roll-backs, 12 retries of the source")
     assert "worse than guessing (9.01)" in verdict(view_of(level | {"loss": level["loss"] + 20}))
     assert "guessing" not in verdict(view_of(level))
     waiting = level | {"seconds_waited": 0.6 * level["seconds"]}

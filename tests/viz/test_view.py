@@ -12,6 +12,7 @@ from viz.reader import StoreReader
 from viz.schema import rows_of
 from viz.series import Series
 from viz.store import StoreWriter
+from viz.verdict import verdict
 from viz.view import BINS, WINDOW, View, Viewer, by_position, furthest_above, spread
 
 Metrics = Callable[..., dict[str, Any]]
@@ -156,7 +157,8 @@ def test_what_was_made_again_counts_once_and_is_read_anew(store: Path, metrics: 
             writer.add_rows(rows_of(metrics(step, source="a", loss=77.0)))
         writer.close()
         view = viewer.look()
-    assert view.events["spike"] == [12, 50]
+    assert view.events["spike"] == [12, 50, 50] and view.spikes == [12, 50]
+    assert verdict(view).endswith(" · 2 spikes")
     assert view.count == 60 and set(view.column("loss")[40:]) == {77.0}
 
 
