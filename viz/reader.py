@@ -206,7 +206,7 @@ class StoreReader:
         return int(self._value("SELECT count(*) FROM events WHERE kind IN ('resume', 'roll-back')"))
 
     def steps_of_events(self, below_step: int) -> dict[str, list[int]]:
-        """Kind -> the steps before `below_step` at which such an event has happened, in order; a step as often as it did.
+        """Kind -> the steps before `below_step` at which such an event has happened, in order, as often as it did.
 
         A checkpoint is an event of the step that comes next: that of `below_step` finished documents counts.
         """
