@@ -10,7 +10,7 @@ import matplotlib
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours by their part in a picture. Hues are Okabe and Ito's, told apart by colour-blind readers too."""
+    """Colours by their part in a picture, told apart by colour-blind readers too (tests/viz/test_palette.py)."""
 
     paper: str
     ink: str
@@ -32,12 +32,12 @@ class Palette:
 LIGHT = Palette(
     paper="#ffffff", ink="#22272e", quiet="#636b77", rule="#dfe3e8", data="#5f86b3", main="#0b5fa5", second="#c24e00",
     held_out="#00775a", bad="#c1121f",
-    sources=("#0072b2", "#d55e00", "#009e73", "#b3568d", "#3a9bd1", "#b98200", "#555555"),
+    sources=("#2832b0", "#981500", "#217b55", "#c359a1", "#00a8ff", "#a99700", "#700961"),
 )  # fmt: skip
 DARK = Palette(
     paper="#15191f", ink="#e6e9ee", quiet="#9aa4b2", rule="#2c333d", data="#6f9fd0", main="#6cb8ff", second="#ff9d5c",
     held_out="#3ed6a4", bad="#ff6b6b",
-    sources=("#56a8e8", "#ff8c42", "#2fc79a", "#e79ac8", "#8ad0f5", "#f0c04a", "#b8bec8"),
+    sources=("#875ded", "#ef7302", "#35834f", "#a25993", "#49ceff", "#ffce87", "#b2cbbb"),
 )  # fmt: skip
 LINE_STYLES = ("-", (0, (6, 2)), (0, (3, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (10, 2)), (0, (3, 3)))
 """Of the lines of sources, beside their colours."""
