@@ -12,8 +12,8 @@ import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
 
+from viz.curves import Curve
 from viz.palette import Palette
-from viz.series import Curve
 from viz.smoothing import Floats
 from viz.text_block import LINE, TextBlock
 

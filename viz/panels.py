@@ -46,7 +46,7 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> str:
     for row in view.evaluations:
         if row["loss"] is not None and math.isfinite(row["loss"]):
             by_split.setdefault(row["split"], []).append(row)
-    average = series.loss_average.values(view.count)
+    average = series.averages.loss.values(view.count)
     low, high = robust_range(losses, 0.002, 0.995)
     held_out = [row["loss"] for rows in by_split.values() for row in rows]
     seen = [*robust_range(average, 0.0, 0.985), *held_out, *([guessing] if guessing else [])]
@@ -61,7 +61,7 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> str:
         curve(axes, steps, series.column("unigram_entropy"), view.count, palette.quiet, lw=1.2, ls=(0, (5, 2)))
         ends.append((float(entropy[-1]), f"token frequencies {entropy[-1]:.2f}", palette.quiet))
     label = f"average of {f'~{WINDOW}' if view.count > WINDOW else f'all {view.count}'} ± 2 standard errors"
-    curve(axes, steps, series.loss_average, view.count, palette.main, series.loss_error, label=label)
+    curve(axes, steps, series.averages.loss, view.count, palette.main, series.averages.loss_error, label=label)
     ends.append((float(average[-1]), f"average {average[-1]:.2f}", palette.main))
     for split, rows in by_split.items():
         shown = rows if len(rows) <= 60 else rows[:: -(-len(rows) // 400)] + rows[-1:]
@@ -176,14 +176,16 @@ def shorten_names(names: list[str], most: int = 14) -> list[str]:
 def draw_accuracy(axes: Any, view: View, palette: Palette) -> None:
     """Average and band."""
     series = view.series
-    average, error = series.accuracy_average.values(view.count), series.accuracy_error.values(view.count)
-    kept = series.accuracy_average.outline(view.count, places(axes))
+    average, error = series.averages.accuracy.values(view.count), series.averages.accuracy_error.values(view.count)
+    kept = series.averages.accuracy.outline(view.count, places(axes))
     if not len(kept):
         wait(axes, palette, "no finite accuracy yet" if view.count else WAITING)
         return
     top = np.nanmax(average[kept] + 2 * np.nan_to_num(error[kept]))
     axes.set_ylim(0, min(1.02, max(1.1 * float(top), 0.01)))
-    curve(axes, view.column("steps"), series.accuracy_average, view.count, palette.main, series.accuracy_error)
+    curve(
+        axes, view.column("steps"), series.averages.accuracy, view.count, palette.main, series.averages.accuracy_error
+    )
     label_ends(axes, [(float(average[-1]), f"average {100 * average[-1]:.1f} %", palette.main)])
 
 
@@ -228,7 +230,7 @@ def draw_norm(axes: Any, view: View, palette: Palette) -> None:
     wide = np.log10(high / low) > 0.9
     axes.yaxis.set_major_locator(LogLocator(numticks=4) if wide else MaxNLocator(2))
     _faint(axes, view, "gradient_norm", palette)
-    average = view.series.norm_average
+    average = view.series.averages.gradient_norm
     curve(axes, view.column("steps"), average, view.count, palette.second, lw=1.4)
     latest = float(average.values(view.count)[-1])
     if view.spikes:
@@ -238,7 +240,7 @@ def draw_norm(axes: Any, view: View, palette: Palette) -> None:
 
 def draw_speed(axes: Any, view: View, palette: Palette) -> None:
     """Tokens per second, waits included."""
-    average = view.series.tokens_per_second
+    average = view.series.averages.tokens_per_second
     known = average.values(view.count)
     rows = average.outline(view.count, places(axes))
     if not len(rows):
@@ -253,7 +255,7 @@ def draw_speed(axes: Any, view: View, palette: Palette) -> None:
 
 def draw_waiting(axes: Any, view: View, palette: Palette) -> None:
     """Share of the time that was waited for documents."""
-    share = view.series.waited_share
+    share = view.series.averages.waited_share
     known = share.values(view.count)
     rows = share.outline(view.count, places(axes))
     if not len(rows):

@@ -9,61 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from viz.averages import Averages
+from viz.curves import Curve, Growing
 from viz.reader import Columns, StoreReader
-from viz.smoothing import AverageWithError, DebiasedAverage, Floats, extremes
+from viz.smoothing import DebiasedAverage, Floats
 
-BLOCK = 256  # rows whose lowest and highest are remembered
 FEWEST_OF_SOURCE = 20  # documents of a source before its average tells what is usual
-
-
-class Growing:
-    """A one-dimensional array that grows at its end, into twice the room when it is full: rows are copied rarely."""
-
-    def __init__(self, dtype: Any = np.float64) -> None:
-        self._room = np.empty(0, dtype)
-        self.size = 0
-
-    def extend(self, values: npt.NDArray[Any]) -> None:
-        size = self.size + len(values)
-        if size > len(self._room):
-            room = np.empty(2 * size, self._room.dtype)
-            room[: self.size] = self.values()
-            self._room = room
-        self._room[self.size : size] = values
-        self.size = size
-
-    def values(self, count: int | None = None) -> npt.NDArray[Any]:
-        """The first `count`, or all: a view, good until the next `extend`."""
-        return self._room[: self.size if count is None else count]
-
-
-class Curve(Growing):
-    """Numbers that are drawn as a line: it knows the lowest and the highest of every `BLOCK` rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lowest, self._highest = Growing(np.intp), Growing(np.intp)  # a row for each whole block
-
-    def extend(self, values: npt.NDArray[Any]) -> None:
-        super().extend(values)
-        begun, whole = self._lowest.size, self.size // BLOCK
-        blocks = self.values()[begun * BLOCK : whole * BLOCK].reshape(-1, BLOCK)
-        starts = np.arange(begun, whole) * BLOCK
-        finite = np.isfinite(blocks)
-        self._lowest.extend(starts + np.where(finite, blocks, np.inf).argmin(axis=1))
-        self._highest.extend(starts + np.where(finite, blocks, -np.inf).argmax(axis=1))
-
-    def outline(self, count: int, buckets: int) -> npt.NDArray[np.intp]:
-        """`smoothing.extremes` of the first `count` numbers, in a time that hardly grows with them."""
-        whole = count // BLOCK
-        if whole < 2 * buckets:
-            return extremes(self.values(count), buckets)
-        tail = np.arange(whole * BLOCK, count)
-        rows = np.concatenate(([0, count - 1], self._lowest.values(whole), self._highest.values(whole), tail))
-        rows.sort()
-        rows = rows[np.append(True, rows[1:] != rows[:-1])]
-        kept: npt.NDArray[np.intp] = rows[extremes(self.values()[rows], buckets)]
-        return kept
 
 
 class SourceSeries:
@@ -92,20 +43,10 @@ class Series:
     def __init__(self) -> None:
         self._columns: dict[str, Growing] = {}
         self.size = 0
-        self.loss_average, self.loss_error = Curve(), Curve()
-        self.accuracy_average, self.accuracy_error = Curve(), Curve()
-        self.norm_average = Curve()
-        """Geometric: norms are drawn on a logarithmic axis."""
-        self.tokens_per_second = Curve()
-        """Average of tokens over average of seconds: a short document counts as little as it is long."""
-        self.waited_share = Curve()
-        """Of the time, 0...1."""
+        self.averages = Averages()
         self.excess = Growing()
         """How far a document lay above what was usual for its source, nats per token; NaN where nothing was yet."""
         self.sources: dict[str, SourceSeries] = {}
-        self._loss, self._accuracy = AverageWithError(), AverageWithError()
-        self._norm, self._throughput = DebiasedAverage(), DebiasedAverage()
-        self._tokens, self._seconds, self._waited = DebiasedAverage(), DebiasedAverage(), DebiasedAverage()
 
     def read(self, store: StoreReader) -> None:
         """Take in the rows of a store that are not here yet."""
@@ -118,21 +59,7 @@ class Series:
                 self._columns[name] = Curve() if values.dtype == np.float64 else Growing(values.dtype)
             self._columns[name].extend(values)
         first, self.size = self.size, self.size + len(columns["steps"])
-        for curve, values in zip(
-            (self.loss_average, self.loss_error, self.accuracy_average, self.accuracy_error),
-            (*self._loss.extend(columns["loss"]), *self._accuracy.extend(columns["accuracy"])),
-            strict=True,
-        ):
-            curve.extend(values)
-        norms = columns["gradient_norm"]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            self.norm_average.extend(np.exp(self._norm.extend(np.log(np.where(norms > 0, norms, np.nan)))))
-            seconds = self._seconds.extend(columns["seconds"])
-            rate = self._tokens.extend(columns["tokens"]) / seconds
-            self.waited_share.extend(self._waited.extend(columns["seconds_waited"]) / seconds)
-        # Rows that were not told their seconds: the mean of their rates is what there is.
-        mean_rate = self._throughput.extend(columns["throughput"])
-        self.tokens_per_second.extend(np.where(np.isfinite(rate), rate, mean_rate))
+        self.averages.extend(columns)
         self._extend_sources(first, columns["source"], columns["loss"])
 
     def _extend_sources(self, first: int, names: npt.NDArray[Any], losses: Floats) -> None:

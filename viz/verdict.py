@@ -22,11 +22,13 @@ def verdict(view: View) -> str:
     losses = losses[np.isfinite(losses)]
     if len(losses) < 2:
         return "Too few documents to tell anything yet"
-    average, error = (float(one.values(view.count)[-1]) for one in (view.series.loss_average, view.series.loss_error))
+    average, error = (
+        float(one.values(view.count)[-1]) for one in (view.series.averages.loss, view.series.averages.loss_error)
+    )
     # A step that was made again has its spike again, and it is the same one; the others happen each time.
     counts = {kind: len(set(steps) if kind in SPIKES else steps) for kind, steps in view.events.items()}
     odd = [f"{counts[kind]:,} {words[counts[kind] > 1]}" for kind, words in _ODD.items() if kind in counts]
-    waited = view.series.waited_share.values(view.count)[-1]
+    waited = averages.waited_share.values(view.count)[-1]
     guessing = math.log(view.run["vocab_size"]) if view.run.get("vocab_size") else math.inf
     of = f"~{WINDOW}" if len(losses) > WINDOW else f"all {len(losses)}"
     parts = (

@@ -215,7 +215,7 @@ def test_the_band_is_two_standard_errors(chart: Chart) -> None:
     view = view_of(columns_of(700))
     chart.draw(view)
     band = chart.loss.collections[0].get_paths()[0].get_extents()
-    average, error = view.series.loss_average.values(), view.series.loss_error.values()
+    average, error = view.series.averages.loss.values(), view.series.averages.loss_error.values()
     assert band.ymax == pytest.approx(np.nanmax(average + 2 * error))
     assert band.ymin == pytest.approx(np.nanmin(average - 2 * error))
 
@@ -376,7 +376,7 @@ def test_accuracy_has_its_average_and_its_band(chart: Chart) -> None:
     view = view_of(columns_of(700))
     chart.draw(view)
     assert len(chart.accuracy.lines) == len(chart.accuracy.collections) == 1
-    assert written_in(chart.accuracy) == f"average {100 * view.series.accuracy_average.values()[-1]:.1f} %"
+    assert written_in(chart.accuracy) == f"average {100 * view.series.averages.accuracy.values()[-1]:.1f} %"
 
 
 def test_the_early_and_the_newest_documents_by_position(chart: Chart) -> None:

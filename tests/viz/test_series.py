@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.viz.runs_to_draw import columns_of
-from viz.series import BLOCK, FEWEST_OF_SOURCE, Curve, Series
+from viz.curves import BLOCK, Curve
+from viz.series import FEWEST_OF_SOURCE, Series
 from viz.smoothing import debiased_average, extremes
 
 
@@ -17,7 +18,7 @@ def parts_of(count: int, sizes: list[int], **made: Any) -> Series:
     return series
 
 
-CURVES = ["loss_average", "loss_error", "accuracy_average", "accuracy_error", "norm_average", "tokens_per_second"]
+CURVES = ["loss", "loss_error", "accuracy", "accuracy_error", "gradient_norm", "tokens_per_second", "waited_share"]
 
 
 @pytest.mark.parametrize("sizes", [[], [1, 1, 1], [0, 50, 50, 0, 700], [999]])
@@ -25,7 +26,9 @@ def test_it_does_not_matter_in_which_parts_the_rows_come(sizes: list[int]) -> No
     whole, parts = parts_of(2000, []), parts_of(2000, sizes)
     assert parts.size == whole.size == 2000
     for name in CURVES:
-        np.testing.assert_allclose(getattr(parts, name).values(), getattr(whole, name).values(), rtol=1e-9)
+        np.testing.assert_allclose(
+            getattr(parts.averages, name).values(), getattr(whole.averages, name).values(), rtol=1e-9
+        )
     np.testing.assert_allclose(parts.excess.values(), whole.excess.values(), atol=1e-9)
     assert parts.sources.keys() == whole.sources.keys()
     for name, source in whole.sources.items():
@@ -41,10 +44,10 @@ def test_it_does_not_matter_in_which_parts_the_rows_come(sizes: list[int]) -> No
 
 def test_the_past_stays_as_it_was() -> None:
     series = parts_of(1000, [])
-    before = {name: getattr(series, name).values(1000).copy() for name in CURVES}
+    before = {name: getattr(series.averages, name).values(1000).copy() for name in CURVES}
     series.extend(columns_of(5000) | {"steps": np.arange(1000, 6000)})
     for name, values in before.items():
-        np.testing.assert_array_equal(getattr(series, name).values(1000), values)
+        np.testing.assert_array_equal(getattr(series.averages, name).values(1000), values)
 
 
 def test_a_window_that_grows_with_the_run_would_redraw_the_past() -> None:
@@ -76,11 +79,13 @@ def test_speed_is_tokens_over_seconds_and_not_a_mean_of_rates() -> None:
     columns["seconds_waited"][1::2], columns["seconds_waited"][::2] = 0.1, 0.0
     series = Series()
     series.extend(columns)
-    assert series.tokens_per_second.values()[-1] == pytest.approx(210 / 0.201, rel=0.01)
-    assert series.waited_share.values()[-1] == pytest.approx(0.1 / 0.201, rel=0.01)
+    assert series.averages.tokens_per_second.values()[-1] == pytest.approx(210 / 0.201, rel=0.01)
+    assert series.averages.waited_share.values()[-1] == pytest.approx(0.1 / 0.201, rel=0.01)
     series = Series()
     series.extend(columns | {"seconds": np.full(1000, np.nan)})  # not told: the mean of the rates is what there is
-    assert series.tokens_per_second.values()[-1] == pytest.approx(columns["throughput"][-200:].mean(), rel=0.05)
+    assert series.averages.tokens_per_second.values()[-1] == pytest.approx(
+        columns["throughput"][-200:].mean(), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000, 2 * 50 * BLOCK, 2 * 50 * BLOCK + 77, 200_000])
