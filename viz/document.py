@@ -1,47 +1,107 @@
-"""The document of a step in words for a terminal: where it is from, how it went, what it says, what surprised most."""
+"""The document of a step, opened: where it is from, how it went, what it says, what each token of it cost."""
 
-import numpy as np
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from viz.reader import StoreReader
+from viz.schema import SPIKES, Row
 from viz.series import Series
-from viz.terminal import harmless, one_line
-from viz.token_text import decoder
-
-SURPRISES = 10
-BEFORE = 8  # tokens of context
+from viz.token_text import Speller
 
 
-def describe_document(store: StoreReader, step: int) -> str:
-    """The lines about a step. Raises ValueError where the run has no such step, or its document is not kept."""
-    series = Series()
-    series.extend(store.columns(below_step=step + 1))
-    if not series.size or int(series["steps"][-1]) != step:
-        known = store.columns()["steps"]
-        there = f"they are {known[0]:,} to {known[-1]:,}" if len(known) else "it has none yet"
-        raise ValueError(f"the run has no step {step:,}: {there}")
-    documents = store.documents(step)
-    if not documents or documents[0]["token_ids"] is None:
-        raise ValueError(f"the document of step {step:,} is not kept")
-    document, row = documents[0], series.size - 1
-    loss, excess = float(series["loss"][row]), float(series.excess.values()[row])
-    usual = f", {abs(excess):.2f} {'above' if excess > 0 else 'below'} the average of its source then"
-    lines = [
-        f"Step {step:,}: {one_line(document['source'] or 'unknown source')}, {one_line(str(document['shard']))} row "
-        f"{document['row']}",
-        f"Loss {loss:.3f} nats per token{usual if np.isfinite(excess) else ''}; accuracy "
-        f"{100 * float(series['accuracy'][row]):.1f} %, gradient norm {float(series['gradient_norm'][row]):.3g}, "
-        f"learning rate {float(series['learning_rate'][row]):.2e}; {len(document['token_ids']):,} tokens read"
-        + (f" of {document['document_bytes']:,} bytes" if document["document_bytes"] is not None else ""),
-    ]
-    decode = decoder(store.run().get("tokenizer"))
-    if decode is None:
-        return "\n".join([*lines, "The record holds no tokenizer that could spell it."])
-    ids = document["token_ids"].tolist()
-    lines += ["", harmless(decode(ids))]
-    if document["token_losses"] is not None:
-        losses = np.asarray(document["token_losses"], dtype=np.float64)
-        lines += ["", "What surprised most, nats, with the truth in brackets behind what came before it:"]
-        for place in np.argsort(-np.nan_to_num(losses), kind="stable")[:SURPRISES].tolist():
-            before, truth = decode(ids[max(0, place + 1 - BEFORE) : place + 1]), decode([ids[place + 1]])
-            lines.append(f"{losses[place]:6.2f}  {one_line(before)}[{one_line(truth)}]")
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class OpenedDocument:
+    """What the record has of a step. What it lacks is None; numbers may be NaN or infinite."""
+
+    step: int
+    previous: int | None
+    """The step before it in the record."""
+    next: int | None
+    source: str
+    shard: str | None
+    row: int | None
+    loss: float
+    """Nats per token, measured before the model learned from it."""
+    usual: float
+    """The average of its source just before it, nats per token; NaN where too few of the source were read by then."""
+    accuracy: float
+    gradient_norm: float
+    learning_rate: float
+    bytes_read: int | None
+    """UTF-8 bytes of the text that the model read."""
+    document_bytes: int | None
+    """UTF-8 bytes of the whole document."""
+    ids: Sequence[int] | None
+    """(T,) as the model read them; None where they are not kept."""
+    texts: Sequence[str] | None
+    """(T,) what each id spells; None where they are not kept, or the record holds no tokenizer."""
+    losses: Sequence[float] | None
+    """(T-1,) nats, of every id but the first."""
+    ranks: Sequence[int] | None
+    """(T-1,) how many tokens the model held more likely than the true one."""
+    judged: Sequence[str] = ()
+    """What the judge of stability said of this step."""
+    samples: Sequence[Row] = field(default_factory=tuple)
+    """Rows of `text_samples`: what the model wrote before it learned from this document."""
+
+    @property
+    def excess(self) -> float:
+        """Nats per token above what was usual for its source; NaN where nothing was yet."""
+        return self.loss - self.usual
+
+    @property
+    def about_tokens(self) -> int | None:
+        """Of the whole document, if the rest of it has as many bytes a token as what was read; exact if all was."""
+        if not self.bytes_read or self.document_bytes is None or self.ids is None:
+            return None
+        return round(len(self.ids) * self.document_bytes / self.bytes_read)
+
+    @property
+    def text(self) -> str | None:
+        return None if self.texts is None else "".join(self.texts)
+
+    def surprises(self, most: int) -> list[int]:
+        """Places in `losses` of the tokens that surprised most, the worst first; infinite losses are the worst."""
+        known = [place for place, loss in enumerate(self.losses or ()) if not math.isnan(loss)]
+        return sorted(known, key=lambda place: -(self.losses or ())[place])[:most]
+
+
+def open_document(store: StoreReader, series: Series, step: int, speller: Speller | None) -> OpenedDocument:
+    """The document of a step. `series` holds the rows of the store, at least up to this one.
+
+    Raises ValueError where the run has no such step.
+    """
+    if not series.size:
+        raise ValueError(f"the run has no step {step:,}: it has none yet")
+    steps, row = series["steps"], series.rows_below(step)
+    if row >= len(steps) or steps[row] != step:
+        raise ValueError(f"the run has no step {step:,}: they are {steps[0]:,} to {steps[-1]:,}")
+    found = next((one for one in store.documents(step) if one["rank"] == 0), {})
+    ids, losses, ranks = (
+        None if found.get(name) is None else found[name].tolist()
+        for name in ("token_ids", "token_losses", "token_ranks")
+    )
+    texts = speller.pieces(ids) if speller is not None and ids is not None else None
+    loss = float(series["loss"][row])
+    return OpenedDocument(
+        step,
+        previous=int(steps[row - 1]) if row else None,
+        next=int(steps[row + 1]) if row + 1 < len(steps) else None,
+        source=found.get("source") or "",
+        shard=found.get("shard"),
+        row=found.get("row"),
+        loss=loss,
+        usual=loss - float(series.excess.values()[row]),
+        accuracy=float(series["accuracy"][row]),
+        gradient_norm=float(series["gradient_norm"][row]),
+        learning_rate=float(series["learning_rate"][row]),
+        bytes_read=None if texts is None else len("".join(texts).encode("utf-8", "replace")),
+        document_bytes=found.get("document_bytes"),
+        ids=ids,
+        texts=texts,
+        losses=losses,
+        ranks=ranks,
+        judged=[event["detail"] for event in store.events_at(step) if event["kind"] in SPIKES],
+        samples=store.text_samples_at(step),
+    )

@@ -5,7 +5,7 @@ what is in it.
 import errno
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,15 @@ class StoreReader:
         ids: list[int] | None = None if row is None or row[0] is None else decode_array(row[0]).tolist()
         return ids
 
+    def kept_ids(self, first_step: int, below_step: int, rank: int = 0) -> Iterator[tuple[int, list[int]]]:
+        """(step, ids) of the documents, first_step <= step < below_step, in order, whose tokens are kept."""
+        rows = self._db.execute(
+            "SELECT step, token_ids FROM documents"
+            " WHERE rank = ? AND step >= ? AND step < ? AND token_ids IS NOT NULL ORDER BY step",
+            (rank, first_step, below_step),
+        )
+        return ((step, decode_array(blob).tolist()) for step, blob in rows.fetchall())
+
     def text_hashes(self, rank: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bytes_]]:
         """Steps of one rank's documents in order, (N,) int64, and the SHA-256 of each text, (N,) of 32 bytes."""
         rows = self._db.execute(
@@ -157,6 +166,11 @@ class StoreReader:
     def text_samples(self, after_id: int = 0) -> list[Row]:
         """The rows of `text_samples` with a greater id, in the order in which they were recorded."""
         rows = self._db.execute("SELECT * FROM text_samples WHERE id > ? ORDER BY id", (after_id,))
+        return [dict(row) for row in rows]
+
+    def text_samples_at(self, step: int) -> list[Row]:
+        """The rows of `text_samples` of a step, in the order in which they were recorded."""
+        rows = self._db.execute("SELECT * FROM text_samples WHERE step = ? ORDER BY id", (step,))
         return [dict(row) for row in rows]
 
     def latest_text_sample(self, below_step: int) -> Row | None:
@@ -201,6 +215,24 @@ class StoreReader:
         rows = self._db.execute("SELECT * FROM evaluations WHERE step < ? ORDER BY split, step", (below_step,))
         return [row for row in map(dict, rows) if not row.get("source")]  # version 1 had no sources
 
+    def samples_between(self, first_step: int, below_step: int, prompt: str | None = None) -> list[tuple[int, int]]:
+        """(step, id) of generations, first_step <= step < below_step, in order: of those that go on from a document,
+        or of those to a prompt that is asked again and again (by `asked_again`, with its first at step 0)."""
+        which = "reference IS NOT NULL" if prompt is None else "prompt = ? AND (reference IS NULL OR step = 0)"
+        rows = self._db.execute(
+            f"SELECT step, id FROM text_samples WHERE {which} AND step >= ? AND step < ? ORDER BY step, id",
+            (*([] if prompt is None else [prompt]), first_step, below_step),
+        )
+        return [(step, number) for step, number in rows]
+
+    def prompts(self) -> list[tuple[str, int]]:
+        """(prompt, how often) of the prompts that were asked without a document, in the order of their first time."""
+        rows = self._db.execute(
+            "SELECT prompt, count(*) FROM text_samples WHERE reference IS NULL AND prompt IS NOT NULL"
+            " GROUP BY prompt ORDER BY min(id)"
+        )
+        return [(prompt, count) for prompt, count in rows]
+
     def count_rewinds(self) -> int:
         """How often the run went back or was gone on with: steps may have been made again each time."""
         return int(self._value("SELECT count(*) FROM events WHERE kind IN ('resume', 'roll-back')"))
@@ -218,6 +250,16 @@ class StoreReader:
         for kind, step in rows:
             found.setdefault(kind, []).append(step)
         return found
+
+    def newest_events(self, most: int, kind: str | None = None) -> list[Row]:
+        """At most `most` rows of `events`, of one kind or of all, the newest first."""
+        which, values = ("", ()) if kind is None else ("WHERE kind = ?", (kind,))
+        rows = self._db.execute(f"SELECT * FROM events {which} ORDER BY id DESC LIMIT ?", (*values, most))
+        return [dict(row) for row in rows]
+
+    def events_at(self, step: int) -> list[Row]:
+        """The rows of `events` of a step, in the order in which they happened."""
+        return [dict(row) for row in self._db.execute("SELECT * FROM events WHERE step = ? ORDER BY id", (step,))]
 
     def events(self, after_id: int = 0) -> list[Row]:
         """The rows of `events` with a greater id, in the order in which they happened."""

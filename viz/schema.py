@@ -46,6 +46,8 @@ TABLES: dict[str, dict[str, Any]] = {
     },
     "events": {"time": float, "step": int, "kind": str, "detail": str},
 }  # fmt: skip
+SPIKES = ("spike", "skipped update")
+"""Kinds of events by which the judge of stability speaks."""
 REWOUND = ("steps", "documents", "text_samples", "evaluations")
 _CONSTRAINTS = {
     # Rows of `steps` are small: inside the key's own tree they need no index beside them. Those of `documents` are not.

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
+from viz.schema import SPIKES
 from viz.smoothing import WINDOW, Floats
-from viz.view import SPIKES, View
+from viz.view import View
 
 FEWEST = 20  # documents on either side of a comparison
 _ODD = {
@@ -28,7 +29,7 @@ def verdict(view: View) -> str:
     # A step that was made again has its spike again, and it is the same one; the others happen each time.
     counts = {kind: len(set(steps) if kind in SPIKES else steps) for kind, steps in view.events.items()}
     odd = [f"{counts[kind]:,} {words[counts[kind] > 1]}" for kind, words in _ODD.items() if kind in counts]
-    waited = averages.waited_share.values(view.count)[-1]
+    waited = view.series.averages.waited_share.values(view.count)[-1]
     guessing = math.log(view.run["vocab_size"]) if view.run.get("vocab_size") else math.inf
     of = f"~{WINDOW}" if len(losses) > WINDOW else f"all {len(losses)}"
     parts = (

@@ -1,6 +1,6 @@
 """What a chart tells of a run as of a step, gathered from its store: everything that is shown, and nothing of how."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,13 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from viz.reader import StoreReader
-from viz.schema import Row
+from viz.schema import SPIKES, Row
 from viz.series import Series
 from viz.smoothing import WINDOW, Floats
-from viz.token_text import decoder
+from viz.token_text import Speller, speller
 
-SPIKES = ("spike", "skipped update")
-"""Kinds that are marked on the gradient norm."""
 STAND_OUTS = 3
 WORDS = 6
 MOMENTS = 4
@@ -108,8 +106,8 @@ class Viewer:
     def __init__(self, store: StoreReader) -> None:
         self._store = store
         self.series = Series()
-        self._decode: Callable[[Sequence[int]], str] | None = None
-        self._has_decoder = False
+        self._speller: Speller | None = None
+        self._has_speller = False
         self._words: dict[int, str] = {}
         self._early: Positions | None = None
         self._rewinds: int | None = None
@@ -147,12 +145,12 @@ class Viewer:
         return StandOut(step, loss, excess, str(series["source"][row]), self._words[step])
 
     def _first_words(self, step: int) -> str:
-        if not self._has_decoder:
-            self._decode, self._has_decoder = decoder(self._store.run().get("tokenizer")), True
+        if not self._has_speller:
+            self._speller, self._has_speller = speller(self._store.run().get("tokenizer")), True
         ids = self._store.token_ids(step)
-        if ids is None or self._decode is None:
+        if ids is None or self._speller is None:
             return ""
-        return " ".join(self._decode(ids).split()[:WORDS])
+        return " ".join(self._speller.text(ids).split()[:WORDS])
 
     def _positions(self, count: int) -> list[Positions]:
         documents = min(WINDOW, count // 2)

@@ -6,7 +6,7 @@ import pytest
 import sentencepiece
 
 from tests.viz.runs_to_draw import HOSTILE
-from viz.document import describe_document
+from viz.document_text import describe_document
 from viz.schema import rows_of
 from viz.store import StoreReader, StoreWriter
 from viz.terminal import harmless, one_line

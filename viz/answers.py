@@ -1,0 +1,294 @@
+"""What a page, a script or the report asks of one run, as plain values of JSON. `docs/page.md` describes each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from viz.document import OpenedDocument, open_document
+from viz.live_run import LiveRun
+from viz.query import NotThere
+from viz.reduction import number, numbers, outline
+from viz.schema import SPIKES
+from viz.series import Series
+from viz.smoothing import WINDOW, debiased_average
+from viz.verdict import verdict
+from viz.view import View, spread
+
+Answer = dict[str, Any]
+
+POINTS, MOST_POINTS = 800, 4000
+LARGEST_WINDOW = 100_000
+WORDS = 90
+"""Characters of a document that a list shows."""
+MOST_STEPS_OF_KIND = 2000
+"""Marks of one kind of events on a curve."""
+SECRET = ("tokenizer", "id")
+"""Columns of the run that are not sent: bytes, and a key that says nothing."""
+
+
+class Answers:
+    """Answers about the run as of its last `refresh`, under its lock, which each call here takes."""
+
+    def __init__(self, live: LiveRun) -> None:
+        self.live = live
+        self._words: dict[int, str] = {}
+        self._words_edition = live.edition
+
+    def run(self) -> Answer:
+        """What the run is, how far it has come, and what its numbers say."""
+        with self.live.lock:
+            self.live.refresh()
+            run, series = self.live.run, self.live.series
+            steps = int(series["steps"][-1]) + 1 if series.size else 0
+            view = View(run, steps, series, series.size, events=self.live.store.steps_of_events(steps))
+            averages = series.averages
+            latest = {
+                name: number(float(curve.values()[-1])) if series.size else None
+                for name, curve in {
+                    "loss": averages.loss, "accuracy": averages.accuracy, "gradient_norm": averages.gradient_norm,
+                    "throughput": averages.tokens_per_second, "waited_share": averages.waited_share,
+                }.items()
+            }  # fmt: skip
+            return {
+                "state": self.live.state if series.size else f"{self.live.state}, no steps",
+                "edition": self.live.edition,
+                "folder": str(self.live.record),
+                "first_step": int(series["steps"][0]) if series.size else None,
+                "steps": steps,
+                "steps_asked": run["config"].get("num_steps"),
+                "seconds_left": number(view.seconds_left) if self.live.state == "running" else None,
+                "verdict": verdict(view),
+                "latest": latest,
+                "repeats_from": view.repeats_from,
+                "run": {name: value for name, value in run.items() if name not in SECRET},
+            }
+
+    def series(
+        self, first: int = 0, below: int | None = None, points: int = POINTS, window: int = WINDOW, log: bool = False
+    ) -> Answer:
+        """The curves, first <= step < below: single documents and averages, reduced to an axis of `points` pixels.
+
+        Averages are over all documents up to each step, whatever is shown.
+        """
+        with self.live.lock:
+            self.live.refresh()
+            series, averages = self.live.series, self.live.averages(window)
+            low, high = _rows(series, first, below)
+            lanes: Answer = {}
+            of_lane = {
+                "loss": averages.loss, "accuracy": averages.accuracy, "throughput": averages.tokens_per_second,
+                "learning_rate": None, "gradient_norm": averages.gradient_norm,
+            }  # fmt: skip
+            for name, average in of_lane.items() if high > low else ():
+                steps = series["steps"]
+                rows = outline(series.column(name), steps, low, high, points, log=log)
+                lanes[name] = {"steps": steps[rows].tolist(), "values": numbers(series[name][rows])}
+                if average is not None:
+                    rows = outline(average, steps, low, high, points // 2, log=log)
+                    lanes[name]["average"] = {"steps": steps[rows].tolist(), "values": numbers(average.values()[rows])}
+                if name == "loss":
+                    error = averages.loss_error.values()[rows]
+                    lanes[name]["average"]["error"] = numbers(error)
+                    broken = low + np.flatnonzero(~np.isfinite(series[name][low:high]))
+                    lanes[name]["not_finite"] = steps[broken[:MOST_STEPS_OF_KIND]].tolist()
+            return {
+                "edition": self.live.edition,
+                "from": first,
+                "to": below,
+                "steps": int(series["steps"][-1]) + 1 if series.size else 0,
+                "documents": high - low,
+                "window": window,
+                "lanes": lanes,
+            }
+
+    def sources(self, points: int = POINTS, window: int = WINDOW, log: bool = False) -> Answer:
+        """Each source, the most frequent first: its share, and the average of its losses over time.
+
+        The average is over about `window` documents of that source.
+        """
+        with self.live.lock:
+            self.live.refresh()
+            series = self.live.series
+            found = []
+            for name, source in sorted(series.sources.items(), key=lambda item: -item[1].rows.size):
+                rows, curve = source.rows.values(), source.average
+                averages = curve.values() if window == WINDOW else debiased_average(series["loss"][rows], window)
+                steps, tokens = series["steps"][rows], series["tokens"][rows]
+                shown = outline(curve, steps, 0, len(rows), points // 2, log=log)
+                found.append(
+                    {
+                        "source": name,
+                        "documents": len(rows),
+                        "share": number(len(rows) / series.size),
+                        "tokens": int(np.nansum(tokens)),
+                        "share_of_tokens": number(float(np.nansum(tokens) / max(np.nansum(series["tokens"]), 1))),
+                        "average": number(float(averages[-1])),
+                        "curve": {"steps": steps[shown].tolist(), "values": numbers(averages[shown])},
+                    }
+                )
+            return {"edition": self.live.edition, "window": window, "sources": found}
+
+    def document(self, step: int) -> Answer:
+        """The document of a step, token by token. Raises NotThere where the run has no such step."""
+        with self.live.lock:
+            self.live.refresh()
+            try:
+                document = open_document(self.live.store, self.live.series, step, self.live.speller)
+            except ValueError as error:
+                raise NotThere(str(error)) from error
+        return _document(document, bool(self.live.speller))
+
+    def spikes(
+        self, most: int = 50, source: str | None = None, first: int | None = None, *, best: bool = False
+    ) -> Answer:
+        """Documents by how far they lay above the average of their source just before them, or, `best`, below.
+
+        `first`: from this step on; where none is named, from the end of the warm-up, if half of the run is behind it.
+        """
+        with self.live.lock:
+            self.live.refresh()
+            series = self.live.series
+            if first is None:
+                warmup = int(self.live.run["config"].get("warmup_steps") or 0)
+                first = warmup if series.size and 2 * warmup <= int(series["steps"][-1]) + 1 else 0
+            excess = series.excess.values()
+            wanted = np.isfinite(excess) & ((excess < 0) if best else (excess > 0))
+            wanted[: series.rows_below(first)] = False
+            if source is not None:
+                mine = np.zeros_like(wanted)
+                mine[series.sources[source].rows.values() if source in series.sources else []] = True
+                wanted &= mine
+            rows = np.flatnonzero(wanted)
+            height = excess[rows] if best else -excess[rows]
+            if len(rows) > most:
+                chosen = np.argpartition(height, most)[:most]
+                rows, height = rows[chosen], height[chosen]
+            rows = rows[np.argsort(height, kind="stable")]
+            judged = self.live.store.steps_of_events(2**62)
+            spikes = {step for kind in SPIKES for step in judged.get(kind, ())}
+            return {
+                "edition": self.live.edition,
+                "from": first,
+                "documents": [self._entry(int(row), spikes) for row in rows],
+            }
+
+    def _entry(self, row: int, judged: set[int]) -> Answer:
+        series, step = self.live.series, int(self.live.series["steps"][row])
+        excess, loss = float(series.excess.values()[row]), float(series["loss"][row])
+        return {
+            "step": step,
+            "source": str(series["source"][row]),
+            "loss": number(loss),
+            "usual": number(loss - excess),
+            "excess": number(excess),
+            "judged": step in judged,
+            "words": self._first_words(step),
+        }
+
+    def _first_words(self, step: int) -> str | None:
+        if self._words_edition != self.live.edition or len(self._words) > 10_000:
+            self._words, self._words_edition = {}, self.live.edition
+        if step not in self._words:
+            ids, speller = self.live.store.token_ids(step), self.live.speller
+            if ids is None or speller is None:
+                return None
+            self._words[step] = " ".join(speller.text(ids).split())[:WORDS]
+        return self._words[step]
+
+    def about(self, step: int) -> Answer:
+        """The entry of a step in a list; only its number where the record does not know it (any more)."""
+        with self.live.lock:
+            series = self.live.series
+            row = series.rows_below(step)
+            is_known = row < series.size and int(series["steps"][row]) == step
+            return self._entry(row, set()) if is_known else {"step": step}
+
+    def samples(self, most: int = 200, prompt: str | None = None, first: int = 0, below: int | None = None) -> Answer:
+        """What the model wrote, in order: to the documents it was about to learn from, or to a prompt asked again.
+
+        Where there are more than `most`, they are evenly spread, the first and the last among them; of a prompt by
+        equal ratios of steps.
+        """
+        with self.live.lock:
+            self.live.refresh()
+            store = self.live.store
+            places = store.samples_between(first, 2**62 if below is None else below, prompt)
+            if prompt is None and len(places) > most:
+                chosen = np.unique(np.linspace(0, len(places) - 1, most).astype(int))
+                ids = [places[place][1] for place in chosen]
+            else:
+                ids = spread(places, most)
+            rows = store.text_samples_of(ids)
+            return {
+                "edition": self.live.edition,
+                "total": len(places),
+                "samples": [_sample(row) for row in rows],
+                "prompts": [{"prompt": text, "times": times} for text, times in store.prompts()],
+            }
+
+    def events(self, most: int = 300, kind: str | None = None) -> Answer:
+        """What has happened, the newest first, and how often each kind did, and where."""
+        with self.live.lock:
+            self.live.refresh()
+            found = self.live.store.steps_of_events(2**62)
+            newest = self.live.store.newest_events(most, kind)
+        return {
+            "edition": self.live.edition,
+            "kinds": [
+                {"kind": name, "count": len(steps), "steps": _thinned(sorted(set(steps)))}
+                for name, steps in sorted(found.items())
+            ],
+            "events": [
+                {"step": row["step"], "time": row["time"], "kind": row["kind"], "detail": row["detail"]}
+                for row in newest
+            ],
+        }
+
+
+def _rows(series: Series, first: int, below: int | None) -> tuple[int, int]:
+    """The rows of steps, first <= step < below."""
+    return series.rows_below(first), series.size if below is None else series.rows_below(below)
+
+
+def _thinned(steps: list[int]) -> list[int]:
+    if len(steps) <= MOST_STEPS_OF_KIND:
+        return steps
+    return [steps[place] for place in np.linspace(0, len(steps) - 1, MOST_STEPS_OF_KIND).astype(int)]
+
+
+def _sample(row: Mapping[str, Any]) -> Answer:
+    return {name: row[name] for name in ("step", "prompt", "output", "reference", "source", "error")}
+
+
+def _document(document: OpenedDocument, has_tokenizer: bool) -> Answer:
+    gone = None
+    if document.ids is None:
+        gone = "The document of this step is no longer kept"
+    elif not has_tokenizer:
+        gone = "The record holds no tokenizer that could spell this document"
+    first: list[float | None] = [None]  # nothing predicts the first token
+    return {
+        "step": document.step,
+        "previous": document.previous,
+        "next": document.next,
+        "source": document.source,
+        "shard": document.shard,
+        "row": document.row,
+        "loss": number(document.loss),
+        "usual": number(document.usual),
+        "excess": number(document.excess),
+        "accuracy": number(document.accuracy),
+        "gradient_norm": number(document.gradient_norm),
+        "learning_rate": number(document.learning_rate),
+        "tokens_read": None if document.ids is None else len(document.ids),
+        "about_tokens": document.about_tokens,
+        "bytes_read": document.bytes_read,
+        "document_bytes": document.document_bytes,
+        "judged": list(document.judged),
+        "gone": gone,
+        "texts": None if document.texts is None else list(document.texts),
+        "losses": None if document.losses is None else first + numbers(document.losses),
+        "ranks": None if document.ranks is None else [None, *document.ranks],
+        "samples": [_sample(row) for row in document.samples],
+    }

@@ -1,0 +1,118 @@
+"""The runs that the run of a page can be held against, by their ids, and what the comparison says."""
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viz.compare import Comparison, compare
+from viz.live_run import LiveRun, NoRun
+from viz.paired import RunningAverage
+from viz.query import NotThere
+from viz.reader import StoreReader
+from viz.reduction import number, numbers
+from viz.run_folder import record_of
+from viz.runs import FoundRun, find_runs
+from viz.smoothing import extremes
+
+NAMES = ("this run", "the other run")
+
+
+class Pairs:
+    """The runs in the folder of the page's run (those moved to `earlier/` too), and in `others`."""
+
+    def __init__(self, live: LiveRun, others: Sequence[Path] = ()) -> None:
+        self._live = live
+        self._others = others
+        self._lock = threading.Lock()  # of a comparison: it takes a core for a while
+
+    def known(self) -> list[dict[str, Any]]:
+        """Each run, the newest first; `is_this` is the run of the page."""
+        with self._live.lock:
+            self._live.refresh()
+            this = str(self._live.run.get("run_id") or "")
+        return [
+            {
+                "run_id": run.run_id,
+                "folder": str(run.record),
+                "model": run.model,
+                "source": run.source,
+                "documents": run.documents,
+                "loss": number(run.loss),
+                "started": run.started,
+                "outcome": run.outcome,
+                "is_this": run.run_id == this,
+            }
+            for run in self._runs().values()
+            if not run.problem
+        ]
+
+    def _runs(self) -> dict[str, FoundRun]:
+        places = [self._live.record]
+        for other in self._others:
+            try:
+                places.append(record_of(other))
+            except ValueError:  # not there yet, or not any more
+                continue
+        return {run.run_id: run for place in dict.fromkeys(places) for run in find_runs(place) if run.run_id}
+
+    def compare(self, run_id: str, points: int, since: int = 0) -> dict[str, Any]:
+        """This run and another, document by document, from step `since` of this run on.
+
+        Raises NotThere where there is no such run, or nothing in common.
+        """
+        with self._live.lock:
+            self._live.refresh()
+            mine = self._live.record / "run.db"
+        runs = self._runs()
+        if run_id not in runs:
+            raise NotThere(f"no run {run_id[:100]!r} here; known: {', '.join(runs) or 'none'}")
+        with self._lock:
+            try:
+                with StoreReader(mine) as a, StoreReader(runs[run_id].record / "run.db") as b:
+                    found = compare(a, b, NAMES, since)
+            except (FileNotFoundError, sqlite3.Error) as error:
+                raise NoRun("gone", str(error)) from error
+            except ValueError as error:
+                raise NotThere(str(error)) from error
+        return _in_json(found, points)
+
+
+def _in_json(found: Comparison, points: int) -> dict[str, Any]:
+    sentence = found.sentence()
+    rows = extremes(found.differences, points)
+    return {
+        "names": list(found.names),
+        "about": list(found.about),
+        "sentence": sentence[:1].upper() + sentence[1:],
+        "notes": found.notes(),
+        "unit": found.unit,
+        "documents": found.overall.documents,
+        "difference": number(found.overall.value),
+        "half_width": number(found.overall.half_width),
+        "sources": [
+            {
+                "source": one.name,
+                "difference": number(one.value),
+                "half_width": number(one.half_width),
+                "documents": one.documents,
+            }
+            for one in found.sources
+        ],
+        "curves": [_curve(one, points) for one in found.curves],
+        "difference_curve": _curve(found.difference_curve, points),
+        "single": {"steps": found.steps[rows].tolist(), "values": numbers(found.differences[rows])},
+    }
+
+
+def _curve(found: RunningAverage, points: int) -> dict[str, Any]:
+    rows = extremes(found.average, points)
+    return {
+        "steps": found.steps[rows].tolist(),
+        "values": numbers(found.average[rows]),
+        "band": numbers(np.abs(found.band[rows])),
+        "window": found.window,
+    }

@@ -1,0 +1,91 @@
+"""The live page and its JSON over HTTP: a Starlette application that only reads."""
+
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from viz.guard import Guard
+from viz.live_run import NoRun
+from viz.page_files import PAGE, PLOTLY, page_files
+from viz.query import BadQuery, NotThere, Query, whole_number
+from viz.service import QUERIES, Service
+
+VOID = {404: "there is nothing here", 405: "only GET and HEAD are answered"}
+
+
+class StrictJSON(JSONResponse):
+    """NaN is refused, not written: JavaScript can't read it."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def application(service: Service, names: Sequence[str] = ()) -> Starlette:
+    """`names`: of this machine, to which it answers beside those of loopback."""
+    routes = [Route(f"/api/{name}", _question(service, name)) for name in QUERIES]
+    routes.append(Route("/api/documents/{step}", _document(service)))
+    for name, (content, kind) in page_files().items():
+        routes.append(Route("/" if name == PAGE else f"/{name}", _file(content, kind, for_good=name == PLOTLY)))
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, names=names), Middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)],
+        exception_handlers={HTTPException: _refuse},
+    )
+
+
+def _question(service: Service, name: str) -> Callable[[Request], Response]:
+    answer, known = QUERIES[name]
+    return lambda request: _json(lambda: answer(service, Query(request.query_params, known)))
+
+
+def _document(service: Service) -> Callable[[Request], Response]:
+    def answer(request: Request) -> Response:
+        def read() -> dict[str, Any]:
+            Query(request.query_params, ())
+            return service.answers.document(whole_number(request.path_params["step"], "step"))
+
+        return _json(read)
+
+    return answer
+
+
+def _json(answer: Callable[[], dict[str, Any]]) -> Response:
+    try:
+        return StrictJSON(answer(), headers={"cache-control": "no-store"})
+    except BadQuery as error:
+        return _error(400, str(error))
+    except NotThere as error:
+        return _error(404, str(error))
+    except NoRun as error:
+        return _error(503, str(error), state=error.state)
+
+
+def _error(status: int, why: str, **more: str) -> Response:
+    return StrictJSON({"error": why, **more}, status, headers={"cache-control": "no-store"})
+
+
+def _refuse(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return _error(status, VOID.get(status, "it can't be answered"))
+
+
+def _file(content: bytes, kind: str, *, for_good: bool) -> Callable[[Request], Response]:
+    packed = gzip.compress(content, 6)  # once, not at each request
+    age = "public, max-age=31536000, immutable" if for_good else "no-cache"
+
+    def answer(request: Request) -> Response:
+        headers = {"cache-control": age, "vary": "accept-encoding"}
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            return Response(packed, media_type=kind, headers=headers | {"content-encoding": "gzip"})
+        return Response(content, media_type=kind, headers=headers)
+
+    return answer

@@ -1,0 +1,136 @@
+"""Where a text occurs in what a run was trained on: an index of the server's own, made in a thread, never in the store.
+
+Every three neighbouring characters of a document are in the index (SQLite's FTS5, tokenizer `trigram`), without their
+places; a document that holds all those of the text asked for is then read. Letter case is ignored.
+"""
+
+import sqlite3
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from viz.reader import StoreReader
+from viz.token_text import Speller, speller
+
+AT_ONCE = 500  # documents that are added in one transaction
+CONTEXT = 60  # characters around a hit
+
+
+class TextSearch:
+    """The documents of one store, as far as their tokens are kept; `follow` takes in what is new."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="viz-search-")
+        self._path = Path(self._folder.name) / "texts.db"
+        self._lock = threading.Lock()  # of what follows
+        self._edition: object = None
+        self._thread: threading.Thread | None = None
+        self._problem = ""
+        self._stop = threading.Event()
+        self.indexed_below = 0
+        """Steps below this one can be found."""
+
+    def close(self) -> None:
+        self._stop.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+        self._folder.cleanup()
+
+    def follow(self, store: Path, edition: object, steps: int) -> None:
+        """Take in the documents of a store below `steps` that are not here yet. Returns at once.
+
+        `edition`: of the run; another one voids what was taken in.
+        """
+        with self._lock:
+            if self._stop.is_set() or (self._thread is not None and self._thread.is_alive()):
+                return
+            if edition == self._edition and self.indexed_below >= steps:
+                return
+            begin_anew = edition != self._edition
+            self._edition, self._problem = edition, ""
+            if begin_anew:
+                self.indexed_below = 0
+            self._thread = threading.Thread(
+                target=self._take_in, args=(store, begin_anew, steps), name="text-search", daemon=True
+            )
+            self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Return when all that `follow` was told of is in the index, or after so many seconds."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+
+    def _take_in(self, store: Path, begin_anew: bool, steps: int) -> None:
+        try:
+            with StoreReader(store) as reader:
+                found = speller(reader.run().get("tokenizer"))
+                if found is None:
+                    self._problem = "the record holds no tokenizer that could spell its documents"
+                    return
+                database = sqlite3.connect(self._path, isolation_level=None)
+                try:
+                    self._fill(database, reader, found, begin_anew, steps)
+                finally:
+                    database.close()
+        except (OSError, ValueError, sqlite3.Error) as error:
+            self._problem = str(error)
+
+    def _fill(
+        self, database: sqlite3.Connection, reader: StoreReader, found: Speller, begin_anew: bool, steps: int
+    ) -> None:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = OFF")  # of a file that nobody needs after us
+        if begin_anew:
+            database.execute("DROP TABLE IF EXISTS texts")
+            database.execute(
+                "CREATE VIRTUAL TABLE texts USING fts5(text, tokenize='trigram', detail='none', columnsize=0)"
+            )
+        while self.indexed_below < steps and not self._stop.is_set():
+            below = min(self.indexed_below + AT_ONCE, steps)
+            rows = [(step, found.text(ids)) for step, ids in reader.kept_ids(self.indexed_below, below)]
+            database.execute("BEGIN")
+            database.executemany("INSERT INTO texts (rowid, text) VALUES (?, ?)", rows)
+            database.execute("COMMIT")
+            self.indexed_below = below
+
+    def find(self, text: str, most: int = 50) -> dict[str, Any]:
+        """`total` documents that hold a text, and of the first `most` of them the `step` and the words around the text.
+
+        `problem`: why nothing can be found, if so.
+        """
+        hits: list[dict[str, Any]] = []
+        total = 0
+        if not self._problem and self.indexed_below:
+            wanted = text.lower()  # unlike casefold it keeps the length, but for a letter or two
+            with sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True) as database:
+                for step, found in self._candidates(database, text):
+                    place = found.lower().find(wanted)
+                    if place < 0:
+                        continue
+                    total += 1
+                    if len(hits) < most:
+                        hits.append({"step": step} | _around(found, place, len(text)))
+            database.close()
+        return {"total": total, "hits": hits, "problem": self._problem or None}
+
+    @staticmethod
+    def _candidates(database: sqlite3.Connection, text: str) -> list[tuple[int, str]] | sqlite3.Cursor:
+        parts = {text[begin : begin + 3] for begin in range(len(text) - 2)}
+        parts = {part for part in parts if "\0" not in part}
+        if not parts:  # too short for the index: all are read
+            return database.execute("SELECT rowid, text FROM texts ORDER BY rowid")
+        asked = " AND ".join('"' + part.replace('"', '""') + '"' for part in sorted(parts))
+        return database.execute("SELECT rowid, text FROM texts WHERE texts MATCH ? ORDER BY rowid", (asked,))
+
+
+def _around(text: str, place: int, length: int) -> dict[str, str]:
+    """`before`, `hit`, `after`: the hit in its surroundings."""
+    end = place + length
+    return {
+        "before": text[max(0, place - CONTEXT) : place],
+        "hit": text[place:end],
+        "after": text[end : end + CONTEXT],
+    }
