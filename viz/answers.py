@@ -100,6 +100,12 @@ class Answers:
                 "documents": high - low,
                 "window": window,
                 "lanes": lanes,
+                "evaluations": [
+                    {"step": row["step"], "split": row["split"]}
+                    | {name: number(row[name]) for name in ("loss", "accuracy", "bits_per_byte")}
+                    for row in self.live.store.evaluations(2**62)
+                    if first <= row["step"] and (below is None or row["step"] < below)
+                ],
             }
 
     def sources(self, points: int = POINTS, window: int = WINDOW, log: bool = False) -> Answer:

@@ -6,7 +6,10 @@ from importlib import metadata, resources
 PAGE = "index.html"
 PLOTLY = f"plotly-{metadata.version('plotly')}.min.js"
 """With its version, so that a browser may keep it."""
-MODULES = ("main.js",)
+MODULES = (
+    "elements.js", "format.js", "api.js", "plots.js", "chart.js", "tokens.js", "reader.js", "lists.js", "sources.js",
+    "samples.js", "probes.js", "compare.js", "main.js",
+)  # fmt: skip
 """Those of the page, each after those that it imports from."""
 _KINDS = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 

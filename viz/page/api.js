@@ -1,0 +1,28 @@
+// Where answers come from: the server, or, in a report, the page itself.
+
+const packed = document.getElementById("answers");
+const answers = packed ? JSON.parse(packed.textContent) : null;
+
+export const isReport = answers !== null;
+
+export class Refusal extends Error {
+  constructor(message, status, state) {
+    super(message);
+    this.status = status;
+    this.state = state;
+  }
+}
+
+// Raises Refusal where the server says no; a TypeError where it does not answer; AbortError where it was called off.
+export async function ask(name, parameters = {}, signal = undefined) {
+  const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined);
+  if (isReport) {
+    const key = name.startsWith("documents/") || name.startsWith("probes/") ? name : [name, parameters.side, parameters.source, parameters.prompt].filter(Boolean).join(" ");
+    if (key in answers) return answers[key];
+    throw new Refusal("This is not in the report: python -m viz serve has all of the run", 404);
+  }
+  const response = await fetch(`/api/${name}?${new URLSearchParams(given)}`, { signal });
+  const answer = await response.json();
+  if (!response.ok) throw new Refusal(answer.error, response.status, answer.state);
+  return answer;
+}

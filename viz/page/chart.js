@@ -1,0 +1,132 @@
+// The curves: five lanes and the events below them, over the steps. Every point is one document.
+
+import { count, fixed, significant, percent } from "./format.js";
+import { axis, colour, config, label, layout, stepAxis, transparent, withBand } from "./plots.js";
+
+const LANES = [
+  { name: "loss", title: "Loss", unit: "nats per token", share: 6, words: (value) => fixed(value, 3) },
+  { name: "accuracy", title: "Next token right", unit: "share of predictions", share: 2, words: (value) => percent(value) },
+  { name: "throughput", title: "Tokens a second", unit: "waiting included", share: 2, words: (value) => count(Math.round(value)) },
+  { name: "learning_rate", title: "Learning rate", unit: "base rate", share: 1.3, words: significant },
+  { name: "gradient_norm", title: "Gradient norm", unit: "before clipping, log axis", share: 2, log: true, words: significant },
+];
+const SYMBOLS = { checkpoint: "triangle-up", resume: "diamond", "roll-back": "triangle-left", spike: "x", "skipped update": "x", retry: "square", epoch: "line-ns-open" };
+const BAD = ["spike", "skipped update", "roll-back", "retry", "bad row"];
+const GAP = 26; // pixels between lanes: the title of the lower one stands there
+const KIND = 16; // pixels of a kind of events
+
+// Where steps stand on the axis: the logarithm of step 0 is that of step 1.
+const onAxis = (steps, logSteps) => (logSteps ? steps.map((step) => Math.max(step, 1)) : steps);
+
+export function shownEvents(kinds) {
+  const known = kinds.filter((one) => one.kind in SYMBOLS);
+  return known.length ? known : [];
+}
+
+// Draw into `element`; `state` has run, series, kinds, view ([from, to] or null), logSteps, logLoss, selected, overlay.
+export function drawChart(element, state) {
+  const { series, run } = state;
+  const kinds = shownEvents(state.kinds ?? []);
+  const margin = { l: element.clientWidth < 500 ? 44 : 60, r: 10, t: 22, b: 28 };
+  const height = element.clientHeight - margin.t - margin.b;
+  const eventsHeight = kinds.length ? kinds.length * KIND + GAP : 0;
+  const unit = (height - eventsHeight - (LANES.length - 1) * GAP) / LANES.reduce((sum, lane) => sum + lane.share, 0);
+  const traces = [], annotations = [], axes = {}, x = state.logSteps ? stepAxis(true) : stepAxis(false);
+  let top = height;
+  LANES.forEach((lane, place) => {
+    const bottom = top - lane.share * unit;
+    const id = place ? `y${place + 1}` : "y";
+    const data = series.lanes[lane.name];
+    const logarithmic = lane.log || (lane.name === "loss" && state.logLoss);
+    axes[`yaxis${place ? place + 1 : ""}`] = axis({
+      domain: [Math.max(bottom / height, 0), Math.min(top / height, 1)], anchor: "x", fixedrange: true, nticks: lane.share > 3 ? 7 : 3,
+      type: logarithmic ? "log" : "linear", tickformat: lane.name === "accuracy" ? ".0%" : lane.name === "learning_rate" ? ".1e" : logarithmic ? "~g" : "~g",
+      ...(data ? rangeOf(data, logarithmic, lane.name) : {}),
+    });
+    if (data) traces.push(...laneTraces(lane, data, id, state, axes[`yaxis${place ? place + 1 : ""}`].range, logarithmic));
+    const newest = data?.average?.values.at(-1) ?? (lane.name === "learning_rate" ? data?.values.at(-1) : null);
+    const words = newest === null || newest === undefined ? "" : `  <span style="color:${colour("main")}">${lane.words(newest)}</span>`;
+    annotations.push({
+      xref: "paper", yref: "paper", x: 0, y: top / height, xanchor: "left", yanchor: "bottom", showarrow: false, align: "left",
+      text: `<b style="color:${colour("ink")}">${lane.title}</b>  ${lane.unit}${words}`,
+    });
+    top = bottom - GAP;
+  });
+  if (kinds.length) {
+    axes[`yaxis${LANES.length + 1}`] = axis({
+      domain: [0, Math.max((kinds.length * KIND) / height, 0.001)], anchor: "x", fixedrange: true, range: [-0.6, kinds.length - 0.4],
+      tickvals: kinds.map((_, i) => i), ticktext: kinds.map((one) => label(one.kind)), tickfont: { size: 10.5 }, showgrid: false,
+    });
+    kinds.forEach((one, i) => traces.push({
+      x: onAxis(one.steps, state.logSteps), y: one.steps.map(() => i), customdata: one.steps, mode: "markers", yaxis: `y${LANES.length + 1}`,
+      marker: { symbol: SYMBOLS[one.kind], size: 7, color: BAD.includes(one.kind) ? colour("bad") : colour("quiet") },
+      hovertemplate: `${label(one.kind)} at step %{customdata:,}<extra></extra>`,
+    }));
+  }
+  const shapes = [];
+  if (run?.run.vocab_size && series.lanes.loss) {
+    const guess = Math.log(run.run.vocab_size);
+    shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, yref: "y", y0: guess, y1: guess, line: { color: colour("quiet"), width: 1, dash: "dot" } });
+  }
+  if (state.selected !== null && state.selected !== undefined) {
+    const at = state.logSteps ? Math.max(state.selected, 1) : state.selected;
+    shapes.push({ type: "line", xref: "x", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line: { color: colour("ink"), width: 1, dash: "2px,3px" } });
+  }
+  const [from, to] = state.view ?? [run?.first_step ?? 0, Math.max(series.steps, 2)];
+  x.range = state.logSteps ? [Math.log10(Math.max(from, 1)) - 0.02, Math.log10(Math.max(to, 2)) + 0.01] : [from - (to - from) * 0.004, to + (to - from) * 0.006];
+  x.anchor = kinds.length ? `y${LANES.length + 1}` : `y${LANES.length}`;
+  element.setAttribute("aria-label", `Curves of steps ${count(Math.round(from))} to ${count(Math.round(to))}: loss ${fixed(series.lanes.loss?.average.values.at(-1), 2)} nats per token at the end`);
+  return Plotly.react(element, traces, layout({ margin, xaxis: x, ...axes, annotations, shapes }), config);
+}
+
+function laneTraces(lane, data, yaxis, state, range, logarithmic) {
+  const main = colour("main"), single = colour("data");
+  const x = onAxis(data.steps, state.logSteps);
+  const sparse = state.series.documents <= data.steps.length + (data.not_finite?.length ?? 0);
+  const high = range ? (logarithmic ? 10 ** range[1] : range[1]) : Infinity;
+  const traces = [{
+    x, y: data.values.map((value) => (value === null ? null : Math.min(value, high))), customdata: data.steps.map((step, i) => [step, data.values[i] === null ? "" : lane.words(data.values[i])]),
+    yaxis, mode: sparse && lane.name !== "learning_rate" ? "markers" : "lines",
+    marker: { size: data.steps.length > 400 ? 3.5 : 5, color: transparent(single, 0.6) },
+    line: { width: lane.name === "learning_rate" ? 1.6 : 0.8, color: lane.name === "learning_rate" ? main : transparent(single, 0.55) },
+    hovertemplate: `step %{customdata[0]:,}  ${lane.title.toLowerCase()} %{customdata[1]}<extra></extra>`,
+  }];
+  const above = data.values.map((value, i) => (value !== null && value > high ? i : -1)).filter((i) => i >= 0);
+  const ceiling = [...above.map((i) => [data.steps[i], lane.words(data.values[i])]), ...(data.not_finite ?? []).map((step) => [step, "not finite"])];
+  if (ceiling.length) traces.push({
+    x: onAxis(ceiling.map(([step]) => step), state.logSteps), y: ceiling.map(() => high), customdata: ceiling, yaxis, mode: "markers", cliponaxis: false,
+    marker: { symbol: "triangle-up", size: 9, color: colour("bad") }, hovertemplate: `step %{customdata[0]:,}  ${lane.title.toLowerCase()} %{customdata[1]}, above the picture<extra></extra>`,
+  });
+  if (!data.average) return traces;
+  const average = { x: onAxis(data.average.steps, state.logSteps), y: data.average.values };
+  if (data.average.error) traces.push(withBand(average.x, average.y, data.average.error.map((error) => (error === null ? null : 2 * error)), { colour: main, yaxis }));
+  traces.push({
+    ...average, customdata: data.average.steps, yaxis, mode: data.average.steps.length === 1 ? "markers" : "lines", line: { width: 2, color: main }, marker: { size: 6, color: main },
+    hoverinfo: "skip",
+  });
+  if (lane.name === "loss") {
+    const held = state.series.evaluations ?? [];
+    if (held.length) traces.push({
+      x: onAxis(held.map((one) => one.step), state.logSteps), y: held.map((one) => one.loss), customdata: held.map((one) => one.step), yaxis, mode: "lines+markers",
+      line: { width: 1, color: colour("held-out") }, marker: { size: 6, color: colour("held-out") }, hovertemplate: "held-out documents, after step %{customdata:,}: %{y:.3f}<extra></extra>",
+    });
+    if (state.overlay) traces.push({
+      x: onAxis(state.overlay.steps, state.logSteps), y: state.overlay.values, yaxis, mode: "lines", line: { width: 2, color: colour("second") }, hoverinfo: "skip",
+    });
+  }
+  return traces;
+}
+
+// The range of a lane: one wild value must not flatten the rest, and is drawn at the upper edge then.
+function rangeOf(data, logarithmic, name) {
+  const sound = [...data.values, ...(data.average?.values ?? [])].filter((value) => value !== null && (!logarithmic || value > 0)).sort((a, b) => a - b);
+  if (!sound.length) return {};
+  const at = (share) => sound[Math.min(sound.length - 1, Math.floor(share * sound.length))];
+  let low = at(0.002), high = sound.at(-1);
+  if (logarithmic) return { range: [Math.log10(at(0.002)) - 0.05, Math.log10(high) + 0.05] };
+  const usual = at(0.99);
+  if (high > usual + 2 * (usual - at(0.01)) && name !== "learning_rate") high = usual + 0.6 * (usual - at(0.01));
+  if (name !== "loss") low = Math.min(low, 0);
+  const room = Math.max(high - low, name === "loss" ? 0.5 : 1e-12);
+  return { range: [name === "loss" ? low - 0.05 * room : low, low + 1.05 * room] };
+}

@@ -1,0 +1,53 @@
+// Elements made of text: whatever a document says becomes text, and nothing else.
+
+export function el(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (key === "class") made.className = value;
+    else if (key === "data") Object.assign(made.dataset, value);
+    else made.setAttribute(key, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+export const byId = (id) => document.getElementById(id);
+
+// What has no look of its own or turns the direction of what follows: shown by its number, where it does no harm.
+const ODD = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+
+// Text for a page: a list of strings and small elements. With `breaks`, line ends are shown too.
+export function shown(text, breaks = false) {
+  const parts = [];
+  let from = 0;
+  for (const found of text.matchAll(ODD)) {
+    parts.push(text.slice(from, found.index), oddElement(found[0]));
+    from = found.index + found[0].length;
+  }
+  parts.push(text.slice(from));
+  if (!breaks) return parts;
+  return parts.flatMap((part) => (typeof part !== "string" ? [part] : part.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥\t")));
+}
+
+function oddElement(character) {
+  const code = character.charCodeAt(0);
+  const name = code < 32 ? String.fromCharCode(0x2400 + code) : `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
+  return el("span", { class: "odd", title: `a character that has no look of its own, U+${code.toString(16).padStart(4, "0")}` }, name);
+}
+
+// The same as one string: for labels and titles.
+export const plainly = (text) => shown(text).map((part) => (typeof part === "string" ? part : part.textContent)).join("").replace(/\s+/g, " ");
+
+export const button = (words, act, attributes = {}) => el("button", { type: "button", onclick: act, ...attributes }, words);
+
+export const empty = (...words) => el("p", { class: "empty" }, ...words);
+
+// A table of rows of cells; a cell is a string, an element, or a list of these.
+export function table(heads, rows, caption) {
+  const cell = (tag, content, head) => el(tag, { class: head.kind, scope: tag === "th" ? "col" : null }, ...[content].flat());
+  return el("div", { class: "table" }, el("table", { "aria-label": caption },
+    el("thead", {}, el("tr", {}, ...heads.map((head) => cell("th", head.name, head)))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((content, place) => cell("td", content, heads[place])))))));
+}

@@ -1,0 +1,64 @@
+// The tabs that are lists: spikes and what it knew best, events, search.
+
+import { ask } from "./api.js";
+import { el, empty, plainly, shown, table } from "./elements.js";
+import { count, documents, fixed, moment, signed } from "./format.js";
+import { lineOf } from "./reader.js";
+
+const chosen = { side: "above", source: "" };
+
+export const spikes = {
+  name: "spikes", title: "Spikes",
+  async show(panel, { run, open, isReport, again }) {
+    const known = await ask("sources", { points: 10 });
+    const answer = await ask("spikes", { side: chosen.side, source: chosen.source || null, limit: 100 });
+    const side = el("select", { "aria-label": "Which end", onchange: (event) => { chosen.side = event.target.value; again(); } },
+      el("option", { value: "above", selected: chosen.side === "above" }, "what surprised it most"), el("option", { value: "below", selected: chosen.side === "below" }, "what it knew best"));
+    const source = el("select", { "aria-label": "Source", onchange: (event) => { chosen.source = event.target.value; again(); } },
+      el("option", { value: "" }, "all sources"), ...known.sources.map((one) => el("option", { value: one.source, selected: one.source === chosen.source }, plainly(one.source || "unknown"))));
+    const rows = answer.documents.map((entry) => [
+      lineOf(entry, open), signed(entry.excess, 2), fixed(entry.loss, 2), fixed(entry.usual, 2), [...shown(entry.source || "unknown")],
+      entry.judged ? el("span", { class: "bad" }, "spike") : "", entry.words === null ? "its text is no longer kept" : [...shown(entry.words)],
+    ]);
+    panel.replaceChildren(
+      el("div", { class: "tools" }, side, isReport ? "" : source, el("span", { class: "quiet" }, `by the distance to the average of its source just before it${answer.from ? `, from step ${count(answer.from)} on (the warm-up is left out)` : ""}`)),
+      rows.length ? table([{ name: "step" }, { name: "distance", kind: "number" }, { name: "loss", kind: "number" }, { name: "average", kind: "number wide" }, { name: "source" }, { name: "judge" }, { name: "first words" }].map((head, i) => (i === 6 ? { ...head, kind: "words" } : head)), rows, "Documents by their distance to the average")
+        : empty(run.steps < 40 ? "An average of a source needs 20 documents first." : "No such document yet."));
+  },
+};
+
+export const events = {
+  name: "events", title: "Events",
+  async show(panel, { open }) {
+    const answer = await ask("events", { limit: 500 });
+    const kinds = answer.kinds.map((one) => `${one.kind} ${count(one.count)}`).join(" · ");
+    const rows = answer.events.map((event) => [lineOf(event, open), event.kind, [...shown(event.detail ?? "")], moment(event.time)]);
+    panel.replaceChildren(el("p", { class: "quiet" }, kinds), rows.length
+      ? table([{ name: "step" }, { name: "kind" }, { name: "what happened" }, { name: "when", kind: "number wide" }], rows, "Events, the newest first")
+      : empty("Nothing has happened beside learning: no checkpoint, no stop, no spike."));
+  },
+};
+
+let searched = "";
+
+export const search = {
+  name: "search", title: "Search",
+  async show(panel, { open, isReport, again }) {
+    if (isReport) return panel.replaceChildren(empty("A report can't search what was trained on: python -m viz serve can."));
+    const field = el("input", { type: "search", size: 34, value: searched, "aria-label": "Text", placeholder: "text that it may have seen", maxlength: 500 });
+    const found = el("div", { role: "status" });
+    panel.replaceChildren(el("form", { class: "tools", role: "search", onsubmit: (event) => { event.preventDefault(); searched = field.value; look(); } }, field, el("button", {}, "Did it ever see this?")), found);
+    field.focus();
+    async function look() {
+      if (!searched) return found.replaceChildren(empty("Upper and lower case are the same; only what was read of a document is searched, as far as its text is kept."));
+      const answer = await ask("search", { q: searched, limit: 100 });
+      const rows = answer.hits.map((hit) => [lineOf(hit, open), fixed(hit.loss, 2), [...shown(hit.source ?? "")],
+        [el("span", { class: "given" }, "…", ...shown(hit.before.replace(/\s+/g, " "))), el("span", { class: "hit" }, ...shown(hit.hit)), el("span", { class: "given" }, ...shown(hit.after.replace(/\s+/g, " ")), "…")]]);
+      const missing = answer.indexed_below < answer.steps ? ` (read so far: ${count(answer.indexed_below)} of ${documents(answer.steps)}; ask again in a while)` : "";
+      found.replaceChildren(
+        el("p", {}, el("b", {}, answer.problem ? plainly(answer.problem) : answer.total ? `Yes: in ${documents(answer.total)}` : "No: in none of its documents"), missing, answer.total > answer.hits.length ? `; the first ${count(answer.hits.length)}:` : ""),
+        rows.length ? table([{ name: "step" }, { name: "loss", kind: "number" }, { name: "source" }, { name: "" }], rows, "Documents with this text") : "");
+    }
+    await look();
+  },
+};

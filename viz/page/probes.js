@@ -1,0 +1,61 @@
+// The tab of learning and forgetting: documents that were measured again and again after they were trained on.
+
+import { ask } from "./api.js";
+import { el, empty, shown } from "./elements.js";
+import { count, fixed } from "./format.js";
+import { axis, colour, config, layout, sourceColour } from "./plots.js";
+import { lineOf } from "./reader.js";
+import { changedText } from "./tokens.js";
+
+const chosen = new Map(); // step of a probe -> [moment, moment]
+
+const when = (distance) => (distance === null ? "first read" : distance === 0 ? "just after" : distance === 1 ? "1 document later" : `${count(distance)} documents later`);
+
+export const probes = {
+  name: "probes", title: "Learn and forget",
+  async show(panel, { open, run, again }) {
+    const answer = await ask("probes");
+    if (!answer.probes.length) {
+      return panel.replaceChildren(empty(run.run.config.probes === false ? "This run measures no documents again (--no-probes)." : "Four documents of a run are measured again 0, 1, 2, 4, 8 … documents after they were trained on. None was yet: that may take 1 % of the run's time, which has to be earned first."));
+    }
+    const figure = panel.querySelector(".figure") ?? el("div", { class: "figure", role: "img", "aria-label": "Loss of the probed documents over the documents trained on since" });
+    const parts = [];
+    for (const probe of answer.probes) {
+      const told = [[null, probe.first], ...probe.measured.map((one) => [one.distance, one.loss])];
+      const few = told.length <= 5 ? told : [told[0], told[1], ...[0.34, 0.67, 1].map((share) => told[Math.round(1 + share * (told.length - 2))])];
+      parts.push(el("h3", {}, "Step ", lineOf(probe, open), "  ", ...shown(probe.words ?? "its text is not kept")),
+        el("p", {}, ...few.flatMap(([distance, loss], i) => [i ? " → " : "", `${when(distance)} `, el("b", {}, fixed(loss, 2))])),
+        await byToken(probe, again));
+    }
+    panel.replaceChildren(figure, el("p", { class: "quiet" }, "Nats per token of the same document, before and after the model learned from it. What rises again is forgotten."), ...parts);
+    const ticks = [...new Set(answer.probes.flatMap((probe) => probe.measured.map((one) => one.distance)))].sort((a, b) => a - b);
+    const at = (distance) => (distance === null ? -1 : distance === 0 ? 0 : Math.log2(distance) + 1);
+    const traces = answer.probes.map((probe, place) => ({
+      x: [-1, ...probe.measured.map((one) => at(one.distance))], y: [probe.first, ...probe.measured.map((one) => one.loss)], mode: "lines+markers",
+      text: [null, ...probe.measured.map((one) => one.distance)].map(when), line: { color: sourceColour(place), width: 2 }, marker: { size: 6, symbol: ["circle", "square", "diamond", "triangle-up"][place % 4] },
+      hovertemplate: `step ${count(probe.step)}, %{text}: %{y:.3f}<extra></extra>`,
+    }));
+    const annotations = answer.probes.map((probe, place) => ({ x: at(probe.measured.at(-1)?.distance ?? null), y: probe.measured.at(-1)?.loss ?? probe.first, text: ` step ${count(probe.step)}`, showarrow: false, xanchor: "left", font: { color: sourceColour(place) } }));
+    const far = Math.max(0, ...ticks.map(at));
+    const every = Math.ceil((far + 2) / (figure.clientWidth / 62));
+    const shownTicks = ticks.filter((distance) => distance && (Math.log2(distance) % every === 0));
+    await Plotly.react(figure, traces, layout({
+      annotations, dragmode: false, margin: { l: 52, r: 80, t: 12, b: 40 },
+      xaxis: axis({ tickvals: [-1, 0, ...shownTicks.map(at)], ticktext: ["first read", "just after", ...shownTicks.map(count)], range: [-1.3, far + 0.6], title: { text: "documents trained on since (each tick twice as many)", font: { color: colour("quiet"), size: 11.5 } } }),
+      yaxis: axis({ title: { text: "nats per token", font: { color: colour("quiet") } } }),
+    }), config);
+  },
+};
+
+async function byToken(probe, again) {
+  const answer = await ask(`probes/${probe.step}`);
+  if (!answer.texts || answer.moments.length < 2) return "";
+  const last = answer.moments.length - 1;
+  const [from, to] = chosen.get(probe.step) ?? [0, Math.min(1, last)];
+  const choice = (value, name, place) => el("select", { "aria-label": name, onchange: (event) => { const pair = [from, to]; pair[place] = Number(event.target.value); chosen.set(probe.step, pair); again(); } },
+    ...answer.moments.map((moment, i) => el("option", { value: i, selected: i === value }, when(moment.distance))));
+  const details = el("details", { open: chosen.has(probe.step) }, el("summary", {}, "Token by token"),
+    el("div", { class: "tools" }, "from", choice(from, "From which moment", 0), "to", choice(to, "To which moment", 1), el("span", { class: "key" }, "cheaper by ½, 1, 1½ nats:", el("span", { class: "d1" }, "½"), el("span", { class: "d2" }, "1"), el("span", { class: "d3" }, "1½"), "dearer:", el("span", { class: "l2" }, "½"), el("span", { class: "l4" }, "1"), el("span", { class: "l6" }, "1½"))),
+    changedText(answer.texts, answer.moments[from].losses, answer.moments[to].losses));
+  return details;
+}
