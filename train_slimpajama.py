@@ -4,12 +4,14 @@ Composes the rooms of `trainer/` and `viz/`: flags → config → parts → `Tra
 inside the functions, so that a mistake on the command line is answered before seconds of imports.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
 import math
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ from trainer.errors import MachineError, RunError, UserError
 from trainer.signals import NOTHING_TRAINED, StopSignals
 
 if TYPE_CHECKING:
+    import socket
+
     from trainer.parts import Parts
     from trainer.run_folder import RunFolder
     from trainer.trainer import Trainer
@@ -215,6 +219,7 @@ def _train(
         say(detail)
         events.append((kind, detail))
 
+    listening = _listen(arguments.serve)  # first, because a port that is taken is a mistake to be told of at once
     first = state["step"] if state is not None else 0
     origin = find_origin(config, state, say)
     shape, vocab_size = (origin.shape, origin.vocab_size) if origin else (config.shape, config.vocab_size)
@@ -232,9 +237,40 @@ def _train(
     trainer = _join(parts, run, state, stop.is_set)
     for kind, detail in events:
         trainer.viz.record_event(first, kind, detail)
-    outcome = trainer.train()
-    say("\n".join(_closing(arguments, run, trainer, outcome)))
+    with _page(run, listening, say):
+        outcome = trainer.train()
+        say("\n".join(_closing(arguments, run, trainer, outcome)))
     return stop.exit_code if outcome == "interrupted" else 0
+
+
+def _listen(port: int | None) -> "socket.socket | None":
+    """What the live page will be asked on, if one is wanted."""
+    if port is None:
+        return None
+    from viz.page_process import listen
+
+    try:
+        return listen(port or None)
+    except OSError as error:
+        raise UserError(f"--serve: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _page(run: "RunFolder", listening: "socket.socket | None", say: Callable[[str], None]) -> Iterator[None]:
+    """Within: the live page, if one is wanted."""
+    if listening is None:
+        yield
+        return
+    from viz.page_process import PageProcess, opening_lines
+
+    page = PageProcess(run.viz, listening)
+    say("\n".join(opening_lines(page.port)))
+    try:
+        yield
+    finally:
+        failure = page.stop()
+        why = f"ended early ({failure})" if failure else "has ended with the run"
+        say(f"The page {why}: python -m viz serve {shlex.quote(str(run.viz))} opens it again")
 
 
 def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", first: int) -> dict[Path, int]:

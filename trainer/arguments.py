@@ -75,6 +75,8 @@ class Arguments:
     test: bool
     resume: str | None
     """None: a new run. "": the newest run of the folder. Else a run id or the path of a checkpoint."""
+    serve: int | None = None
+    """The port of the live page; 0: the first free one; None: no page."""
 
     def merge(self, resumed: Mapping[str, Any] | None = None) -> TrainingConfig:
         """The config of this run; typed flag, file, resumed run, preset, default: the first wins.
@@ -154,6 +156,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN|PATH",
         help="go on with the folder's newest run, a run id, or a checkpoint",
     )
+    parser.add_argument(
+        "--serve",
+        nargs="?",
+        const=0,
+        type=whole_number(1),
+        metavar="PORT",
+        help="open a live page on the run while it lasts (default: the first free port from 8000 on)",
+    )
     parser.add_argument("--test", action="store_true", help="smoke run: 100 steps on embedded data, under a minute")
     parser.add_argument("--version", action="version", version=f"train_slimpajama {VERSION}")
     return parser
@@ -170,7 +180,9 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         if flag in _REMOVED_FLAGS:
             raise UserError(f"{flag} is gone: {_REMOVED_FLAGS[flag]}")
     typed = vars(_parser().parse_args(argv))
-    test, resume = typed.pop("test", False), typed.pop("resume", None)
+    test, resume, serve = typed.pop("test", False), typed.pop("resume", None), typed.pop("serve", None)
+    if serve is not None and serve > 65_535:
+        raise UserError(f"--serve {serve}: ports end at 65535")
     config_path, out, gpu = typed.pop("config", None), typed.pop("out", None), typed.pop("gpu", None)
     if gpu is not None:
         if "device" in typed:
@@ -190,7 +202,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     for key, value in typed.items():
         check_value(FIELDS[key], value)
     from_file = read_config_file(Path(config_path)) if config_path is not None else {}
-    return Arguments(typed=typed, from_file=from_file, test=test, resume=resume)
+    return Arguments(typed=typed, from_file=from_file, test=test, resume=resume, serve=serve)
 
 
 def refuse_ranks(environment: Mapping[str, str] = os.environ) -> None:

@@ -18,10 +18,11 @@ from viz.comparison_chart import draw_comparison
 from viz.document_text import describe_document
 from viz.exports import Exporter
 from viz.filesystem import replace_file
+from viz.page_process import PORT, listen, opening_lines
 from viz.reader import StoreReader
 from viz.run_folder import record_of
 from viz.runs import confirm_text, delete_run, describe_runs, find_runs
-from viz.serving import PORT, listen, opening_lines, serve
+from viz.serving import serve
 from viz.terminal import one_line
 from viz.timelapse import FRAMES, SECONDS, make_timelapse
 from viz.timelapse import SIZE as FILM_SIZE

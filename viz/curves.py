@@ -47,15 +47,22 @@ class Curve(Growing):
         self._lowest.extend(starts + np.where(finite, blocks, np.inf).argmin(axis=1))
         self._highest.extend(starts + np.where(finite, blocks, -np.inf).argmax(axis=1))
 
+    def candidates(self, first: int, count: int) -> npt.NDArray[np.intp]:
+        """Rows, first <= row < count, increasing: both ends, lowest and highest of each block that lies within, and all
+        that lie in no such block."""
+        begun = min(-(-first // BLOCK), count // BLOCK)
+        whole = max(begun, count // BLOCK)
+        ends = (np.arange(first, min(begun * BLOCK, count)), np.arange(max(whole * BLOCK, first), count))
+        inner = (self._lowest.values(whole)[begun:], self._highest.values(whole)[begun:])
+        rows = np.concatenate((*ends, *inner, [first, count - 1]))
+        rows.sort()
+        kept: npt.NDArray[np.intp] = rows[np.append(True, rows[1:] != rows[:-1])]
+        return kept
+
     def outline(self, count: int, buckets: int, first: int = 0) -> npt.NDArray[np.intp]:
         """`smoothing.extremes` of the numbers from `first` to below `count`, in a time that hardly grows with them."""
-        begun, whole = -(-first // BLOCK), count // BLOCK
-        if whole - begun < 2 * buckets:
+        if count // BLOCK - -(-first // BLOCK) < 2 * buckets:
             return first + extremes(self.values(count)[first:], buckets)
-        ends = (np.arange(first, begun * BLOCK), np.arange(whole * BLOCK, count), [first, count - 1])
-        inner = (self._lowest.values(whole)[begun:], self._highest.values(whole)[begun:])
-        rows = np.concatenate((*ends, *inner))
-        rows.sort()
-        rows = rows[np.append(True, rows[1:] != rows[:-1])]
+        rows = self.candidates(first, count)
         kept: npt.NDArray[np.intp] = rows[extremes(self.values()[rows], buckets)]
         return kept

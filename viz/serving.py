@@ -1,7 +1,7 @@
-"""The server as a process: its port on loopback, what it says in the terminal, and when it ends.
+"""The server of the page as a process, and when it ends.
 
-`python -m viz serve` runs it until Ctrl-C; the training command starts it as `python -m viz.serving` (see
-`ServerProcess` in `viz/page_process.py`), where it ends with its parent.
+`python -m viz serve` runs it until Ctrl-C. The training command starts it as `python -m viz.serving`, by
+`viz/page_process.py`; then it ends with its parent.
 """
 
 import asyncio
@@ -17,39 +17,6 @@ import uvicorn
 
 from viz.server import application
 from viz.service import Service
-
-PORT = 8000
-TRIES = 50
-"""Ports that are tried from `PORT` on, where none is named."""
-
-
-def listen(port: int | None) -> socket.socket:
-    """A socket on 127.0.0.1 that listens: on `port`, or on the first free one from `PORT` on.
-
-    Raises OSError where that port, or each of them, is taken.
-    """
-    failure: OSError | None = None
-    for number in [port] if port is not None else range(PORT, PORT + TRIES):
-        found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            found.bind(("127.0.0.1", number))
-            found.listen(128)
-            return found
-        except OSError as error:
-            found.close()
-            failure = OSError(error.errno, f"port {number} can't be had ({error.strerror})")
-    assert failure is not None
-    raise failure
-
-
-def opening_lines(port: int) -> list[str]:
-    """Where the page is, on this machine and from another."""
-    there = f"ssh -L {port}:localhost:{port} {os.environ.get('USER', 'user')}@{socket.gethostname()}"
-    return [
-        f"The page: http://localhost:{port}",
-        f"From another machine: {there}, then open the same address there",
-    ]
 
 
 def serve(
@@ -97,22 +64,13 @@ def _input_ends() -> None:
     sys.stdin.read()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`FOLDER [PORT]`: serve until standard input ends. The first line of standard output is the port, or why not."""
+def main(folder: Path, descriptor: int) -> None:
+    """Answer on a socket that the parent has made listen, until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's, which ends us
     os.nice(10)
-    try:
-        listening = listen(int(arguments[1]) if len(arguments) > 1 else None)
-    except OSError as error:
-        print(error.strerror, flush=True)
-        return 1
-    serve(
-        Path(arguments[0]), (), listening,
-        ready=lambda port: print(port, flush=True),
-        parent_is_gone=_input_ends,
-    )  # fmt: skip
-    return 0
+    listening = socket.socket(fileno=descriptor)
+    serve(folder, (), listening, ready=lambda port: None, parent_is_gone=_input_ends)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -27,7 +27,7 @@ export function shownEvents(kinds) {
 export function drawChart(element, state) {
   const { series, run } = state;
   const kinds = shownEvents(state.kinds ?? []);
-  const margin = { l: element.clientWidth < 500 ? 44 : 60, r: 10, t: 22, b: 28 };
+  const margin = { l: kinds.length ? 96 : 52, r: 10, t: 22, b: 28 };
   const height = element.clientHeight - margin.t - margin.b;
   const eventsHeight = kinds.length ? kinds.length * KIND + GAP : 0;
   const unit = (height - eventsHeight - (LANES.length - 1) * GAP) / LANES.reduce((sum, lane) => sum + lane.share, 0);
@@ -40,7 +40,7 @@ export function drawChart(element, state) {
     const logarithmic = lane.log || (lane.name === "loss" && state.logLoss);
     axes[`yaxis${place ? place + 1 : ""}`] = axis({
       domain: [Math.max(bottom / height, 0), Math.min(top / height, 1)], anchor: "x", fixedrange: true, nticks: lane.share > 3 ? 7 : 3,
-      type: logarithmic ? "log" : "linear", tickformat: lane.name === "accuracy" ? ".0%" : lane.name === "learning_rate" ? ".1e" : logarithmic ? "~g" : "~g",
+      type: logarithmic ? "log" : "linear", tickformat: lane.name === "accuracy" ? ".0%" : lane.name === "throughput" ? ",d" : "~g",
       ...(data ? rangeOf(data, logarithmic, lane.name) : {}),
     });
     if (data) traces.push(...laneTraces(lane, data, id, state, axes[`yaxis${place ? place + 1 : ""}`].range, logarithmic));
@@ -88,7 +88,7 @@ function laneTraces(lane, data, yaxis, state, range, logarithmic) {
     x, y: data.values.map((value) => (value === null ? null : Math.min(value, high))), customdata: data.steps.map((step, i) => [step, data.values[i] === null ? "" : lane.words(data.values[i])]),
     yaxis, mode: sparse && lane.name !== "learning_rate" ? "markers" : "lines",
     marker: { size: data.steps.length > 400 ? 3.5 : 5, color: transparent(single, 0.6) },
-    line: { width: lane.name === "learning_rate" ? 1.6 : 0.8, color: lane.name === "learning_rate" ? main : transparent(single, 0.55) },
+    line: { width: lane.name === "learning_rate" ? 1.6 : 0.7, color: lane.name === "learning_rate" ? main : transparent(single, 0.5) },
     hovertemplate: `step %{customdata[0]:,}  ${lane.title.toLowerCase()} %{customdata[1]}<extra></extra>`,
   }];
   const above = data.values.map((value, i) => (value !== null && value > high ? i : -1)).filter((i) => i >= 0);

@@ -17,7 +17,7 @@ export const spikes = {
     const source = el("select", { "aria-label": "Source", onchange: (event) => { chosen.source = event.target.value; again(); } },
       el("option", { value: "" }, "all sources"), ...known.sources.map((one) => el("option", { value: one.source, selected: one.source === chosen.source }, plainly(one.source || "unknown"))));
     const rows = answer.documents.map((entry) => [
-      lineOf(entry, open), signed(entry.excess, 2), fixed(entry.loss, 2), fixed(entry.usual, 2), [...shown(entry.source || "unknown")],
+      lineOf(entry, open), signed(entry.excess, 2), fixed(entry.loss, 2), fixed(entry.usual, 2), el("span", { class: "name" }, ...shown(entry.source || "unknown")),
       entry.judged ? el("span", { class: "bad" }, "spike") : "", entry.words === null ? "its text is no longer kept" : [...shown(entry.words)],
     ]);
     panel.replaceChildren(
@@ -51,13 +51,17 @@ export const search = {
     field.focus();
     async function look() {
       if (!searched) return found.replaceChildren(empty("Upper and lower case are the same; only what was read of a document is searched, as far as its text is kept."));
-      const answer = await ask("search", { q: searched, limit: 100 });
-      const rows = answer.hits.map((hit) => [lineOf(hit, open), fixed(hit.loss, 2), [...shown(hit.source ?? "")],
+      const asked = searched;
+      const answer = await ask("search", { q: asked, limit: 100 });
+      if (asked !== searched) return;
+      const rows = answer.hits.map((hit) => [lineOf(hit, open), fixed(hit.loss, 2), el("span", { class: "name" }, ...shown(hit.source ?? "")),
         [el("span", { class: "given" }, "…", ...shown(hit.before.replace(/\s+/g, " "))), el("span", { class: "hit" }, ...shown(hit.hit)), el("span", { class: "given" }, ...shown(hit.after.replace(/\s+/g, " ")), "…")]]);
-      const missing = answer.indexed_below < answer.steps ? ` (read so far: ${count(answer.indexed_below)} of ${documents(answer.steps)}; ask again in a while)` : "";
+      const isPart = answer.indexed_below < answer.steps && !answer.problem;
+      const missing = isPart ? ` (read so far: ${count(answer.indexed_below)} of ${documents(answer.steps)}) …` : "";
       found.replaceChildren(
         el("p", {}, el("b", {}, answer.problem ? plainly(answer.problem) : answer.total ? `Yes: in ${documents(answer.total)}` : "No: in none of its documents"), missing, answer.total > answer.hits.length ? `; the first ${count(answer.hits.length)}:` : ""),
         rows.length ? table([{ name: "step" }, { name: "loss", kind: "number" }, { name: "source" }, { name: "" }], rows, "Documents with this text") : "");
+      if (isPart && asked === searched && found.isConnected) await look();
     }
     await look();
   },

@@ -62,7 +62,7 @@ function facts(document) {
   const add = (name, ...content) => found.push(el("dt", {}, name), el("dd", {}, ...content));
   add("source", ...shown(document.source || "unknown"));
   add("where", ...shown(document.shard ?? "unknown"), document.row === null ? "" : `, row ${count(document.row)}`);
-  const above = document.excess === null ? "" : `  ${fixed(Math.abs(document.excess), 2)} ${document.excess > 0 ? "above" : "below"} the average of its source then (${fixed(document.usual, 3)})`;
+  const above = document.excess === null ? "" : ` · ${fixed(Math.abs(document.excess), 2)} ${document.excess > 0 ? "above" : "below"} the average of its source then (${fixed(document.usual, 3)})`;
   add("loss", el("b", {}, document.loss === null ? "not finite" : fixed(document.loss, 3)), " nats per token", above);
   add("accuracy", percent(document.accuracy));
   add("read", readWords(document));

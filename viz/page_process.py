@@ -1,0 +1,78 @@
+"""The server of the page beside a training run: a process of its own, on a port that is had before the run begins."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+PORT = 8000
+TRIES = 50
+"""Ports that are tried from `PORT` on, where none is named."""
+
+
+def listen(port: int | None) -> socket.socket:
+    """A socket on 127.0.0.1 that listens: on `port`, or on the first free one from `PORT` on.
+
+    Raises OSError where that port, or each of them, is taken.
+    """
+    failure: OSError | None = None
+    for number in [port] if port is not None else range(PORT, PORT + TRIES):
+        found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind(("127.0.0.1", number))
+            found.listen(128)
+            return found
+        except OSError as error:
+            found.close()
+            failure = OSError(error.errno, f"port {number} can't be had ({error.strerror})")
+    assert failure is not None
+    raise failure
+
+
+def opening_lines(port: int) -> list[str]:
+    """Where the page is, on this machine and from another."""
+    there = f"ssh -L {port}:localhost:{port} {os.environ.get('USER', 'user')}@{socket.gethostname()}"
+    return [
+        f"The page: http://localhost:{port}",
+        f"From another machine: {there}, then open the same address there",
+    ]
+
+
+class PageProcess:
+    """`python -m viz.serving` on a folder. It ends when this process does, however that ends."""
+
+    def __init__(self, folder: Path, listening: socket.socket) -> None:
+        """Start it. `listening` is its from now on: a browser that is early waits."""
+        self.port: int = listening.getsockname()[1]
+        # What goes wrong there must not stand in the progress bar.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "viz.serving", str(folder.resolve()), str(listening.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+            pass_fds=[listening.fileno()],
+            cwd=Path(__file__).resolve().parent.parent,
+            start_new_session=True,  # Ctrl-C reaches the whole group
+        )
+        listening.close()
+
+    def stop(self) -> str:
+        """End it. Returns why it had ended before, in one line; nothing where it had not."""
+        ended_before = self._process.poll() is not None
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
+        self._said.close()
+        return (lines[-1] if lines else f"exit code {self._process.returncode}") if ended_before else ""
