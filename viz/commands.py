@@ -20,6 +20,7 @@ from viz.exports import Exporter
 from viz.filesystem import replace_file
 from viz.page_process import PORT, listen, opening_lines
 from viz.reader import StoreReader
+from viz.report import make_report
 from viz.run_folder import record_of
 from viz.runs import confirm_text, delete_run, describe_runs, find_runs
 from viz.serving import serve
@@ -116,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-host", action="append", default=[], metavar="NAME",
         help="also answer requests that call this machine by NAME (repeatable)",
     )  # fmt: skip
+    take = add("report", _report, "the run as one HTML file that needs no server and no network")
+    _add_folder(take)
+    take.add_argument(
+        "other", nargs="?", type=Path, metavar="OTHER", help="folder of a further run, to compare it with"
+    )
+    take.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="default: report.html, here")
     _add_folder(add("export", _export, "write the JSON files"))
     return parser
 
@@ -275,6 +282,14 @@ def _serve(chosen: argparse.Namespace) -> int:
         print("\n".join(lines), flush=True)
 
     serve(chosen.dir, chosen.others, listening, chosen.allow_host, ready=say)
+    return 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    path = chosen.output or Path("report.html")
+    others = [record_of(chosen.other)] if chosen.other else []
+    replace_file(path, [make_report(record_of(chosen.dir), others)])
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 

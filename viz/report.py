@@ -1,0 +1,115 @@
+"""A run as one HTML file: the live page with its answers packed in, which needs neither a server nor a network."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from viz.answers import Answers
+from viz.live_run import LiveRun, NoRun
+from viz.page_files import MODULES, PAGE, PLOTLY, page_files
+from viz.pairs import Pairs
+from viz.query import NotThere
+
+POINTS = 1500
+LISTED = 100
+"""Documents of each list, each of which can be opened in the report."""
+SAMPLES, MOMENTS = 200, 24
+
+
+def make_report(folder: Path, others: Sequence[Path] = ()) -> bytes:
+    """The file, UTF-8. `others`: folders of further runs, of which the first is compared.
+
+    Raises ValueError, one line, where there is no run that can be read or compared.
+    """
+    live = LiveRun(folder)
+    try:
+        return _html(_answers(live, others))
+    except (NoRun, NotThere) as error:
+        raise ValueError(str(error)) from error
+
+
+def _answers(live: LiveRun, others: Sequence[Path]) -> dict[str, Any]:
+    """By the names under which `page/api.js` looks for them."""
+    answers, pairs = Answers(live), Pairs(live, others)
+    found: dict[str, Any] = {
+        "run": answers.run(),
+        "series": answers.series(points=POINTS),
+        "sources": answers.sources(points=POINTS),
+        "events": answers.events(1000),
+        "spikes above": answers.spikes(LISTED),
+        "spikes below": answers.spikes(LISTED, best=True),
+        "samples": answers.samples(SAMPLES),
+        "runs": {"runs": []},
+    }
+    for asked in found["samples"]["prompts"]:
+        found[f"samples {asked['prompt']}"] = answers.samples(MOMENTS, asked["prompt"])
+    if others:
+        other = LiveRun(others[0])
+        other.refresh()
+        run_id = str(other.run.get("run_id"))
+        found["compare"] = pairs.compare(run_id, POINTS)
+        found["runs"] = {"runs": [run for run in pairs.known() if run["run_id"] == run_id]}
+    steps = {entry["step"] for side in ("above", "below") for entry in found[f"spikes {side}"]["documents"]}
+    if found["run"]["steps"]:
+        steps |= {found["run"]["first_step"], found["run"]["steps"] - 1}
+    found |= {f"documents/{step}": answers.document(step) for step in sorted(steps)}
+    return found
+
+
+def _html(answers: dict[str, Any]) -> bytes:
+    files = {name: content.decode("utf-8") for name, (content, _) in page_files().items()}
+    plotly, program = _harmless(files[PLOTLY]), _harmless(bundle({name: files[name] for name in MODULES}))
+    policy = (
+        f"default-src 'none'; script-src {_digest(plotly)} {_digest(program)}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    # `<` as \u003c: nothing that a document says can end the element.
+    packed = json.dumps(answers, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = files[PAGE]
+    for old, new in (
+        (
+            '<meta charset="utf-8">',
+            f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        ),
+        ('<link rel="stylesheet" href="/style.css">', f"<style>\n{files['style.css']}</style>"),
+        (f'<script src="/{PLOTLY}" defer></script>\n', ""),
+        ('<script type="module" src="/main.js"></script>\n', ""),
+        (
+            "</body>",
+            f'<script type="application/json" id="answers">{packed}</script>\n'
+            f'<script>{plotly}</script>\n<script type="module">{program}</script>\n</body>',
+        ),
+    ):
+        before, found, after = page.partition(old)
+        assert found, f"{PAGE} has no {old!r}"
+        page = before + new + after
+    return page.encode("utf-8")
+
+
+def _digest(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode()}'"
+
+
+def _harmless(script: str) -> str:
+    """The same program, without what would end its element: it can only stand in strings and comments."""
+    return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
+
+
+def bundle(modules: dict[str, str]) -> str:
+    """Modules as one, each after those that it imports from: each is a function that returns what it exports.
+
+    They import by `import { a, b } from "./x.js";` on one line, and export functions, classes and constants by name.
+    """
+    parts = []
+    for name, source in modules.items():
+        exported = re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", source, flags=re.MULTILINE)
+        body = re.sub(r'^import (\{.*\}) from "\./(\w+)\.js";$', r"const \1 = modules.\2;", source, flags=re.MULTILINE)
+        body = re.sub(r"^export ", "", body, flags=re.MULTILINE)
+        if stray := re.search(r"^(?:import|export)\b.*", body, flags=re.MULTILINE):
+            raise AssertionError(f"{name}: {stray[0]}")
+        parts.append(f"modules.{Path(name).stem} = (() => {{\n{body}\nreturn {{ {', '.join(exported)} }};\n}})();\n")
+    return "const modules = {};\n" + "".join(parts)
