@@ -4,11 +4,11 @@ import { count, fixed, significant, percent } from "./format.js";
 import { axis, colour, config, label, layout, stepAxis, transparent, withBand } from "./plots.js";
 
 const LANES = [
-  { name: "loss", title: "Loss", unit: "nats per token", share: 6, words: (value) => fixed(value, 3) },
-  { name: "accuracy", title: "Next token right", unit: "share of predictions", share: 2, words: (value) => percent(value) },
-  { name: "throughput", title: "Tokens a second", unit: "waiting included", share: 2, words: (value) => count(Math.round(value)) },
-  { name: "learning_rate", title: "Learning rate", unit: "base rate", share: 1.3, words: significant },
-  { name: "gradient_norm", title: "Gradient norm", unit: "before clipping, log axis", share: 2, log: true, words: significant },
+  { name: "loss", title: "Loss", unit: "nats per token", share: 6, format: ".3f", words: (value) => fixed(value, 3) },
+  { name: "accuracy", title: "Next token right", unit: "share of predictions", share: 2, format: ".1%", words: (value) => percent(value) },
+  { name: "throughput", title: "Tokens a second", unit: "waiting included", share: 2, format: ",.0f", words: (value) => count(Math.round(value)) },
+  { name: "learning_rate", title: "Learning rate", unit: "base rate", share: 1.3, format: ".3~g", words: significant },
+  { name: "gradient_norm", title: "Gradient norm", unit: "before clipping, log axis", share: 2, log: true, format: ".3~g", words: significant },
 ];
 const SYMBOLS = { checkpoint: "triangle-up", resume: "diamond", "roll-back": "triangle-left", spike: "x", "skipped update": "x", retry: "square", epoch: "line-ns-open" };
 const BAD = ["spike", "skipped update", "roll-back", "retry", "bad row"];
@@ -85,11 +85,11 @@ function laneTraces(lane, data, yaxis, state, range, logarithmic) {
   const sparse = state.series.documents <= data.steps.length + (data.not_finite?.length ?? 0);
   const high = range ? (logarithmic ? 10 ** range[1] : range[1]) : Infinity;
   const traces = [{
-    x, y: data.values.map((value) => (value === null ? null : Math.min(value, high))), customdata: data.steps.map((step, i) => [step, data.values[i] === null ? "" : lane.words(data.values[i])]),
-    yaxis, mode: sparse && lane.name !== "learning_rate" ? "markers" : "lines",
+    x, y: data.values.map((value) => (value === null ? null : Math.min(value, high))), customdata: data.steps.map((step, i) => [step, data.values[i]]),
+    yaxis, mode: sparse && (lane.name === "loss" || data.steps.length < 60) ? "markers" : "lines",
     marker: { size: data.steps.length > 400 ? 3.5 : 5, color: transparent(single, 0.6) },
     line: { width: lane.name === "learning_rate" ? 1.6 : 0.7, color: lane.name === "learning_rate" ? main : transparent(single, 0.5) },
-    hovertemplate: `step %{customdata[0]:,}  ${lane.title.toLowerCase()} %{customdata[1]}<extra></extra>`,
+    hovertemplate: `step %{customdata[0]:,}  ${lane.title.toLowerCase()} %{customdata[1]:${lane.format}}<extra></extra>`,
   }];
   const above = data.values.map((value, i) => (value !== null && value > high ? i : -1)).filter((i) => i >= 0);
   const ceiling = [...above.map((i) => [data.steps[i], lane.words(data.values[i])]), ...(data.not_finite ?? []).map((step) => [step, "not finite"])];

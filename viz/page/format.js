@@ -1,10 +1,17 @@
 // Numbers as people read them.
 
 const missing = "–";
+const whole = new Intl.NumberFormat("en-US");
+const known = new Map(); // digits -> format: to make one takes longer than to use it a hundred times
 
-export const count = (value) => (value === null || value === undefined ? missing : value.toLocaleString("en-US"));
+const withDigits = (digits) => {
+  if (!known.has(digits)) known.set(digits, new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+  return known.get(digits);
+};
 
-export const fixed = (value, digits) => (value === null || value === undefined ? missing : value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−"));
+export const count = (value) => (value === null || value === undefined ? missing : whole.format(value));
+
+export const fixed = (value, digits) => (value === null || value === undefined ? missing : withDigits(digits).format(value).replace("-", "−"));
 
 export const signed = (value, digits) => (value === null || value === undefined ? missing : `${value < 0 ? "" : "+"}${fixed(value, digits)}`);
 

@@ -81,7 +81,8 @@ function say(run) {
 
 async function refresh(before) {
   const beyond = page.view && before && before.edition === page.run.edition && page.view[1] <= before.steps;
-  if (beyond && page.series) return; // what is shown is done: it stays
+  page.kinds = (await ask("events", { limit: 1 })).kinds;
+  if (beyond && page.series) return draw(); // the steps that are shown are done: they stay
   await load();
 }
 
@@ -91,12 +92,7 @@ async function load() {
   const { signal } = page.asked;
   const points = Math.max(200, Math.round(byId("chart").clientWidth - 70));
   const [from, to] = page.view ?? [null, null];
-  const [series, happened] = await Promise.all([
-    ask("series", { from, to: to === null ? null : Math.ceil(to), points, window: page.window, scale: page.logSteps ? "log" : "linear" }, signal),
-    ask("events", { limit: 1 }, signal),
-  ]);
-  page.series = series;
-  page.kinds = happened.kinds;
+  page.series = await ask("series", { from, to: to === null ? null : Math.ceil(to), points, window: page.window, scale: page.logSteps ? "log" : "linear" }, signal);
   await draw();
 }
 
