@@ -18,16 +18,14 @@ const KIND = 16; // pixels of a kind of events
 // Where steps stand on the axis: the logarithm of step 0 is that of step 1.
 const onAxis = (steps, logSteps) => (logSteps ? steps.map((step) => Math.max(step, 1)) : steps);
 
-export function shownEvents(kinds) {
-  const known = kinds.filter((one) => one.kind in SYMBOLS);
-  return known.length ? known : [];
-}
+const shownEvents = (kinds) => kinds.filter((one) => one.kind in SYMBOLS);
 
 // Draw into `element`; `state` has run, series, kinds, view ([from, to] or null), logSteps, logLoss, selected, overlay.
 export function drawChart(element, state) {
   const { series, run } = state;
   const kinds = shownEvents(state.kinds ?? []);
-  const margin = { l: kinds.length ? 96 : 52, r: 10, t: 22, b: 28 };
+  const narrow = element.clientWidth < 500;
+  const margin = { l: !kinds.length ? 50 : narrow ? 72 : 96, r: 10, t: 22, b: 28 };
   const height = element.clientHeight - margin.t - margin.b;
   const eventsHeight = kinds.length ? kinds.length * KIND + GAP : 0;
   const unit = (height - eventsHeight - (LANES.length - 1) * GAP) / LANES.reduce((sum, lane) => sum + lane.share, 0);
@@ -45,17 +43,18 @@ export function drawChart(element, state) {
     });
     if (data) traces.push(...laneTraces(lane, data, id, state, axes[`yaxis${place ? place + 1 : ""}`].range, logarithmic));
     const newest = data?.average?.values.at(-1) ?? (lane.name === "learning_rate" ? data?.values.at(-1) : null);
-    const words = newest === null || newest === undefined ? "" : `  <span style="color:${colour("main")}">${lane.words(newest)}</span>`;
+    const words = newest === null || newest === undefined ? "" : `  ${coloured("main", lane.words(newest))}`;
+    const others = lane.name === "loss" && !narrow ? legend(state) : "";
     annotations.push({
       xref: "paper", yref: "paper", x: 0, y: top / height, xanchor: "left", yanchor: "bottom", showarrow: false, align: "left",
-      text: `<b style="color:${colour("ink")}">${lane.title}</b>  ${lane.unit}${words}`,
+      text: `<b style="color:${colour("ink")}">${lane.title}</b>  ${narrow ? "" : lane.unit}${words}${others}`,
     });
     top = bottom - GAP;
   });
   if (kinds.length) {
     axes[`yaxis${LANES.length + 1}`] = axis({
       domain: [0, Math.max((kinds.length * KIND) / height, 0.001)], anchor: "x", fixedrange: true, range: [-0.6, kinds.length - 0.4],
-      tickvals: kinds.map((_, i) => i), ticktext: kinds.map((one) => label(one.kind)), tickfont: { size: 10.5 }, showgrid: false,
+      tickvals: kinds.map((_, i) => i), ticktext: kinds.map((one) => label(one.kind)), tickfont: { size: narrow ? 9 : 10.5 }, showgrid: false,
     });
     kinds.forEach((one, i) => traces.push({
       x: onAxis(one.steps, state.logSteps), y: one.steps.map(() => i), customdata: one.steps, mode: "markers", yaxis: `y${LANES.length + 1}`,
@@ -77,6 +76,15 @@ export function drawChart(element, state) {
   x.anchor = kinds.length ? `y${LANES.length + 1}` : `y${LANES.length}`;
   element.setAttribute("aria-label", `Curves of steps ${count(Math.round(from))} to ${count(Math.round(to))}: loss ${fixed(series.lanes.loss?.average.values.at(-1), 2)} nats per token at the end`);
   return Plotly.react(element, traces, layout({ margin, xaxis: x, ...axes, annotations, shapes }), config);
+}
+
+const coloured = (name, words) => `<span style="color:${colour(name)}">${words}</span>`;
+
+// What is drawn in the lane of the loss beside the average of the run.
+function legend({ series, run, overlay }) {
+  const held = (series.evaluations ?? []).at(-1);
+  const guess = run?.run.vocab_size ? `dotted: guessing ${fixed(Math.log(run.run.vocab_size), 2)}` : "";
+  return [held && coloured("held-out", `held-out documents ${fixed(held.loss, 3)}`), overlay && coloured("second", "the other run"), guess].filter(Boolean).map((words) => ` · ${words}`).join("");
 }
 
 function laneTraces(lane, data, yaxis, state, range, logarithmic) {

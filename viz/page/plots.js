@@ -29,7 +29,7 @@ export function axis(changes = {}) {
 }
 
 export const stepAxis = (logarithmic, changes = {}) =>
-  axis(logarithmic ? { type: "log", dtick: 1, ...changes } : { tickformat: ",d", nticks: 9, ...changes });
+  axis(logarithmic ? { type: "log", dtick: 1, tickformat: ",d", ...changes } : { tickformat: ",d", nticks: 9, ...changes });
 
 // The average and its band, two standard errors wide, as two traces.
 export function withBand(x, values, half, look) {
