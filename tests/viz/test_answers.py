@@ -216,7 +216,7 @@ def test_spikes_are_filtered(run: Path) -> None:
 
     def steps(*arguments: Any, **named: Any) -> list[int]:
         found = strict(answers.spikes(*arguments, **named))["documents"]
-        return [one["step"] for one in found if one["excess"] > 0.3]
+        return [one["step"] for one in found if one["excess"] > 0.2]
 
     assert steps(2) == [75, 60]
     assert steps(50, "easy") == [75, 101]
