@@ -54,6 +54,8 @@ def serve(
 
     if parent_is_gone is not None:
         threading.Thread(target=end, name="parent", daemon=True).start()
+    # uvicorn stops first and then raises the signal again: what the search keeps on disk has to go before that ends us.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         asyncio.run(run())
     finally:

@@ -1,17 +1,21 @@
 """What the README promises is what there is."""
 
+import json
 import re
 import shlex
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import PROJECT, Run, make_texts
+from tests.conftest import PROJECT, Run, command_environment, make_texts
 from tests.runs.conftest import SMALL, Train
 from trainer.arguments import _parser
 
@@ -66,6 +70,9 @@ def follow(command: str, train: Train, folder: Path, run_command: Run) -> str:
             data = [] if "--dataset" in words else ["--dataset", "notes"]
             assert train(*words[1:], *SMALL, *data, "--steps", 50, small=False) == 0
         return words[0]
+    if words[1:3] == ["viz", "serve"]:
+        look_at_page(words[3:], folder)
+        return words[1]
     words = [{"796": "33", "50": "33", "500": "10"}.get(word, word) for word in words]
     few = ["--frames", "5"] if "timelapse" in words else []
     done = run_command(*words[2:], *few, cwd=folder, module=words[1])
@@ -78,10 +85,22 @@ def follow(command: str, train: Train, folder: Path, run_command: Run) -> str:
         "viz runs": "run +started",
         "viz compare": r"(.* is better by |No difference found: ).*nats per token over \d+ shared documents",
         "viz document": "Step 33: .*\nLoss",
+        "viz report": r"report\.html \(\d+\.\d MB\)\n",
     }
     name = f"viz {words[2]}" if words[1] == "viz" else words[1]
     assert words[0] == "-m" and re.match(said[name], done.stdout), done.stdout
     return words[1]
+
+
+def look_at_page(words: Sequence[str], folder: Path) -> None:
+    command = [sys.executable, "-m", "viz", "serve", *words]
+    with subprocess.Popen(command, cwd=folder, env=command_environment(), stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().removeprefix("The page: ").strip()
+        with urllib.request.urlopen(f"{address}/api/run") as answer:
+            assert json.load(answer)["steps"] > 0
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 130 and "ssh -L" in server.stdout.read()
 
 
 def test_a_notebook_shows_a_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
