@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from trainer.config import FIELDS, TYPES, TrainingConfig, check_value, nearest
 from trainer.errors import UserError
 
-VERSION = "0.4.0"
+VERSION = "0.5.0"
 TEST_PRESET: Mapping[str, Any] = types.MappingProxyType(
     {
         "num_steps": 100,

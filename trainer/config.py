@@ -88,6 +88,7 @@ class TrainingConfig:
         "--evaluation-interval",
         minimum=0,
     )
+    probes: bool = _setting(True, "measure no document again 1, 2, 4, 8 … steps after it was trained on", "--no-probes")
     checkpoint_interval: int = _setting(
         2000, "a checkpoint each time N more documents are done", "--checkpoint-interval", minimum=1
     )

@@ -201,6 +201,13 @@ class StoreReader:
         rows = self._db.execute("SELECT * FROM evaluations WHERE step < ? ORDER BY split, step", (below_step,))
         return [row for row in map(dict, rows) if not row.get("source")]  # version 1 had no sources
 
+    def probes(self) -> list[Row]:
+        """The rows of `probes`, by document and step; arrays decoded. Before version 5 a store had none."""
+        if not self._value("SELECT count(*) FROM sqlite_master WHERE name = 'probes'"):
+            return []
+        rows = self._db.execute("SELECT * FROM probes ORDER BY document, step").fetchall()
+        return [dict(row) | {"token_losses": decode_array(row["token_losses"])} for row in rows]
+
     def count_rewinds(self) -> int:
         """How often the run went back or was gone on with: steps may have been made again each time."""
         return int(self._value("SELECT count(*) FROM events WHERE kind IN ('resume', 'roll-back')"))

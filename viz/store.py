@@ -2,7 +2,8 @@
 
 Everything else in the folder can be made again from it. Tables: `run` (one row), `steps` and `documents` (one row for
 each step and rank), `text_samples`, `evaluations` (one row for a whole split, whose `source` is '', and one for each
-source in it), `events`; `viz/schema.py` declares them. Times are UNIX seconds.
+source in it), `probes` (one row each time that a document was measured again), `events`; `viz/schema.py` declares them.
+Times are UNIX seconds.
 Numbers that are not finite: NaN is kept as NULL and read back as NaN; infinities are kept as they are. A step whose
 logits were not finite has such a loss and such an accuracy, and no ranks: `token_ranks` is then None, and NULL.
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from viz.drawing import DrawingProcess
 from viz.filesystem import remove_leftovers
 from viz.run_folder import KEEP_CHARTS
@@ -78,6 +80,11 @@ class TrainingVisualizer:
         """
         rows = [make_row("evaluations", {"step": step, "source": "", **part}) for part in parts]
         self._store.add_rows([("evaluations", row) for row in rows])
+
+    def record_probe(self, step: int, document: int, loss: float, accuracy: float, token_losses: npt.ArrayLike) -> None:
+        """Record how the document of step `document` fared after document `step`: columns of the table `probes`."""
+        values = {"step": step, "document": document, "loss": loss, "accuracy": accuracy, "token_losses": token_losses}
+        self._store.add("probes", values)
 
     def generate_charts(self, step: int) -> None:
         """Have the run drawn as of `step` finished documents. Returns at once."""

@@ -4,8 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import trainer.probes
 from tests.runs.conftest import DOCUMENTS, STEPS, Train, table
+from tests.runs.test_resume import equal_runs
+from trainer.probes import Probes
 
 
 def test_charts_samples_evaluation_and_checkpoints_change_no_bit(train: Train, tmp_path: Path) -> None:
@@ -22,6 +26,50 @@ def test_charts_samples_evaluation_and_checkpoints_change_no_bit(train: Train, t
     assert table(looked, "SELECT step, split, tokens > 0 FROM evaluations WHERE source = ''") == [
         (step, "validation", 1) for step in (2, 5, 8, 11)
     ]
+
+
+PROBES = "SELECT document, step - document FROM probes ORDER BY document, step"
+
+
+def test_documents_that_are_measured_again_change_no_bit(train: Train, tmp_path: Path) -> None:
+    assert train("--steps", 70, "--out", "blind", "--no-probes") == 0
+    assert train("--steps", 70, "--out", "looked") == 0
+    assert table(tmp_path / "blind" / "training_viz", PROBES) == []
+    found = table(tmp_path / "looked" / "training_viz", PROBES)
+    assert found[0] in [(49, 0), (50, 0)]  # the first of which there is time, whatever the machine
+    equal_runs(tmp_path / "blind", tmp_path / "looked", 70)
+
+
+def test_the_comparison_can_fail(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: a look that moves a weight a little is seen."""
+    assert train("--steps", 70, "--out", "blind", "--no-probes") == 0
+    judge = Probes._judge
+
+    def touching(probes: Probes, ids: list[int]) -> object:
+        with torch.no_grad():
+            probes._model.model.norm.weight[0] += 1e-4
+        return judge(probes, ids)
+
+    monkeypatch.setattr(Probes, "_judge", touching)
+    assert train("--steps", 70, "--out", "touched") == 0
+    with pytest.raises(AssertionError):
+        equal_runs(tmp_path / "blind", tmp_path / "touched", 70)
+
+
+def test_a_resumed_run_goes_on_measuring_the_same_documents(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone back to an older checkpoint: the rows are those of a run that never went back, to the last bit."""
+    monkeypatch.setattr(trainer.probes, "MOST_TIME", 100.0)  # so that what is measured depends on no clock
+    assert train("--steps", 50, "--out", "whole") == 0
+    assert train("--steps", 50, "--out", "back", "--checkpoint-interval", 24) == 0
+    assert train("--resume", "back/checkpoints/checkpoint_step_24.bin", "--out", "back") == 0
+    found = table(tmp_path / "whole" / "training_viz", PROBES)
+    begun = [document for document, distance in found if distance == 0]
+    assert begun == [1, 5, 15, 30]
+    assert found == [(first, k) for first in begun for k in (0, 1, 2, 4, 8, 16, 32) if first + k < 50]
+    rows = "SELECT * FROM probes ORDER BY document, step"
+    assert table(tmp_path / "whole" / "training_viz", rows) == table(tmp_path / "back" / "training_viz", rows)
 
 
 def test_flags_reach_what_they_name(train: Train, tmp_path: Path, corpus: Path) -> None:

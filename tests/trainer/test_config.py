@@ -42,6 +42,7 @@ TYPED = {
     "device": ("cpu", "cpu"),
     "pretrained_checkpoint": ("c.bin", "c.bin"),
     "checkpoint": (None, False),
+    "probes": (None, False),
     "checkpoint_dir": ("c", "c"),
     "viz_dir": ("v", "v"),
     "prompt": ("Once", ("Once",)),
