@@ -43,6 +43,20 @@ def whole_number(minimum: int) -> Callable[[str], int]:
     return parse
 
 
+def number_or(word: str) -> Callable[[str], int | None]:
+    """An argparse type: a whole number, or the word that stands for no bound."""
+
+    def parse(text: str) -> int | None:
+        if text == word:
+            return None
+        try:
+            return int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number or {word}, found {text!r}") from None
+
+    return parse
+
+
 def read_config_file(path: Path) -> dict[str, Any]:
     """The settings in a JSON file whose keys are field names. Raises `UserError` for anything else."""
     try:
@@ -138,10 +152,11 @@ def _parser() -> argparse.ArgumentParser:
         elif typing.get_origin(wanted) is tuple:
             parser.add_argument(flag, dest=name, action="append", metavar="TEXT", help=text)
         else:
-            choices = setting.metadata.get("choices")
+            choices, unbounded = setting.metadata.get("choices"), setting.metadata.get("unbounded")
             metavar = setting.metadata.get("metavar") or ("|".join(choices) if choices else "N")
             kind = next((number for number in (int, float) if wanted in (number, number | None)), str)
-            parser.add_argument(flag, dest=name, type=kind, metavar=metavar, help=text)
+            parse = number_or(unbounded) if unbounded else kind
+            parser.add_argument(flag, dest=name, type=parse, metavar=metavar, help=text)
     parser.add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
     parser.add_argument("--out", metavar="DIR", help="write to DIR/training_viz and DIR/checkpoints")
     parser.add_argument(

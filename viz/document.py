@@ -20,8 +20,11 @@ def describe_document(store: StoreReader, step: int) -> str:
         there = f"they are {known[0]:,} to {known[-1]:,}" if len(known) else "it has none yet"
         raise ValueError(f"the run has no step {step:,}: {there}")
     documents = store.documents(step)
-    if not documents or documents[0]["token_ids"] is None:
+    if not documents:
         raise ValueError(f"the document of step {step:,} is not kept")
+    if documents[0]["token_ids"] is None:
+        where = one_line(f"{documents[0]['shard']} row {documents[0]['row']}")
+        raise ValueError(f"the tokens of step {step:,} are no longer kept: its document is {where}")
     document, row = documents[0], series.size - 1
     loss, excess = float(series["loss"][row]), float(series.excess.values()[row])
     usual = f", {abs(excess):.2f} {'above' if excess > 0 else 'below'} the average of its source then"

@@ -126,13 +126,16 @@ class StoreReader:
         return int(self._value("SELECT coalesce(max(step), -1) + 1 FROM steps"))
 
     def documents(self, step: int) -> list[Row]:
-        """The rows of `documents` of a step, by rank; arrays decoded."""
+        """The rows of `documents` of a step, by rank; arrays decoded, None where they are not kept."""
         rows = self._db.execute("SELECT * FROM documents WHERE step = ? ORDER BY rank", (step,)).fetchall()
         arrays = [name for name, kind in schema.DOCUMENT.items() if kind is Array]
         return [dict(row) | {name: decode_array(row[name]) for name in arrays if row[name] is not None} for row in rows]
 
     def token_losses(self, first_step: int, below_step: int, rank: int = 0) -> list[npt.NDArray[np.float16]]:
-        """The losses of each document's tokens, first_step <= step < below_step: (T-1,) float16 each, nats."""
+        """The losses of each document's tokens, first_step <= step < below_step: (T-1,) float16 each, nats.
+
+        Documents whose losses are not kept are left out.
+        """
         rows = self._db.execute(
             "SELECT token_losses FROM documents WHERE rank = ? AND step >= ? AND step < ? ORDER BY step",
             (rank, first_step, below_step),

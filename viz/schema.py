@@ -47,6 +47,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "probes": {"step": int, "document": int, "loss": float, "accuracy": float, "token_losses": Array},
     "events": {"time": float, "step": int, "kind": str, "detail": str},
 }  # fmt: skip
+SPIKES = ("spike", "skipped update")  # kinds of events: what the judge of stability took for one
 REWOUND = ("steps", "documents", "text_samples", "evaluations", "probes")
 _CONSTRAINTS = {
     # Rows of `steps` are small: inside the key's own tree they need no index beside them. Those of `documents` are not.

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
+from viz.schema import SPIKES
 from viz.smoothing import WINDOW, Floats
-from viz.view import SPIKES, View
+from viz.view import View
 
 FEWEST = 20  # documents on either side of a comparison
 _ODD = {

@@ -8,13 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from viz.reader import StoreReader
-from viz.schema import Row
+from viz.schema import SPIKES, Row
 from viz.series import Series
 from viz.smoothing import WINDOW, Floats
 from viz.token_text import decoder
 
-SPIKES = ("spike", "skipped update")
-"""Kinds that are marked on the gradient norm."""
 STAND_OUTS = 3
 WORDS = 6
 MOMENTS = 4
@@ -169,7 +167,9 @@ class Viewer:
         steps = self.series["steps"]
         first_step, last_step = int(steps[first]), int(steps[last - 1])
         losses = self._store.token_losses(first_step, last_step + 1)
-        found = by_position(losses) if len(losses) >= FEWEST_AT_PLACE else None
+        # Where few are left, they are the ones that were kept for being unlike the others.
+        enough = len(losses) >= max(FEWEST_AT_PLACE, (last - first) / 2)
+        found = by_position(losses) if enough else None
         return found if found is not None and len(found.places) else None
 
 

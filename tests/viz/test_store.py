@@ -265,6 +265,30 @@ def test_a_full_disk_surfaces_as_oserror_at_the_next_call(tmp_path: Path) -> Non
     assert lines[1].startswith("close")
 
 
+def test_upkeep_is_asked_until_there_is_nothing_left_and_rows_come_in_between(tmp_path: Path) -> None:
+    """Each time it says goodbye to one step, of those that are on disk by then, before anything that comes later."""
+    writer = StoreWriter(tmp_path / "run.db", {})
+    seen: list[int] = []
+
+    def delete_first(fetch: Callable[..., list[tuple[Any, ...]]]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+        ((first,),) = fetch("SELECT min(step) FROM steps WHERE step < ?", (3,))
+        seen.append(fetch("SELECT count(*) FROM steps")[0][0])
+        return () if first is None else (("DELETE FROM steps WHERE step = ?", (first,)),)
+
+    gate = threading.Event()
+    writer.after_commit(gate.wait)
+    for step in range(5):
+        writer.add_rows(rows_of({"step": step, "loss": 1.0}))
+    writer.keep_up(delete_first)
+    writer.add_rows(rows_of({"step": 5, "loss": 1.0}))
+    gate.set()
+    writer.flush()
+    writer.close()
+    assert seen == [5, 5, 4, 3]  # one more row, one less each time
+    with StoreReader(tmp_path / "run.db") as store:
+        assert store.columns()["steps"].tolist() == [3, 4, 5]
+
+
 def test_a_full_queue_makes_the_trainer_wait_and_loses_nothing(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     busy, gate = threading.Event(), threading.Event()
