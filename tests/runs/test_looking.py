@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import trainer.probes
+import viz.retention
 from tests.runs.conftest import DOCUMENTS, STEPS, Train, table
 from tests.runs.test_resume import equal_runs
 from trainer.probes import Probes
@@ -70,6 +71,24 @@ def test_a_resumed_run_goes_on_measuring_the_same_documents(
     assert found == [(first, k) for first in begun for k in (0, 1, 2, 4, 8, 16, 32) if first + k < 50]
     rows = "SELECT * FROM probes ORDER BY document, step"
     assert table(tmp_path / "whole" / "training_viz", rows) == table(tmp_path / "back" / "training_viz", rows)
+
+
+def test_as_many_documents_are_kept_as_is_asked_for(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"BLOCK": 10, "FURTHEST": 1, "WINDOW": 5}.items():
+        monkeypatch.setattr(viz.retention, name, value)
+    monkeypatch.setattr(trainer.probes, "MOST_TIME", 100.0)
+    emptied = "SELECT step FROM documents WHERE token_ids IS NULL ORDER BY step"
+    assert train("--steps", 60, "--keep-documents", 25, "--out", "whole") == 0
+    found = [step for (step,) in table(tmp_path / "whole" / "training_viz", emptied)]
+    assert 15 <= len(found) <= 24 and max(found) < 30 and not {*range(5), 6, 18} & set(found)  # 6 and 18: probes
+    assert train("--steps", 60, "--keep-documents", "all", "--out", "parts", "--checkpoint-interval", 40) == 0
+    assert table(tmp_path / "parts" / "training_viz", emptied) == []
+    assert train("--resume", "parts/checkpoints/checkpoint_step_40.bin", "--keep-documents", 25, "--out", "parts") == 0
+    equal_runs(tmp_path / "whole", tmp_path / "parts", 60)
+    (detail,) = table(tmp_path / "parts" / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")
+    assert "keep_documents None → 25" in detail[0] and "not exact" not in detail[0]
 
 
 def test_flags_reach_what_they_name(train: Train, tmp_path: Path, corpus: Path) -> None:
