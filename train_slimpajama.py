@@ -279,7 +279,7 @@ def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", fir
 
     steps = max(config.num_steps - first, 0)
     charts = min(steps // config.viz_interval, config.keep_charts) + 1
-    record = record_bytes(steps, config.max_seq_length, charts)
+    record = record_bytes(steps, config.max_seq_length, charts, config.keep_documents)
     written = steps // config.checkpoint_interval + 1 if config.checkpoint else 0
     for_good = steps // config.keep_every if config.keep_every else 0
     count = min(written, config.keep_checkpoints + 1 + for_good)  # the oldest goes when the newest is there
@@ -377,6 +377,7 @@ def _visualizer(
             {"run_id": run.run_id, **about},
             resume_from=resume_from,
             keep_charts=parts.config.keep_charts,
+            keep_documents=parts.config.keep_documents,
             say=say,
         )
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from trainer.config import FIELDS, TYPES, TrainingConfig, check_value, nearest
 from trainer.errors import UserError
 
-VERSION = "0.4.0"
+VERSION = "0.5.0"
 TEST_PRESET: Mapping[str, Any] = types.MappingProxyType(
     {
         "num_steps": 100,
@@ -39,6 +39,20 @@ def whole_number(minimum: int) -> Callable[[str], int]:
         if not text.isdecimal() or not minimum <= int(text) < 2**63:
             raise argparse.ArgumentTypeError(f"expected a whole number from {minimum} on, found {text!r}")
         return int(text)
+
+    return parse
+
+
+def number_or(word: str) -> Callable[[str], int | None]:
+    """An argparse type: a whole number, or the word that stands for no bound."""
+
+    def parse(text: str) -> int | None:
+        if text == word:
+            return None
+        try:
+            return int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number or {word}, found {text!r}") from None
 
     return parse
 
@@ -140,10 +154,11 @@ def _parser() -> argparse.ArgumentParser:
         elif typing.get_origin(wanted) is tuple:
             parser.add_argument(flag, dest=name, action="append", metavar="TEXT", help=text)
         else:
-            choices = setting.metadata.get("choices")
+            choices, unbounded = setting.metadata.get("choices"), setting.metadata.get("unbounded")
             metavar = setting.metadata.get("metavar") or ("|".join(choices) if choices else "N")
             kind = next((number for number in (int, float) if wanted in (number, number | None)), str)
-            parser.add_argument(flag, dest=name, type=kind, metavar=metavar, help=text)
+            parse = number_or(unbounded) if unbounded else kind
+            parser.add_argument(flag, dest=name, type=parse, metavar=metavar, help=text)
     parser.add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
     parser.add_argument("--out", metavar="DIR", help="write to DIR/training_viz and DIR/checkpoints")
     parser.add_argument(

@@ -78,6 +78,14 @@ class TrainingConfig:
     keep_charts: int = _setting(
         500, "beyond N numbered pictures they thin out, evenly spread over the run", "--keep-charts", minimum=2
     )
+    keep_documents: int | None = _setting(
+        200_000,
+        "tokens and losses stay of the last N documents, of spikes, and of those furthest from what was usual",
+        "--keep-documents",
+        minimum=1,
+        metavar="N|all",
+        unbounded="all",
+    )
     display_samples: int = _setting(
         50, "let the model write at each step divisible by N, step 0 included", "--display-samples", minimum=1
     )
@@ -88,6 +96,7 @@ class TrainingConfig:
         "--evaluation-interval",
         minimum=0,
     )
+    probes: bool = _setting(True, "measure no document again 1, 2, 4, 8 … steps after it was trained on", "--no-probes")
     checkpoint_interval: int = _setting(
         2000, "a checkpoint each time N more documents are done", "--checkpoint-interval", minimum=1
     )
@@ -277,6 +286,7 @@ def check_value(setting: "dataclasses.Field[Any]", value: Any) -> None:
             or (is_number and (float in allowed or (int in allowed and isinstance(value, int))))
         )
     if not fits:
+        kind += f", or null for {options['unbounded']}" if "unbounded" in options else ""
         raise UserError(f"{name} must be {kind}, not {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, not {value}")

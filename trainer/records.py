@@ -140,6 +140,17 @@ class Visualizer(Protocol):
     def record_evaluation(self, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
         """Record an evaluation after document `step`: the fields of an `Evaluation` for the whole and each source."""
 
+    def record_probe(
+        self, step: int, document: int, loss: float, accuracy: float, token_losses: npt.NDArray[np.float32]
+    ) -> None:
+        """Record how the document of step `document` fared after document `step`, when it was measured again.
+
+        Args:
+            loss: mean over its predictions, nats per token.
+            accuracy: share of its predictions, 0...1; NaN where the logits are not finite.
+            token_losses: (T-1,) float32, nats.
+        """
+
     def generate_charts(self, step: int) -> None:
         """Draw the run as of `step` finished documents. Returns at once."""
 

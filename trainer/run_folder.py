@@ -203,9 +203,16 @@ def checkpoint_bytes(parameters: int, count: int) -> int:
     return count * 16 * parameters
 
 
-def record_bytes(steps: int, max_seq_length: int, charts: int) -> int:
-    """What the record takes at most: 8 bytes a token and 200 a step, 200 kB a chart (measured, `docs/decisions.md`)."""
-    return steps * (8 * max_seq_length + 200) + charts * 200_000
+def record_bytes(steps: int, max_seq_length: int, charts: int, keep_documents: int | None = None) -> int:
+    """What the record takes at most (measured, `docs/decisions.md`): 8 bytes a token and 200 a step, 200 kB a chart.
+
+    Of steps further back than `keep_documents` and one block of 1,000, one in fifty keeps its tokens; the others take
+    500 bytes.
+    """
+    whole = steps if keep_documents is None else min(steps, keep_documents + 1000)
+    emptied = steps - whole
+    tokens = 8 * max_seq_length * (whole + emptied // 50)
+    return tokens + 200 * whole + 500 * emptied + charts * 200_000
 
 
 def check_disk(needed: Mapping[Path, int]) -> None:

@@ -19,6 +19,7 @@ RUN_STATE: Mapping[str, Any] = types.MappingProxyType(
         "health": {"last_update": (None, _UPDATE), "failures_in_a_row": int, "roll_backs": int},
         "kernels": {"torch": str, "device": str, "cpu": str, "threads": int},
         "optimizer": types.MappingProxyType({str: types.MappingProxyType({str: is_plain})}),
+        "probes": {"documents": [{"step": int, "ids": [int]}]},
         "recipe": types.MappingProxyType({str: float}),
         "run_id": str,
         "samples": {"cursor": _CURSOR, "trained": int, "held_out": int, "skipped": _NAMES, "passed_by": [_PLACE]},

@@ -15,6 +15,7 @@ from trainer.evaluations import Evaluations
 from trainer.evaluator import Evaluator
 from trainer.health import CHECK_INTERVAL, MAX_ROLL_BACKS, Health
 from trainer.model import LanguageModel
+from trainer.probes import Probes
 from trainer.progress import Progress
 from trainer.recorder import Recorder
 from trainer.records import Sample, StepResult, Visualizer
@@ -61,6 +62,9 @@ class Trainer:
         self.tally = self.recorder.tally
         self.step_times = self.recorder.step_times
         self.evaluations = Evaluations(evaluator, self.recorder, config.evaluation_interval, config.num_steps)
+        self.probes = Probes(
+            step.model, viz, config.num_steps, max_seq_length=config.max_seq_length, is_on=config.probes
+        )
         self.display = Display(step.averaged, tokenizer, config.prompt, config.seed, config.display_samples)
         self.health = Health()
         self.global_step = 0
@@ -84,6 +88,7 @@ class Trainer:
         self.start_time = time.monotonic()
         self.recorder.start(self.global_step, self._behind["cursor"]["epoch"])
         self.evaluations.start()
+        self.probes.start()
         outcome, failure = "", None
         try:
             outcome = self._until_the_end()
@@ -129,6 +134,7 @@ class Trainer:
             result = self.step(sample.ids, learning_rate)
             self._stand_behind(sample, result)
             self.recorder.record(sample, result, generations, learning_rate, waited, done=self.global_step)
+            self.probes.follow(sample, self.global_step)
             self.checkpoints.raise_failure()
             if self.health.is_stuck or self.due(self.global_step, CHECK_INTERVAL):
                 self.check_health()
@@ -288,6 +294,7 @@ class Trainer:
             "samples": self._behind,
             "tally": self.tally.state_dict(),
             "display": self.display.state_dict(),
+            "probes": self.probes.state_dict(),
             "health": self.health.state_dict(),
             "tokenizer": self.tokenizer.model_bytes,
             "config": self.config.to_dict(),
@@ -299,6 +306,7 @@ class Trainer:
         self.step.load_state_dict(state)
         self.tally.load_state_dict(state["tally"])
         self.display.load_state_dict(state["display"])
+        self.probes.load_state_dict(state["probes"])
         self.health.load_state_dict(state["health"])
         self._behind = dict(state["samples"])
         self.global_step = self._last_saved = self.evaluations.stands_at = state["step"]

@@ -208,7 +208,8 @@ def _other_settings(runs: Sequence[Row]) -> tuple[tuple[str, str, str], ...]:
 
     So is the number of steps, unless the learning rate looks at the end of the run.
     """
-    beside = {"display_samples", "keep_charts", "keep_checkpoints", "keep_every", "checkpoint", "prompt"}
+    kept = {"keep_charts", "keep_checkpoints", "keep_documents", "keep_every", "checkpoint"}
+    beside = kept | {"display_samples", "probes", "prompt"}
     first, second = (run["config"] for run in runs)
     if all(one.get("schedule") == "constant" and not one.get("cooldown_steps") for one in (first, second)):
         beside.add("num_steps")

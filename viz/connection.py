@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from viz.schema import Statement
 
+Fetch = Callable[..., list[tuple[Any, ...]]]  # `StoreConnection.fetch`: SQL and values -> rows
 LOCK_SECONDS = 0.2  # how long SQLite itself tries for a lock, before `meanwhile` is called and it tries again
 _HELD = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 
@@ -68,6 +70,17 @@ class StoreConnection:
             with suppress(sqlite3.Error):
                 self._db.rollback()
             raise
+        finally:
+            self.held_since = None
+
+    def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a query, however long another program holds the store. Raises sqlite3.Error."""
+        try:
+            while True:
+                try:
+                    return self._db.execute(sql, values).fetchall()
+                except sqlite3.OperationalError as error:
+                    self._wait(error)
         finally:
             self.held_since = None
 

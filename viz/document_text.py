@@ -18,7 +18,10 @@ def describe_document(store: StoreReader, step: int) -> str:
     series.extend(store.columns())
     document = open_document(store, series, step, speller(store.run().get("tokenizer")))
     if document.ids is None:
-        raise ValueError(f"the document of step {step:,} is not kept")
+        if document.shard is None:
+            raise ValueError(f"the document of step {step:,} is not kept")
+        where = f"{one_line(document.shard)} row {document.row}"
+        raise ValueError(f"the tokens of step {step:,} are no longer kept: its document is {where}")
     above = "above" if document.excess > 0 else "below"
     usual = f", {abs(document.excess):.2f} {above} the average of its source then"
     lines = [

@@ -126,13 +126,16 @@ class StoreReader:
         return int(self._value("SELECT coalesce(max(step), -1) + 1 FROM steps"))
 
     def documents(self, step: int) -> list[Row]:
-        """The rows of `documents` of a step, by rank; arrays decoded."""
+        """The rows of `documents` of a step, by rank; arrays decoded, None where they are not kept."""
         rows = self._db.execute("SELECT * FROM documents WHERE step = ? ORDER BY rank", (step,)).fetchall()
         arrays = [name for name, kind in schema.DOCUMENT.items() if kind is Array]
         return [dict(row) | {name: decode_array(row[name]) for name in arrays if row[name] is not None} for row in rows]
 
     def token_losses(self, first_step: int, below_step: int, rank: int = 0) -> list[npt.NDArray[np.float16]]:
-        """The losses of each document's tokens, first_step <= step < below_step: (T-1,) float16 each, nats."""
+        """The losses of each document's tokens, first_step <= step < below_step: (T-1,) float16 each, nats.
+
+        Documents whose losses are not kept are left out.
+        """
         rows = self._db.execute(
             "SELECT token_losses FROM documents WHERE rank = ? AND step >= ? AND step < ? ORDER BY step",
             (rank, first_step, below_step),
@@ -232,6 +235,13 @@ class StoreReader:
             " GROUP BY prompt ORDER BY min(id)"
         )
         return [(prompt, count) for prompt, count in rows]
+
+    def probes(self) -> list[Row]:
+        """The rows of `probes`, by document and step; arrays decoded. Before version 5 a store had none."""
+        if not self._value("SELECT count(*) FROM sqlite_master WHERE name = 'probes'"):
+            return []
+        rows = self._db.execute("SELECT * FROM probes ORDER BY document, step").fetchall()
+        return [dict(row) | {"token_losses": decode_array(row["token_losses"])} for row in rows]
 
     def count_rewinds(self) -> int:
         """How often the run went back or was gone on with: steps may have been made again each time."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from viz.blobs import encode_array
 
-VERSION = 4  # PRAGMA user_version: raise it with every change that an older reader would misread
+VERSION = 5  # PRAGMA user_version: raise it with every change that an older reader would misread
 APPLICATION_ID = 0x534C504A  # PRAGMA application_id: what tells a run store from any other SQLite file
 
 Array = np.ndarray[Any, Any]  # as a column's kind: kept as a blob of `viz/blobs.py`
@@ -44,16 +44,18 @@ TABLES: dict[str, dict[str, Any]] = {
         "step": int, "split": str, "source": str, "loss": float, "accuracy": float, "bits_per_byte": float,
         "documents": int, "tokens": int, "bytes": int, "seconds": float,
     },
+    "probes": {"step": int, "document": int, "loss": float, "accuracy": float, "token_losses": Array},
     "events": {"time": float, "step": int, "kind": str, "detail": str},
 }  # fmt: skip
 SPIKES = ("spike", "skipped update")
 """Kinds of events by which the judge of stability speaks."""
-REWOUND = ("steps", "documents", "text_samples", "evaluations")
+REWOUND = ("steps", "documents", "text_samples", "evaluations", "probes")
 _CONSTRAINTS = {
     # Rows of `steps` are small: inside the key's own tree they need no index beside them. Those of `documents` are not.
     "steps": "PRIMARY KEY (step, rank)) WITHOUT ROWID",
     "documents": "PRIMARY KEY (step, rank))",
     "evaluations": "PRIMARY KEY (step, split, source)) WITHOUT ROWID",
+    "probes": "PRIMARY KEY (step, document))",
     "text_samples": "id INTEGER PRIMARY KEY); CREATE INDEX text_samples_step ON text_samples (step)",
     "events": "id INTEGER PRIMARY KEY)",
     "run": "id INTEGER PRIMARY KEY CHECK (id = 1))",

@@ -4,6 +4,7 @@ Every derived number of a row follows from the rows up to it alone. So the run a
 these arrays, and what a chart has shown once stays as it was.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,24 +18,46 @@ from viz.smoothing import DebiasedAverage, Floats
 FEWEST_OF_SOURCE = 20  # documents of a source before its average tells what is usual
 
 
+class UsualLoss:
+    """What is usual for one source: the running average of the losses of its documents."""
+
+    def __init__(self) -> None:
+        self._average = DebiasedAverage()
+
+    def extend(self, losses: Floats) -> tuple[Floats, Floats]:
+        """(N,) more losses -> the average behind each, and what was usual before it: NaN where too few were read."""
+        before, known = self._average.value, self._average.count
+        averages = self._average.extend(losses)
+        usual = np.append(before, averages[:-1])
+        finite = np.isfinite(losses)
+        usual[known + np.cumsum(finite) - finite < FEWEST_OF_SOURCE] = np.nan
+        return averages, usual
+
+
 class SourceSeries:
     """The documents of one source: their rows, and the average of their losses behind each."""
 
     def __init__(self) -> None:
         self.rows = Growing(np.intp)
         self.average = Curve()
-        self._average = DebiasedAverage()
+        self._usual = UsualLoss()
 
     def extend(self, rows: npt.NDArray[np.intp], losses: Floats) -> Floats:
         """Returns what was usual before each of these documents: NaN where too few of the source were read."""
-        before, known = self._average.value, self._average.count
-        averages = self._average.extend(losses)
+        averages, usual = self._usual.extend(losses)
         self.rows.extend(rows)
         self.average.extend(averages)
-        usual = np.append(before, averages[:-1])
-        finite = np.isfinite(losses)
-        usual[known + np.cumsum(finite) - finite < FEWEST_OF_SOURCE] = np.nan
         return usual
+
+
+def rows_by_source(names: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[np.intp]]]:
+    """Each name among (N,) of them, in the order in which they first come, and the rows that have it, in order."""
+    known: dict[str, int] = {}
+    codes = np.fromiter((known.setdefault(name, len(known)) for name in names.tolist()), np.intp, len(names))
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(len(known) + 1))
+    for name, begin, end in zip(known, bounds[:-1], bounds[1:], strict=True):
+        yield name, order[begin:end]
 
 
 class Series:
@@ -64,14 +87,8 @@ class Series:
 
     def _extend_sources(self, first: int, names: npt.NDArray[Any], losses: Floats) -> None:
         usual = np.full(len(names), np.nan)
-        known: dict[str, int] = {}
-        codes = np.fromiter((known.setdefault(name, len(known)) for name in names.tolist()), np.intp, len(names))
-        order = np.argsort(codes, kind="stable")
-        bounds = np.searchsorted(codes[order], np.arange(len(known) + 1))
-        for name, begin, end in zip(known, bounds[:-1], bounds[1:], strict=True):
-            rows = order[begin:end]
-            series = self.sources.setdefault(name, SourceSeries())
-            usual[rows] = series.extend(first + rows, losses[rows])
+        for name, rows in rows_by_source(names):
+            usual[rows] = self.sources.setdefault(name, SourceSeries()).extend(first + rows, losses[rows])
         self.excess.extend(losses - usual)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:

@@ -2,7 +2,8 @@
 
 Everything else in the folder can be made again from it. Tables: `run` (one row), `steps` and `documents` (one row for
 each step and rank), `text_samples`, `evaluations` (one row for a whole split, whose `source` is '', and one for each
-source in it), `events`; `viz/schema.py` declares them. Times are UNIX seconds.
+source in it), `probes` (one row each time that a document was measured again), `events`; `viz/schema.py` declares them.
+Times are UNIX seconds.
 Numbers that are not finite: NaN is kept as NULL and read back as NaN; infinities are kept as they are. A step whose
 logits were not finite has such a loss and such an accuracy, and no ranks: `token_ranks` is then None, and NULL.
 
@@ -27,6 +28,7 @@ unchanged.
     text_hash       SHA-256 of the whole text; document_bytes: UTF-8 bytes of the whole text
     token_ids       (T,) int, list or array; token_losses: (T-1,) float, nats, kept as float16 (`viz/blobs.py`)
     token_ranks     (T-1,) int, how many tokens were held more likely than the true one
+                    (all three become NULL where `viz/retention.py` no longer keeps them)
 
     a row of `text_samples`, if there is a `prompt`, an `error`, an input text or an output text:
     prompt          what the model was given; reference: how the document goes on after it
@@ -39,13 +41,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from viz import schema
 from viz.blobs import decode_array, encode_array
-from viz.connection import StoreConnection
+from viz.connection import Fetch, StoreConnection
 from viz.filesystem import is_on_network, lock_holders
 from viz.reader import COLUMNS, Columns, StoreReader, is_blank
 from viz.schema import Row, Statement
@@ -54,7 +57,16 @@ __all__ = ["COLUMNS", "Columns", "StoreReader", "StoreWriter", "decode_array", "
 
 Change = tuple[Statement, ...]  # what belongs into one transaction
 Call = Callable[[], object]
-Action = list[tuple[str, Row]] | Change | Call
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """A change that follows from what is on disk by then. Asked again and again, until it is empty."""
+
+    next_change: Callable[[Fetch], Change]
+
+
+Action = list[tuple[str, Row]] | Change | Call | Upkeep
 
 
 class StoreWriter:
@@ -92,7 +104,7 @@ class StoreWriter:
         self._failure: Exception | None = None
         self._told = False
         # Only the writer's thread touches these: what it has taken in and not yet committed, and how large that is.
-        self._batch: deque[Change | Call] = deque()
+        self._batch: deque[Change | Call | Upkeep] = deque()
         self._batch_bytes = 0
         self._thread: threading.Thread | None = None
         if resume:
@@ -132,6 +144,14 @@ class StoreWriter:
     def after_commit(self, function: Call) -> None:
         """Queue a call, made in the writer's thread once everything queued before it is on disk for good."""
         self._put(function)
+
+    def keep_up(self, next_change: Callable[[Fetch], Change]) -> None:
+        """Queue changes that follow from what is on disk: made one by one in the writer's thread, until one is empty.
+
+        Rows queued meanwhile are committed in between. A change is committed before anything that was queued after it
+        was asked for, so that it never meets rows that it does not know.
+        """
+        self._put(Upkeep(next_change))
 
     def flush(self) -> None:
         """Return when all rows so far are on disk for good, however long another program holds the store."""
@@ -262,6 +282,14 @@ class StoreWriter:
         """Commit the batch. What is committed leaves it, and nothing else does: a failure finds the rest whole."""
         while self._batch:
             first = self._batch[0]
+            if isinstance(first, Upkeep):
+                change = first.next_change(self._db.fetch)
+                self._batch.popleft()  # not before: where reading fails, it is asked again
+                if change:
+                    self._batch.appendleft(change)
+                    self._batch_bytes += _size(change)
+                    self._batch.append(first)
+                continue
             if not isinstance(first, tuple):
                 self._batch.popleft()
                 first()

@@ -167,7 +167,9 @@ class Viewer:
         steps = self.series["steps"]
         first_step, last_step = int(steps[first]), int(steps[last - 1])
         losses = self._store.token_losses(first_step, last_step + 1)
-        found = by_position(losses) if len(losses) >= FEWEST_AT_PLACE else None
+        # Where few are left, they are the ones that were kept for being unlike the others.
+        enough = len(losses) >= max(FEWEST_AT_PLACE, (last - first) / 2)
+        found = by_position(losses) if enough else None
         return found if found is not None and len(found.places) else None
 
 

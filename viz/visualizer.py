@@ -10,8 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from viz.drawing import DrawingProcess
 from viz.filesystem import remove_leftovers
+from viz.retention import Retention
 from viz.run_folder import KEEP_CHARTS
 from viz.schema import make_row, rows_of
 from viz.store import StoreWriter
@@ -38,12 +41,14 @@ class TrainingVisualizer:
         *,
         resume_from: int | None = None,
         keep_charts: int = KEEP_CHARTS,
+        keep_documents: int | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         """Make the store of a new run, or go on with the one that is there as of `resume_from` finished documents.
 
         `run`: columns of the table `run` (`viz/schema.py`), such as config, source, model; what is missing is NULL.
         `keep_charts`: how many numbered pictures stay; beyond that they thin out evenly.
+        `keep_documents`: of how many of the newest documents all tokens stay (`viz/retention.py`); None: of all.
         `say`: told in one line what went wrong with the drawing, or which file another program holds; called from
         other threads too.
         Raises FileExistsError if a new run finds a store, FileNotFoundError if there is none to resume, ValueError for
@@ -55,10 +60,12 @@ class TrainingVisualizer:
         self._store = StoreWriter(self.folder / "run.db", described, resume=resume_from is not None, say=say)
         remove_leftovers(self.folder)
         self._drawing = DrawingProcess(self.folder, say, self.record_event, keep_charts)
+        self._retention = None if keep_documents is None else Retention(keep_documents)
         self._through = resume_from or 0  # finished documents that the record holds
         self._closed = False
         if resume_from is not None:
             self.rewind(resume_from)
+            self._empty_old_documents()  # fewer may be kept now than before
 
     def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
         """Record one step, or one generation; `viz/store.py` documents the keys. Raises ValueError for others."""
@@ -66,6 +73,12 @@ class TrainingVisualizer:
         if metrics.get("loss") is not None:
             self._through = max(self._through, metrics["step"] + 1)
         self._store.add_rows(rows)
+        if metrics.get("loss") is not None and self._retention and self._retention.is_due(self._through):
+            self._empty_old_documents()
+
+    def _empty_old_documents(self) -> None:
+        if self._retention is not None:
+            self._store.keep_up(self._retention.next_change)
 
     def record_event(self, step: int, kind: str, detail: str) -> None:
         """Keep something that happened for good: no rewind removes it."""
@@ -78,6 +91,11 @@ class TrainingVisualizer:
         """
         rows = [make_row("evaluations", {"step": step, "source": "", **part}) for part in parts]
         self._store.add_rows([("evaluations", row) for row in rows])
+
+    def record_probe(self, step: int, document: int, loss: float, accuracy: float, token_losses: npt.ArrayLike) -> None:
+        """Record how the document of step `document` fared after document `step`: columns of the table `probes`."""
+        values = {"step": step, "document": document, "loss": loss, "accuracy": accuracy, "token_losses": token_losses}
+        self._store.add("probes", values)
 
     def generate_charts(self, step: int) -> None:
         """Have the run drawn as of `step` finished documents. Returns at once."""
@@ -105,7 +123,13 @@ class TrainingVisualizer:
         later. The pictures go when the drawing process has finished what it is at; none of them comes back.
         """
         self._through = min(self._through, step)
-        self._store.rewind(step, lambda: self._drawing.ask({"rewind": step}))
+
+        def then() -> None:  # in the writer's thread, as all that the retention does
+            if self._retention is not None:
+                self._retention.rewind(step)
+            self._drawing.ask({"rewind": step})
+
+        self._store.rewind(step, then)
 
     def close(self, outcome: str = "done") -> None:
         """Finish what was asked for, with a chart of the last step and complete JSON files, and leave one store file.

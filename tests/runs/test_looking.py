@@ -4,8 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+import trainer.probes
+import viz.retention
 from tests.runs.conftest import DOCUMENTS, STEPS, Train, table
+from tests.runs.test_resume import equal_runs
+from trainer.probes import Probes
 
 
 def test_charts_samples_evaluation_and_checkpoints_change_no_bit(train: Train, tmp_path: Path) -> None:
@@ -22,6 +27,68 @@ def test_charts_samples_evaluation_and_checkpoints_change_no_bit(train: Train, t
     assert table(looked, "SELECT step, split, tokens > 0 FROM evaluations WHERE source = ''") == [
         (step, "validation", 1) for step in (2, 5, 8, 11)
     ]
+
+
+PROBES = "SELECT document, step - document FROM probes ORDER BY document, step"
+
+
+def test_documents_that_are_measured_again_change_no_bit(train: Train, tmp_path: Path) -> None:
+    assert train("--steps", 70, "--out", "blind", "--no-probes") == 0
+    assert train("--steps", 70, "--out", "looked") == 0
+    assert table(tmp_path / "blind" / "training_viz", PROBES) == []
+    found = table(tmp_path / "looked" / "training_viz", PROBES)
+    assert found[0] in [(49, 0), (50, 0)]  # the first of which there is time, whatever the machine
+    equal_runs(tmp_path / "blind", tmp_path / "looked", 70)
+
+
+def test_the_comparison_can_fail(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: a look that moves a weight a little is seen."""
+    assert train("--steps", 70, "--out", "blind", "--no-probes") == 0
+    judge = Probes._judge
+
+    def touching(probes: Probes, ids: list[int]) -> object:
+        with torch.no_grad():
+            probes._model.model.norm.weight[0] += 1e-4
+        return judge(probes, ids)
+
+    monkeypatch.setattr(Probes, "_judge", touching)
+    assert train("--steps", 70, "--out", "touched") == 0
+    with pytest.raises(AssertionError):
+        equal_runs(tmp_path / "blind", tmp_path / "touched", 70)
+
+
+def test_a_resumed_run_goes_on_measuring_the_same_documents(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone back to an older checkpoint: the rows are those of a run that never went back, to the last bit."""
+    monkeypatch.setattr(trainer.probes, "MOST_TIME", 100.0)  # so that what is measured depends on no clock
+    assert train("--steps", 50, "--out", "whole") == 0
+    assert train("--steps", 50, "--out", "back", "--checkpoint-interval", 24) == 0
+    assert train("--resume", "back/checkpoints/checkpoint_step_24.bin", "--out", "back") == 0
+    found = table(tmp_path / "whole" / "training_viz", PROBES)
+    begun = [document for document, distance in found if distance == 0]
+    assert begun == [1, 5, 15, 30]
+    assert found == [(first, k) for first in begun for k in (0, 1, 2, 4, 8, 16, 32) if first + k < 50]
+    rows = "SELECT * FROM probes ORDER BY document, step"
+    assert table(tmp_path / "whole" / "training_viz", rows) == table(tmp_path / "back" / "training_viz", rows)
+
+
+def test_as_many_documents_are_kept_as_is_asked_for(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"BLOCK": 10, "FURTHEST": 1, "WINDOW": 5}.items():
+        monkeypatch.setattr(viz.retention, name, value)
+    monkeypatch.setattr(trainer.probes, "MOST_TIME", 100.0)
+    emptied = "SELECT step FROM documents WHERE token_ids IS NULL ORDER BY step"
+    assert train("--steps", 60, "--keep-documents", 25, "--out", "whole") == 0
+    found = [step for (step,) in table(tmp_path / "whole" / "training_viz", emptied)]
+    assert 15 <= len(found) <= 24 and max(found) < 30 and not {*range(5), 6, 18} & set(found)  # 6 and 18: probes
+    assert train("--steps", 60, "--keep-documents", "all", "--out", "parts", "--checkpoint-interval", 40) == 0
+    assert table(tmp_path / "parts" / "training_viz", emptied) == []
+    assert train("--resume", "parts/checkpoints/checkpoint_step_40.bin", "--keep-documents", 25, "--out", "parts") == 0
+    equal_runs(tmp_path / "whole", tmp_path / "parts", 60)
+    (detail,) = table(tmp_path / "parts" / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")
+    assert "keep_documents None → 25" in detail[0] and "not exact" not in detail[0]
 
 
 def test_flags_reach_what_they_name(train: Train, tmp_path: Path, corpus: Path) -> None:

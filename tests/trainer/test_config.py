@@ -36,12 +36,14 @@ TYPED = {
     "deterministic": (None, True),
     "keep_checkpoints": ("9", 9),
     "keep_charts": ("40", 40),
+    "keep_documents": ("7", 7),
     "keep_every": ("100", 100),
     "dtype": ("fp32", "fp32"),
     "compile": (None, True),
     "device": ("cpu", "cpu"),
     "pretrained_checkpoint": ("c.bin", "c.bin"),
     "checkpoint": (None, False),
+    "probes": (None, False),
     "checkpoint_dir": ("c", "c"),
     "viz_dir": ("v", "v"),
     "prompt": ("Once", ("Once",)),
@@ -75,6 +77,19 @@ def test_every_setting_has_a_flag_that_reaches_it() -> None:
         assert getattr(config, name) == value != FIELDS[name].default
         others = {key for key in FIELDS if getattr(config, key) != FIELDS[key].default}
         assert others == {name, *company}
+
+
+def test_all_documents_are_kept_where_that_is_typed_or_null(tmp_path: Path) -> None:
+    assert parse_arguments([]).merge().keep_documents == 200_000
+    assert parse_arguments(["--keep-documents", "all"]).merge().keep_documents is None
+    file = tmp_path / "c.json"
+    file.write_text('{"keep_documents": null}')
+    assert parse_arguments(["--config", str(file)]).merge().keep_documents is None
+    resumed = TrainingConfig(keep_documents=None).to_dict()
+    assert parse_arguments(["--resume"]).merge(resumed).keep_documents is None
+    assert parse_arguments(["--resume", "--keep-documents", "5"]).merge(resumed).keep_documents == 5
+    resumed = TrainingConfig(keep_documents=5).to_dict()
+    assert parse_arguments(["--resume", "--keep-documents", "all"]).merge(resumed).keep_documents is None
 
 
 def test_gpu_and_out_are_short_for_other_settings() -> None:
@@ -131,6 +146,8 @@ def test_a_stored_config_is_a_config_file(tmp_path: Path) -> None:
         ("--gpu 0 --device cpu", ["--gpu", "--device", "twice"]),
         ("--gpu -1", ["--gpu"]),
         ("--max-stall 0", ["--max-stall", "above 0"]),
+        ("--keep-documents 0", ["--keep-documents", "at least 1"]),
+        ("--keep-documents many", ["--keep-documents", "a whole number or all", "many"]),
         ("--max-chunks 100", ["--max-chunks", "--steps"]),
         ("--tokens-per-chunk=4096", ["--tokens-per-chunk", "--steps"]),
         ("--step 5", ["--step", "did you mean --steps?"]),
@@ -157,6 +174,7 @@ def test_a_mistake_gets_one_line_that_names_it(words: str, parts: list[str]) -> 
         ('{"num_steps": 0}', ["num_steps", "at least 1"]),
         ('{"prompt": "one"}', ["prompt", "list of strings"]),
         ('{"dataset": null}', ["dataset"]),
+        ('{"keep_documents": "all"}', ["keep_documents", "a whole number, or null for all"]),
         ("[1]", ["object of settings"]),
         ("{", ["not JSON"]),
     ],

@@ -130,6 +130,11 @@ def test_too_little_disk_is_said_with_both_numbers(tmp_path: Path) -> None:
         check_disk({tmp_path: free * 2 // 3, tmp_path / "other": free * 2 // 3})
     assert checkpoint_bytes(10**6, 3) == 48 * 10**6
     assert record_bytes(1000, 256, 20) > 1000 * 256 * 8
+    assert (
+        record_bytes(10_000, 256, 20, 200_000) == record_bytes(10_000, 256, 20, None) == record_bytes(10_000, 256, 20)
+    )
+    assert record_bytes(10**6, 256, 20, 200_000) < record_bytes(10**6, 256, 20) / 2
+    assert record_bytes(10**6, 256, 20, 2000) > 10**6 * 460  # measured, `docs/files.md`
 
 
 def test_runs_that_share_one_folder_are_found_again(tmp_path: Path) -> None:

@@ -46,6 +46,10 @@ class Notebook:
     def record_evaluation(self, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
         self.calls.append(("evaluation", step, [dict(part) for part in parts]))
 
+    def record_probe(self, step: int, document: int, loss: float, accuracy: float, token_losses: Any) -> None:
+        self.calls.append(("probe", step, document, loss, accuracy, token_losses))
+        self.refuse()
+
     def generate_charts(self, step: int) -> None:
         self.calls.append(("charts", step))
 

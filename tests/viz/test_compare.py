@@ -278,7 +278,7 @@ def test_the_settings_in_which_two_runs_differ_are_named(tmp_path: Path, metrics
         writer.close()
         return StoreReader(tmp_path / name)
 
-    shown = {"viz_dir": "a", "viz_interval": 1, "keep_charts": 3}
+    shown = {"viz_dir": "a", "viz_interval": 1, "keep_charts": 3, "keep_documents": 5, "probes": True}
     one = store("1", num_steps=10, initial_learning_rate=0.1, **shown)
     other = store("2", num_steps=20, initial_learning_rate=0.2, **dict.fromkeys(shown, 7))
     assert compare(one, other).settings == (("initial_learning_rate", "0.1", "0.2"),)

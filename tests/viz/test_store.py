@@ -174,12 +174,17 @@ def test_a_rewind_forgets_rows_but_never_events(filled: Path) -> None:
     writer = StoreWriter(filled / "run.db", {}, resume=True)
     writer.add("events", {"time": 1.0, "step": 19, "kind": "spike", "detail": "loss 40"})
     writer.add("evaluations", {"step": 15, "split": "held_out", "source": "", "loss": 3.0, "tokens": 100})
+    for step, document in ((19, 3), (19, 18), (9, 8), (4, 3)):
+        row = {"step": step, "document": document, "loss": 2.0, "accuracy": 0.5, "token_losses": [1.0, 3.0]}
+        writer.add("probes", row)
     writer.rewind(10)
     with StoreReader(filled / "run.db") as store:
         assert store.columns()["steps"].tolist() == list(range(10))
         assert [store.documents(step) for step in (10, 19)] == [[], []]
         assert [sample["step"] for sample in store.text_samples()] == [0]
         assert [event["kind"] for event in store.events()] == ["spike"]
+        assert [(row["document"], row["step"]) for row in store.probes()] == [(3, 4), (8, 9)]
+        assert store.probes()[0]["token_losses"].tolist() == [1.0, 3.0]
     writer.add_rows(rows_of({"step": 10, "loss": 1.0}))  # the place is free again
     writer.close()
     with sqlite3.connect(filled / "run.db") as db:
@@ -260,6 +265,30 @@ def test_a_full_disk_surfaces_as_oserror_at_the_next_call(tmp_path: Path) -> Non
     assert lines[1].startswith("close")
 
 
+def test_upkeep_is_asked_until_there_is_nothing_left_and_rows_come_in_between(tmp_path: Path) -> None:
+    """Each time it says goodbye to one step, of those that are on disk by then, before anything that comes later."""
+    writer = StoreWriter(tmp_path / "run.db", {})
+    seen: list[int] = []
+
+    def delete_first(fetch: Callable[..., list[tuple[Any, ...]]]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+        ((first,),) = fetch("SELECT min(step) FROM steps WHERE step < ?", (3,))
+        seen.append(fetch("SELECT count(*) FROM steps")[0][0])
+        return () if first is None else (("DELETE FROM steps WHERE step = ?", (first,)),)
+
+    gate = threading.Event()
+    writer.after_commit(gate.wait)
+    for step in range(5):
+        writer.add_rows(rows_of({"step": step, "loss": 1.0}))
+    writer.keep_up(delete_first)
+    writer.add_rows(rows_of({"step": 5, "loss": 1.0}))
+    gate.set()
+    writer.flush()
+    writer.close()
+    assert seen == [5, 5, 4, 3]  # one more row, one less each time
+    with StoreReader(tmp_path / "run.db") as store:
+        assert store.columns()["steps"].tolist() == [3, 4, 5]
+
+
 def test_a_full_queue_makes_the_trainer_wait_and_loses_nothing(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     busy, gate = threading.Event(), threading.Event()
@@ -306,7 +335,7 @@ def test_a_store_of_a_newer_version_is_refused_by_both(filled: Path) -> None:
         db.execute("PRAGMA user_version = 99")
     db.close()
     for open_it in (lambda: StoreReader(filled / "run.db"), lambda: StoreWriter(filled / "run.db", {}, resume=True)):
-        with pytest.raises(ValueError, match="store version 99, newer than the 4 known here: update"):
+        with pytest.raises(ValueError, match="store version 99, newer than the 5 known here: update"):
             open_it()
 
 
@@ -320,6 +349,7 @@ def make_version_1(path: Path) -> None:
         )
         rows = [(9, "validation", 3.5, 0.25, 1000, 4000, 0.5), (19, "validation", None, 0.5, 1000, 0, 0.25)]
         db.executemany("INSERT INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        db.execute("DROP TABLE probes")
         db.execute("ALTER TABLE run DROP COLUMN recipe")
         db.execute("PRAGMA user_version = 1")
     db.close()
@@ -332,6 +362,7 @@ def test_a_store_of_version_1_is_read_as_it_is_and_not_gone_on_with(filled: Path
     with StoreReader(path) as store:
         assert [(row["step"], row["loss"]) for row in store.evaluations(20)] == [(9, 3.5), (19, None)]
         assert store.run()["recipe"] == {}
+        assert store.probes() == []
     with pytest.raises(ValueError, match="record of an earlier version"):
         StoreWriter(path, {}, resume=True)
     assert path.read_bytes() == before

@@ -1,0 +1,269 @@
+"""A real browser and a real server for the tests of the page, and the runs that they look at.
+
+A test file takes the fixtures over by `chromium, visit = browser.chromium, browser.visit`: each file has a browser of
+its own, which ends with the file, because Playwright's event loop would be in the way of other tests' loops.
+"""
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, expect, sync_playwright
+
+from tests.viz.test_token_text import MODELS
+from viz.schema import Row, rows_of
+from viz.serving import serve
+from viz.store import StoreWriter
+
+PATIENCE = 60_000  # milliseconds: a machine that others use too
+expect.set_options(timeout=PATIENCE)
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--disable-breakpad", "--no-first-run",
+]  # fmt: skip
+WATCH = """
+addEventListener("securitypolicyviolation", (event) =>
+  console.error(`policy: ${event.effectiveDirective} ${event.blockedURI}`));
+addEventListener("unhandledrejection", (event) => console.error(`unhandled: ${event.reason}`));
+"""
+NETWORK = "Failed to load resource: "  # how Chromium's own console tells of an answer like 404, or of none
+
+
+def _no_browser(known: str) -> None:
+    line = f"no browser ({', '.join(NAMES)}, {known}): apt-get install chromium, or playwright install chromium"
+    if os.environ.get("REQUIRE_BROWSER"):
+        pytest.fail(line, pytrace=False)
+    pytest.skip(line)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser for one file of tests. Without one: skipped, or failed where REQUIRE_BROWSER is set."""
+    with sync_playwright() as playwright:
+        known = playwright.chromium.executable_path
+        path = next(filter(None, map(shutil.which, NAMES)), known)
+        if not Path(path).exists():
+            _no_browser(known)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """`visit(address)`: the page there, in a context of its own. Whatever it complains of is in `problems`."""
+
+    browser: Browser
+    problems: list[str] = field(default_factory=list)
+    contexts: list[BrowserContext] = field(default_factory=list)
+
+    def __call__(self, address: str, *, refused: bool = False, offline: bool = False, **settings: Any) -> Page:
+        """`refused`: requests may be, and the browser may say so. `settings`: of the context, such as its viewport."""
+        context = self.browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
+        self.contexts.append(context)
+        context.set_default_timeout(PATIENCE)
+        context.set_offline(offline)
+        context.add_init_script(WATCH)
+        page = context.new_page()
+
+        def hear(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning") and not (refused and message.text.startswith(NETWORK)):
+                self.problems.append(f"{message.type}: {message.text}")
+
+        def refuse(dialog: Dialog) -> None:
+            self.problems.append(f"dialog: {dialog.message}")
+            dialog.dismiss()
+
+        page.on("console", hear)
+        page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        page.on("dialog", refuse)
+        page.goto(address)
+        return page
+
+    def settle(self) -> list[str]:
+        """The problems so far, also those that are on their way."""
+        for context in self.contexts:
+            for page in context.pages:
+                page.evaluate("new Promise((done) => setTimeout(done, 20))")
+        return self.problems
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Visit]:
+    """Fails the test at its end for an error in the console, one that nobody caught, a dialog, or what the page's
+    own policy forbids."""
+    made = Visit(chromium)
+    yield made
+    problems = made.settle()
+    for context in made.contexts:
+        context.close()
+    assert problems == []
+
+
+def until(page: Page, expression: str, argument: object = None, seconds: float = PATIENCE / 1000) -> Any:
+    """Wait until a function of the page is truthy; its value. (Playwright's own wait evaluates text in the page, which
+    the page's policy forbids.)"""
+    deadline = time.monotonic() + seconds
+    while not (found := page.evaluate(expression, argument)):
+        assert time.monotonic() < deadline, f"never so: {expression}"
+        page.wait_for_timeout(50)
+    return found
+
+
+def drawn(page: Page) -> Page:
+    """The page, once its curves and its tab are there."""
+    until(page, "document.querySelector('#chart[data-drawn]') && document.querySelector('#panel[data-ready]')")
+    return page
+
+
+def choose(page: Page, tab: str) -> None:
+    """Open a tab and wait for what it shows."""
+    page.evaluate("delete document.getElementById('panel').dataset.ready")
+    page.click(f"#tab-{tab}")
+    until(page, "(tab) => document.getElementById('panel').dataset.ready === tab", tab)
+
+
+POINTS = """(step) => {
+  const chart = document.getElementById("chart"), box = chart.getBoundingClientRect(), found = [];
+  for (const trace of chart.data) {
+    if ((trace.yaxis ?? "y") !== "y" || !Array.isArray(trace.customdata?.[0])) continue;
+    const place = trace.customdata.findIndex(([other]) => other === step);
+    const { xaxis, yaxis } = chart._fullLayout;
+    if (place >= 0) found.push({
+      symbol: trace.marker?.symbol ?? "circle", colour: trace.marker?.color,
+      value: trace.customdata[place][1], height: trace.y[place],
+      x: box.left + xaxis._offset + xaxis.d2p(trace.x[place]), y: box.top + yaxis._offset + yaxis.d2p(trace.y[place]),
+      top: box.top + yaxis._offset,
+    });
+  }
+  return found;
+}"""
+
+
+def points_of(page: Page, step: int) -> list[dict[str, Any]]:
+    """Where the lane of the loss shows a step: in the curve, and at its edge; `x` and `y` in pixels of the window."""
+    found: list[dict[str, Any]] = page.evaluate(POINTS, step)
+    return found
+
+
+def shown_range(page: Page) -> tuple[float, float]:
+    """The steps at the ends of the axis."""
+    low, high = page.evaluate("document.getElementById('chart')._fullLayout.xaxis.range")
+    return low, high
+
+
+@contextmanager
+def served(folder: Path, *others: Path, port: int = 0) -> Iterator[str]:
+    """The address of the page on a folder, which a thread here answers as `python -m viz serve` does."""
+    listening = socket.create_server(("127.0.0.1", port))
+    ready, stop = threading.Event(), threading.Event()
+    thread = threading.Thread(
+        target=serve,
+        args=(folder, others, listening),
+        kwargs={"ready": lambda _: ready.set(), "parent_is_gone": stop.wait},
+    )
+    port = listening.getsockname()[1]
+    thread.start()
+    try:
+        assert ready.wait(60)
+        yield f"http://localhost:{port}/"
+    finally:
+        stop.set()
+        thread.join()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        number: int = found.getsockname()[1]
+    return number
+
+
+# ---- runs to look at
+
+SPIKE, BEST = 97, 61
+SOURCES = ("web pages", "code", "books")
+GONE = range(20, 30)
+"""Steps whose documents are no longer kept."""
+Told = Callable[[int], Sequence[tuple[str, Row]]]
+
+
+def encode(text: str) -> list[int]:
+    """By a tokenizer that spells any text by its bytes; a lone surrogate, which has none, is `?`."""
+    model = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"])
+    found: list[int] = model.EncodeAsIds(text.encode("utf-8", "replace").decode("utf-8"))
+    return found
+
+
+def text_of(step: int) -> str:
+    return f"Document {step} begins\nand goes on: four five six seven, eight."
+
+
+def loss_of(step: int) -> float:
+    return {SPIKE: 14.0, BEST: 1.0}.get(step, 5.0 + (step * 37 % 11) / 10 - step / 300)
+
+
+def told(step: int, **changed: Any) -> list[tuple[str, Row]]:
+    """The rows of a step as a trainer tells them. `text`: of its document; None where it is not kept."""
+    text = changed.pop("text", text_of(step))
+    ids = [] if text is None else encode(text)
+    losses = [(place * 7 + step) % 20 / 2 for place in range(len(ids) - 1)]
+    content = {
+        "token_ids": ids, "token_losses": np.array(losses, np.float32),
+        "token_ranks": np.arange(len(losses), dtype=np.int32),
+    }  # fmt: skip
+    metrics: dict[str, Any] = {
+        "step": step, "loss": loss_of(step), "accuracy": 0.25 + step % 5 / 100, "throughput": 5000.0 + step % 7,
+        "learning_rate": 1e-5 * (step + 1), "gradient_norm": 1.0 + step % 3, "tokens": max(len(losses), 1),
+        "bytes": 90, "seconds": 0.05, "seconds_waited": 0.001, "unigram_entropy": 5.0,
+        "source": SOURCES[step % len(SOURCES)], "shard": "part-0.jsonl", "row": step,
+        "text_hash": step.to_bytes(32, "big"), "document_bytes": 120,
+    }  # fmt: skip
+    rows = rows_of(metrics | content | changed)
+    if text is None:
+        rows = [(table, {k: v for k, v in row.items() if k not in content}) for table, row in rows]
+    return rows
+
+
+def write_run(folder: Path, count: int = 150, tell: Told = told, *, ended: bool = True, **about: Any) -> Path:
+    """The record of a run of `count` documents, with generations, events and an evaluation; the folder it is in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {
+        "run_id": "run-1", "config": {"warmup_steps": 10, "num_steps": count, "seed": 1}, "model": "tiny 0.3 M",
+        "source": "data/documents.jsonl", "tokenizer": MODELS["ours"], "tokenizer_hash": "t", "vocab_size": 340,
+    }  # fmt: skip
+    writer = StoreWriter(folder / "run.db", described | about)
+    for step in range(count):
+        writer.add_rows(tell(step))
+        if step % 10 == 0:
+            began = {"prompt": f"Document {step}", "reference": f" begins {step}", "source": SOURCES[0]}
+            writer.add_rows(rows_of({"step": step} | began, f"Document {step}", f" wrote {step}"))
+        if step % 50 == 0:
+            writer.add_rows(rows_of({"step": step, "prompt": "Asked again"}, "Asked again", f" answered {step}"))
+    if count > SPIKE:
+        for step, kind, detail in (
+            (50, "checkpoint", "checkpoint_step_50.bin"), (SPIKE, "spike", "loss 14.0 where 5.4 is usual"),
+            (100, "checkpoint", "checkpoint_step_100.bin"),
+        ):  # fmt: skip
+            writer.add("events", {"time": 1.7e9 + step, "step": step, "kind": kind, "detail": detail})
+        whole = {"split": "held-out", "source": "", "loss": 5.25, "accuracy": 0.3, "bits_per_byte": 1.5}
+        writer.add("evaluations", {"step": count - 1} | whole)
+    if ended:
+        writer.update_run(ended=time.time(), outcome="done")
+    writer.close()
+    return folder
+
+
+def with_some_gone(step: int) -> list[tuple[str, Row]]:
+    return told(step, text=None) if step in GONE else told(step)
