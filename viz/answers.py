@@ -233,6 +233,42 @@ class Answers:
                 "prompts": [{"prompt": text, "times": times} for text, times in store.prompts()],
             }
 
+    def probes(self) -> Answer:
+        """The documents that were measured again after they were trained on, and what they cost each time."""
+        with self.live.lock:
+            self.live.refresh()
+            found: dict[int, Answer] = {}
+            for row in self.live.store.probes():
+                step = row["document"]
+                if step not in found:
+                    about = self.about(step)
+                    found[step] = about | {"first": about.get("loss"), "measured": []}
+                found[step]["measured"].append(
+                    {
+                        "distance": row["step"] - step,
+                        "step": row["step"],
+                        "loss": number(row["loss"]),
+                        "accuracy": number(row["accuracy"]),
+                    }
+                )
+            return {"edition": self.live.edition, "probes": list(found.values())}
+
+    def probe(self, step: int) -> Answer:
+        """One of these documents token by token, before it was learned from (`distance` is None) and each time after.
+
+        Raises NotThere.
+        """
+        with self.live.lock:
+            self.live.refresh()
+            rows = [row for row in self.live.store.probes() if row["document"] == step]
+            if not rows:
+                raise NotThere(f"the document of step {step:,} was not measured again")
+            document = self.document(step)
+        nothing: list[float | None] = [None]  # nothing predicts the first token
+        moments = [{"distance": None, "losses": document["losses"]}] if document["losses"] else []
+        moments += [{"distance": row["step"] - step, "losses": nothing + numbers(row["token_losses"])} for row in rows]
+        return {"step": step, "texts": document["texts"], "moments": moments}
+
     def events(self, most: int = 300, kind: str | None = None) -> Answer:
         """What has happened, the newest first, and how often each kind did, and where."""
         with self.live.lock:

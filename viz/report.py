@@ -43,8 +43,11 @@ def _answers(live: LiveRun, others: Sequence[Path]) -> dict[str, Any]:
         "spikes above": answers.spikes(LISTED),
         "spikes below": answers.spikes(LISTED, best=True),
         "samples": answers.samples(SAMPLES),
+        "probes": answers.probes(),
         "runs": {"runs": []},
     }
+    probed = {probe["step"] for probe in found["probes"]["probes"]}
+    found |= {f"probes/{step}": answers.probe(step) for step in probed}
     for asked in found["samples"]["prompts"]:
         found[f"samples {asked['prompt']}"] = answers.samples(MOMENTS, asked["prompt"])
     if others:
@@ -54,6 +57,7 @@ def _answers(live: LiveRun, others: Sequence[Path]) -> dict[str, Any]:
         found["compare"] = pairs.compare(run_id, POINTS)
         found["runs"] = {"runs": [run for run in pairs.known() if run["run_id"] == run_id]}
     steps = {entry["step"] for side in ("above", "below") for entry in found[f"spikes {side}"]["documents"]}
+    steps |= probed
     if found["run"]["steps"]:
         steps |= {found["run"]["first_step"], found["run"]["steps"] - 1}
     found |= {f"documents/{step}": answers.document(step) for step in sorted(steps)}

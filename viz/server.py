@@ -32,7 +32,8 @@ class StrictJSON(JSONResponse):
 def application(service: Service, names: Sequence[str] = ()) -> Starlette:
     """`names`: of this machine, to which it answers beside those of loopback."""
     routes = [Route(f"/api/{name}", _question(service, name)) for name in QUERIES]
-    routes.append(Route("/api/documents/{step}", _document(service)))
+    for name, answer in (("documents", service.answers.document), ("probes", service.answers.probe)):
+        routes.append(Route(f"/api/{name}/{{step}}", _of_step(answer)))
     for name, (content, kind) in page_files().items():
         routes.append(Route("/" if name == PAGE else f"/{name}", _file(content, kind, for_good=name == PLOTLY)))
     return Starlette(
@@ -47,15 +48,12 @@ def _question(service: Service, name: str) -> Callable[[Request], Response]:
     return lambda request: _json(lambda: answer(service, Query(request.query_params, known)))
 
 
-def _document(service: Service) -> Callable[[Request], Response]:
-    def answer(request: Request) -> Response:
-        def read() -> dict[str, Any]:
-            Query(request.query_params, ())
-            return service.answers.document(whole_number(request.path_params["step"], "step"))
+def _of_step(answer: Callable[[int], dict[str, Any]]) -> Callable[[Request], Response]:
+    def asked(request: Request) -> dict[str, Any]:
+        Query(request.query_params, ())
+        return answer(whole_number(request.path_params["step"], "step"))
 
-        return _json(read)
-
-    return answer
+    return lambda request: _json(lambda: asked(request))
 
 
 def _json(answer: Callable[[], dict[str, Any]]) -> Response:

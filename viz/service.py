@@ -81,6 +81,9 @@ class Service:
         hits = [self.answers.about(hit["step"]) | hit for hit in found["hits"]]
         return {"edition": edition, "steps": steps, "indexed_below": self.search.indexed_below} | found | {"hits": hits}
 
+    def probes(self, query: Query) -> Answer:
+        return self.answers.probes()
+
     def runs(self, query: Query) -> Answer:
         return {"runs": self.pairs.known()}
 
@@ -98,6 +101,7 @@ QUERIES: Mapping[str, tuple[Callable[[Service, Query], Answer], Sequence[str]]] 
     "sources": (Service.sources, ("points", "window", "scale")),
     "spikes": (Service.spikes, ("side", "source", "from", "limit")),
     "samples": (Service.samples, ("prompt", "from", "to", "limit")),
+    "probes": (Service.probes, ()),
     "events": (Service.events, ("kind", "limit")),
     "search": (Service.find, ("q", "limit")),
     "runs": (Service.runs, ()),

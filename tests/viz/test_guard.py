@@ -54,9 +54,9 @@ def ask(
     lines += [f"{name}: {value}".encode() for name, value in (*headers, ("Connection", "close"))]
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
         connection.sendall(b"\r\n".join([*lines, b"", b""]))
-        response = http.client.HTTPResponse(connection, method=method)
-        response.begin()
-        return Answer(response.status, response.headers, response.read())
+        with contextlib.closing(http.client.HTTPResponse(connection, method=method)) as response:
+            response.begin()
+            return Answer(response.status, response.headers, response.read())
 
 
 @contextlib.contextmanager
@@ -85,9 +85,21 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "localhost:8000", "localhost:1", "LocalHost:65535", "localhost.", "127.0.0.1", "127.0.0.1:9", "[::1]",
-     "[::1]:8000", ALLOWED, f"{ALLOWED}:8000", ALLOWED.upper()],
-)  # fmt: skip
+    [
+        "localhost",
+        "localhost:8000",
+        "localhost:1",
+        "LocalHost:65535",
+        "localhost.",
+        "127.0.0.1",
+        "127.0.0.1:9",
+        "[::1]",
+        "[::1]:8000",
+        ALLOWED,
+        f"{ALLOWED}:8000",
+        ALLOWED.upper(),
+    ],
+)
 def test_names_of_this_machine_are_answered_whichever_port_a_tunnel_has(port: int, host: str) -> None:
     answer = ask(port, hosts=[host])
     assert answer.status == 200 and answer.json["steps"] == 1
@@ -95,9 +107,24 @@ def test_names_of_this_machine_are_answered_whichever_port_a_tunnel_has(port: in
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:8000", "localhost.evil.example", "evil-localhost", "127.0.0.1.evil.example", "127.0.0.2",
-     "0.0.0.0", "[::]", "[::2]:80", "192.168.0.1", "2130706433", "0x7f.1", "xn--localhost-", f"other.{ALLOWED}", "example"],
-)  # fmt: skip
+    [
+        "evil.example",
+        "evil.example:8000",
+        "localhost.evil.example",
+        "evil-localhost",
+        "127.0.0.1.evil.example",
+        "127.0.0.2",
+        "0.0.0.0",
+        "[::]",
+        "[::2]:80",
+        "192.168.0.1",
+        "2130706433",
+        "0x7f.1",
+        "xn--localhost-",
+        f"other.{ALLOWED}",
+        "example",
+    ],
+)
 def test_other_names_are_refused_with_the_flag_that_would_let_them(port: int, host: str) -> None:
     for path in ("/api/run", "/", "/style.css", "/nothing"):
         answer = ask(port, path, hosts=[host])
@@ -109,11 +136,28 @@ def test_other_names_are_refused_with_the_flag_that_would_let_them(port: int, ho
 @pytest.mark.parametrize(
     "hosts",
     [
-        [], [""], ["localhost", "localhost"], ["localhost", "evil.example"], ["localhost:port"], ["localhost:99999"],
-        ["localhost/path"], ["user@localhost"], ["@localhost"], ["localhost?x"], ["localhost#x"], ["http://localhost"],
-        [":8000"], ["[::1"], ["::1"], ["[localhost]"], ["localhost:-1"], ["localhost localhost"], [b"\xff\xfe"], [b"loc\xe4lhost"],
+        [],
+        [""],
+        ["localhost", "localhost"],
+        ["localhost", "evil.example"],
+        ["localhost:port"],
+        ["localhost:99999"],
+        ["localhost/path"],
+        ["user@localhost"],
+        ["@localhost"],
+        ["localhost?x"],
+        ["localhost#x"],
+        ["http://localhost"],
+        [":8000"],
+        ["[::1"],
+        ["::1"],
+        ["[localhost]"],
+        ["localhost:-1"],
+        [b"\xff\xfe"],
+        [b"loc\xe4lhost"],
+        [b"localhost localhost"],
     ],
-)  # fmt: skip
+)
 def test_a_host_that_is_none_is_refused(port: int, hosts: list[str | bytes]) -> None:
     answer = ask(port, hosts=hosts)
     assert answer.status in (400, 403) and b"r1" not in answer.body
@@ -129,13 +173,26 @@ def test_without_a_host_as_http_1_0_has_it(port: int) -> None:
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
-        ("http://localhost:8000", 200), ("http://localhost", 200), ("http://127.0.0.1:1", 200), ("http://[::1]:8000", 200),
-        (f"http://{ALLOWED}:8000", 200), (f"https://{ALLOWED}", 200), ("https://localhost", 200),
-        ("null", 403), ("", 403), ("http://evil.example", 403), ("https://localhost.evil.example", 403),
-        ("http://evil.example/localhost", 403), ("http://evil@localhost", 403), ("file://localhost", 403),
-        ("chrome-extension://localhost", 403), ("localhost", 403), ("http://", 403), ("http://localhost:x", 403),
+        ("http://localhost:8000", 200),
+        ("http://localhost", 200),
+        ("http://127.0.0.1:1", 200),
+        ("http://[::1]:8000", 200),
+        (f"http://{ALLOWED}:8000", 200),
+        (f"https://{ALLOWED}", 200),
+        ("https://localhost", 200),
+        ("null", 403),
+        ("", 403),
+        ("http://evil.example", 403),
+        ("https://localhost.evil.example", 403),
+        ("http://evil.example/localhost", 403),
+        ("http://evil@localhost", 403),
+        ("file://localhost", 403),
+        ("chrome-extension://localhost", 403),
+        ("localhost", 403),
+        ("http://", 403),
+        ("http://localhost:x", 403),
     ],
-)  # fmt: skip
+)
 def test_pages_of_strangers_get_nothing(port: int, origin: str, status: int) -> None:
     answer = ask(port, headers=[("Origin", origin)])
     assert answer.status == status
@@ -148,9 +205,20 @@ def test_one_good_origin_does_not_let_a_bad_one_in(port: int) -> None:
 
 
 EACH_KIND = [
-    "/", "/style.css", "/main.js", *(f"/{name}" for name in page_files() if name.startswith("plotly")), "/api/run", "/api/series",
-    "/api/events?kind=x", "/api/run?nonsense=1", "/api/documents/0", "/api/documents/77", "/api/documents/x", "/nothing", "/api",
-]  # fmt: skip
+    "/",
+    "/style.css",
+    "/main.js",
+    *(f"/{name}" for name in page_files() if name.startswith("plotly")),
+    "/api/run",
+    "/api/series",
+    "/api/events?kind=x",
+    "/api/run?nonsense=1",
+    "/api/documents/0",
+    "/api/documents/77",
+    "/api/documents/x",
+    "/nothing",
+    "/api",
+]
 
 
 @pytest.mark.parametrize("path", EACH_KIND)
@@ -158,9 +226,8 @@ EACH_KIND = [
 def test_every_answer_has_the_headers_that_keep_a_hostile_text_a_text(port: int, path: str, method: str) -> None:
     for host in ("localhost", "evil.example"):
         answer = ask(port, path, method, hosts=[host])
-        policy = dict(
-            (part.strip().split(" ", 1) + [""])[:2] for part in answer.headers["content-security-policy"].split(";")
-        )
+        parts = (part.strip().partition(" ") for part in answer.headers["content-security-policy"].split(";"))
+        policy = {name: value for name, _, value in parts}
         assert policy["default-src"] == "'none'" and policy["script-src"] == "'self'"
         assert policy["connect-src"] == "'self'" and policy["frame-ancestors"] == "'none'"
         assert policy["base-uri"] == policy["form-action"] == "'none'"
@@ -201,9 +268,17 @@ def test_control_without_the_guard_a_stranger_is_answered(tmp_path: Path) -> Non
             return {"type": "http.request", "body": b"", "more_body": False}
 
         scope = {
-            "type": "http", "http_version": "1.1", "method": "GET", "path": "/style.css", "raw_path": b"/style.css",
-            "query_string": b"", "headers": [(b"host", host)], "scheme": "http", "server": ("127.0.0.1", 1), "root_path": "",
-        }  # fmt: skip
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "path": "/style.css",
+            "raw_path": b"/style.css",
+            "query_string": b"",
+            "headers": [(b"host", host)],
+            "scheme": "http",
+            "server": ("127.0.0.1", 1),
+            "root_path": "",
+        }
         await application(service, names)(scope, receive, send)
         return int(sent[0]["status"])
 
