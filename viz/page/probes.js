@@ -23,7 +23,8 @@ export const probes = {
     for (const probe of answer.probes) {
       const told = [[null, probe.first], ...probe.measured.map((one) => [one.distance, one.loss])];
       const few = told.length <= 5 ? told : [told[0], told[1], ...[0.34, 0.67, 1].map((share) => told[Math.round(1 + share * (told.length - 2))])];
-      parts.push(el("h3", {}, "Step ", lineOf(probe, open), "  ", ...shown(probe.words ?? "its text is not kept")),
+      const place = answer.probes.indexOf(probe);
+      parts.push(el("h3", {}, el("span", { class: "swatch", style: `border-color:${sourceColour(place)}` }), "Step ", lineOf(probe, open), "  ", ...shown(probe.words ?? "its text is not kept")),
         el("p", {}, ...few.flatMap(([distance, loss], i) => [i ? " → " : "", `${when(distance)} `, el("b", {}, fixed(loss, 2))])),
         await byToken(probe, again));
     }
@@ -35,12 +36,11 @@ export const probes = {
       text: [null, ...probe.measured.map((one) => one.distance)].map(when), line: { color: sourceColour(place), width: 2 }, marker: { size: 6, symbol: ["circle", "square", "diamond", "triangle-up"][place % 4] },
       hovertemplate: `step ${count(probe.step)}, %{text}: %{y:.3f}<extra></extra>`,
     }));
-    const annotations = answer.probes.map((probe, place) => ({ x: at(probe.measured.at(-1)?.distance ?? null), y: probe.measured.at(-1)?.loss ?? probe.first, text: ` step ${count(probe.step)}`, showarrow: false, xanchor: "left", font: { color: sourceColour(place) } }));
     const far = Math.max(0, ...ticks.map(at));
     const every = Math.ceil((far + 2) / (figure.clientWidth / 62));
     const shownTicks = ticks.filter((distance) => distance && (Math.log2(distance) % every === 0));
     await Plotly.react(figure, traces, layout({
-      annotations, dragmode: false, margin: { l: 52, r: 80, t: 12, b: 40 },
+      dragmode: false, margin: { l: 52, r: 12, t: 12, b: 40 },
       xaxis: axis({ tickvals: [-1, 0, ...shownTicks.map(at)], ticktext: ["first read", "just after", ...shownTicks.map(count)], range: [-1.3, far + 0.6], title: { text: "documents trained on since (each tick twice as many)", font: { color: colour("quiet"), size: 11.5 } } }),
       yaxis: axis({ title: { text: "nats per token", font: { color: colour("quiet") } } }),
     }), config);
@@ -51,7 +51,7 @@ async function byToken(probe, again) {
   const answer = await ask(`probes/${probe.step}`);
   if (!answer.texts || answer.moments.length < 2) return "";
   const last = answer.moments.length - 1;
-  const [from, to] = chosen.get(probe.step) ?? [0, Math.min(1, last)];
+  const [from, to] = chosen.get(probe.step) ?? [0, last];
   const choice = (value, name, place) => el("select", { "aria-label": name, onchange: (event) => { const pair = [from, to]; pair[place] = Number(event.target.value); chosen.set(probe.step, pair); again(); } },
     ...answer.moments.map((moment, i) => el("option", { value: i, selected: i === value }, when(moment.distance))));
   const details = el("details", { open: chosen.has(probe.step) }, el("summary", {}, "Token by token"),
