@@ -71,6 +71,10 @@ export function drawChart(element, state) {
     const at = state.logSteps ? Math.max(state.selected, 1) : state.selected;
     shapes.push({ type: "line", xref: "x", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line: { color: colour("ink"), width: 1, dash: "2px,3px" } });
   }
+  if (state.selectedLoss !== null && state.selectedLoss !== undefined && series.lanes.loss) traces.push({
+    x: onAxis([state.selected], state.logSteps), y: [state.selectedLoss], mode: "markers", yaxis: "y", cliponaxis: false, hoverinfo: "skip",
+    marker: { symbol: "circle-open", size: 13, color: colour("second"), line: { width: 2.5 } },
+  });
   const [from, to] = state.view ?? [run?.first_step ?? 0, Math.max(series.steps, 2)];
   x.range = state.logSteps ? [Math.log10(Math.max(from, 1)) - 0.02, Math.log10(Math.max(to, 2)) + 0.01] : [from - (to - from) * 0.004, to + (to - from) * 0.006];
   x.anchor = kinds.length ? `y${LANES.length + 1}` : `y${LANES.length}`;

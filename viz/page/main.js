@@ -16,7 +16,7 @@ const WINDOWS = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
 const POLL = 1000; // milliseconds
 const TAB_REST = 6000; // between two new looks of a tab, while the run goes on
 
-const page = { run: null, series: null, kinds: [], view: null, window: 200, logSteps: false, logLoss: false, selected: null, overlay: null, tab: spikes, drawnTab: 0, asked: null };
+const page = { run: null, series: null, kinds: [], view: null, window: 200, logSteps: false, logLoss: false, selected: null, selectedLoss: null, overlay: null, tab: spikes, drawnTab: 0, asked: null };
 
 // ---- what is shown of the run
 
@@ -72,7 +72,7 @@ function say(run) {
   if (byId("state").textContent !== `${ending}${done}${left}`) byId("state").textContent = `${ending}${done}${left}`;
   byId("state").className = state;
   byId("verdict").textContent = run.verdict;
-  const items = [["loss", fixed(run.latest.loss, 3)], ["right", percent(run.latest.accuracy)], ["tokens/s", count(run.latest.throughput === null ? null : Math.round(run.latest.throughput))], ["gradient norm", significant(run.latest.gradient_norm)]];
+  const items = [["loss", fixed(run.latest.loss, 3)], ["next token right", percent(run.latest.accuracy)], ["tokens/s", count(run.latest.throughput === null ? null : Math.round(run.latest.throughput))], ["gradient norm", significant(run.latest.gradient_norm)]];
   byId("latest").replaceChildren(...items.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
   banner(run.steps === 0 ? "The run has begun; its first document is not done yet."
     : run.steps - run.first_step === 1 ? "One document so far: averages need more."
@@ -150,7 +150,7 @@ function bindChart() {
 function open(step) {
   if (step === undefined) return;
   if (step === null) {
-    page.selected = null;
+    page.selected = page.selectedLoss = null;
     history.replaceState(null, "", location.pathname + location.search);
     closeReader();
     draw();
@@ -164,8 +164,13 @@ function open(step) {
 async function select(step) {
   const wasClosed = page.selected === null;
   page.selected = step;
+  page.selectedLoss = null;
   draw();
-  await readDocument(step, open);
+  const document = await readDocument(step, open);
+  if (document && page.selected === step) {
+    page.selectedLoss = document.loss;
+    draw();
+  }
   if (wasClosed && matchMedia("(max-width: 1000px)").matches) byId("reader").scrollIntoView({ block: "start" });
 }
 

@@ -17,25 +17,27 @@ export function closeReader() {
   );
 }
 
-// Shows the document of `step`; `open` is called with another step where one is chosen here.
+// Shows the document of `step` and returns it, if it is there; `open` is called with another step where one is chosen here.
 export async function readDocument(step, open) {
   asked?.abort();
   asked = new AbortController();
   const mine = asked;
   const reader = byId("reader");
   reader.setAttribute("aria-busy", "true");
-  let content;
+  let content, document = null;
   try {
-    content = page(await ask(`documents/${step}`, {}, mine.signal), open);
+    document = await ask(`documents/${step}`, {}, mine.signal);
+    content = page(document, open);
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (error.name === "AbortError") return null;
     const why = error instanceof Refusal ? error.message : "The server does not answer: what is shown was read before.";
     content = [head(step, { previous: step ? step - 1 : null, next: null }, open), el("p", { class: "empty" }, `${why}.`.replace("..", "."))];
   }
-  if (mine !== asked) return;
+  if (mine !== asked) return null;
   reader.replaceChildren(...content);
   reader.removeAttribute("aria-busy");
   reader.scrollTop = 0;
+  return document;
 }
 
 function head(step, document, open) {
