@@ -20,7 +20,6 @@ from viz.averages import Averages
 from viz.live_run import MOST_WINDOWS, LiveRun, NoRun
 from viz.schema import rows_of
 from viz.store import StoreReader, StoreWriter
-from viz.visualizer import TrainingVisualizer
 
 Metrics = Callable[..., dict[str, Any]]
 
@@ -133,29 +132,24 @@ def test_another_run_in_the_same_folder_is_another_edition(tmp_path: Path, metri
 
 
 def test_a_run_that_goes_back_is_read_anew(tmp_path: Path, metrics: Metrics) -> None:
-    viz = TrainingVisualizer(tmp_path, {"run_id": "r1"})
-    for step in range(30):
-        viz.update(metrics(step, loss=2.0))
-    viz.flush()
+    writer = StoreWriter(tmp_path / "run.db", {})
+    add(writer, metrics, range(30), loss=2.0)
     live = LiveRun(tmp_path)
     assert steps_of(live) == list(range(30))
     edition, averages = live.edition, live.averages(5)
-    viz.rewind(10)
-    viz.record_event(10, "roll-back", "to step 10")
-    for step in range(10, 50):
-        viz.update(metrics(step, loss=3.0))
-    viz.flush()
+    writer.rewind(10)
+    writer.add("events", {"time": 0.0, "step": 10, "kind": "roll-back", "detail": "to step 10"})
+    add(writer, metrics, range(10, 50), loss=3.0)
     assert steps_of(live) == list(range(50))
     assert live.series["loss"].tolist() == [2.0] * 10 + [3.0] * 40
     assert live.edition > edition
     assert live.averages(5) is not averages
     np.testing.assert_array_equal(live.averages(5).loss.values(), averages_at_once(tmp_path, 5).loss.values())
     edition = live.edition
-    viz.update(metrics(50, loss=3.0))
-    viz.record_event(50, "checkpoint", "")
-    viz.flush()
+    writer.add("events", {"time": 0.0, "step": 50, "kind": "checkpoint", "detail": ""})
+    add(writer, metrics, range(50, 51), loss=3.0)
     assert steps_of(live) == list(range(51)) and live.edition == edition  # going on is no other edition
-    viz.close()
+    writer.close()
 
 
 def test_control_without_the_event_the_forgotten_rows_would_stay(tmp_path: Path, metrics: Metrics) -> None:
@@ -212,19 +206,26 @@ def foreign(path: Path) -> None:
     "spoil",
     [
         lambda path: path.write_bytes(b"no database" * 1000),
-        lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:5000]),
         newer_version,
         no_row_of_the_run,
         foreign,
     ],
-    ids=["text", "empty", "cut", "newer", "no row", "foreign"],
+    ids=["text", "cut", "newer", "no row", "foreign"],
 )
 def test_a_file_that_cant_be_read_is_said_so_in_one_line(filled: Path, spoil: Callable[[Path], None]) -> None:
     spoil(filled / "run.db")
     live = LiveRun(filled)
     assert state_without_run(live) == "unreadable"
     assert state_without_run(live) == "unreadable"
+
+
+@pytest.mark.xfail(strict=True, reason="live_run.py: a store that is being made is taken for a foreign file")
+def test_a_store_that_is_only_being_made_is_waited_for(tmp_path: Path) -> None:
+    """Between `connect` and the commit of its tables the file is there and holds none (`reader.is_blank`)."""
+    (tmp_path / "run.db").touch()
+    live = LiveRun(tmp_path)
+    assert state_without_run(live) == "waiting"
 
 
 def test_a_store_that_is_damaged_while_it_is_followed_is_said_and_comes_back(filled: Path) -> None:
