@@ -72,7 +72,7 @@ export function drawChart(element, state) {
     shapes.push({ type: "line", xref: "x", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line: { color: colour("ink"), width: 1, dash: "2px,3px" } });
   }
   if (state.selectedLoss !== null && state.selectedLoss !== undefined && series.lanes.loss) traces.push({
-    x: onAxis([state.selected], state.logSteps), y: [state.selectedLoss], mode: "markers", yaxis: "y", cliponaxis: false, hoverinfo: "skip",
+    x: onAxis([state.selected], state.logSteps), y: [Math.min(state.selectedLoss, heightOf(axes.yaxis.range, state.logLoss))], mode: "markers", yaxis: "y", hoverinfo: "skip",
     marker: { symbol: "circle-open", size: 13, color: colour("second"), line: { width: 2.5 } },
   });
   const [from, to] = state.view ?? [run?.first_step ?? 0, Math.max(series.steps, 2)];
@@ -95,7 +95,7 @@ function laneTraces(lane, data, yaxis, state, range, logarithmic) {
   const main = colour("main"), single = colour("data");
   const x = onAxis(data.steps, state.logSteps);
   const sparse = state.series.documents <= data.steps.length + (data.not_finite?.length ?? 0);
-  const high = range ? (logarithmic ? 10 ** range[1] : range[1]) : Infinity;
+  const high = heightOf(range, logarithmic);
   const traces = [{
     x, y: data.values.map((value) => (value === null ? null : Math.min(value, high))), customdata: data.steps.map((step, i) => [step, data.values[i]]),
     yaxis, mode: sparse && (lane.name === "loss" || data.steps.length < 60) ? "markers" : "lines",
@@ -128,6 +128,8 @@ function laneTraces(lane, data, yaxis, state, range, logarithmic) {
   }
   return traces;
 }
+
+const heightOf = (range, logarithmic) => (range ? (logarithmic ? 10 ** range[1] : range[1]) : Infinity);
 
 // The range of a lane: one wild value must not flatten the rest, and is drawn at the upper edge then.
 function rangeOf(data, logarithmic, name) {
