@@ -8,7 +8,7 @@ import numpy as np
 from viz.document import OpenedDocument, open_document
 from viz.live_run import LiveRun
 from viz.query import NotThere
-from viz.reduction import number, numbers, outline
+from viz.reduction import finite, number, numbers, outline
 from viz.schema import SPIKES
 from viz.series import Series
 from viz.smoothing import WINDOW, debiased_average
@@ -61,7 +61,7 @@ class Answers:
                 "verdict": verdict(view),
                 "latest": latest,
                 "repeats_from": view.repeats_from,
-                "run": {name: value for name, value in run.items() if name not in SECRET},
+                "run": finite({name: value for name, value in run.items() if name not in SECRET}),
             }
 
     def series(
@@ -97,7 +97,7 @@ class Answers:
                 "from": first,
                 "to": below,
                 "steps": int(series["steps"][-1]) + 1 if series.size else 0,
-                "documents": high - low,
+                "documents": max(high - low, 0),
                 "window": window,
                 "lanes": lanes,
                 "evaluations": [
@@ -159,7 +159,7 @@ class Answers:
                 warmup = int(self.live.run["config"].get("warmup_steps") or 0)
                 first = warmup if series.size and 2 * warmup <= int(series["steps"][-1]) + 1 else 0
             excess = series.excess.values()
-            wanted = np.isfinite(excess) & ((excess < 0) if best else (excess > 0))
+            wanted = (excess < 0) if best else (excess > 0)  # neither where nothing was usual yet
             wanted[: series.rows_below(first)] = False
             if source is not None:
                 mine = np.zeros_like(wanted)
@@ -171,22 +171,27 @@ class Answers:
                 chosen = np.argpartition(height, most)[:most]
                 rows, height = rows[chosen], height[chosen]
             rows = rows[np.argsort(height, kind="stable")]
-            judged = self.live.store.steps_of_events(2**62)
-            spikes = {step for kind in SPIKES for step in judged.get(kind, ())}
+            judged = self._judged()
             return {
                 "edition": self.live.edition,
                 "from": first,
-                "documents": [self._entry(int(row), spikes) for row in rows],
+                "documents": [self._entry(int(row), judged) for row in rows],
             }
+
+    def _judged(self) -> set[int]:
+        """The steps that the judge of stability spoke of."""
+        found = self.live.store.steps_of_events(2**62)
+        return {step for kind in SPIKES for step in found.get(kind, ())}
 
     def _entry(self, row: int, judged: set[int]) -> Answer:
         series, step = self.live.series, int(self.live.series["steps"][row])
         excess, loss = float(series.excess.values()[row]), float(series["loss"][row])
+        usual = float(series.usual.values()[row])
         return {
             "step": step,
             "source": str(series["source"][row]),
             "loss": number(loss),
-            "usual": number(loss - excess),
+            "usual": number(usual),
             "excess": number(excess),
             "judged": step in judged,
             "words": self._first_words(step),
@@ -208,7 +213,7 @@ class Answers:
             series = self.live.series
             row = series.rows_below(step)
             is_known = row < series.size and int(series["steps"][row]) == step
-            return self._entry(row, set()) if is_known else {"step": step}
+            return self._entry(row, self._judged()) if is_known else {"step": step}
 
     def samples(self, most: int = 200, prompt: str | None = None, first: int = 0, below: int | None = None) -> Answer:
         """What the model wrote, in order: to the documents it was about to learn from, or to a prompt asked again.
@@ -282,7 +287,7 @@ class Answers:
                 for name, steps in sorted(found.items())
             ],
             "events": [
-                {"step": row["step"], "time": row["time"], "kind": row["kind"], "detail": row["detail"]}
+                {"step": row["step"], "time": finite(row["time"]), "kind": row["kind"], "detail": row["detail"]}
                 for row in newest
             ],
         }

@@ -18,6 +18,7 @@ from viz.comparison_chart import draw_comparison
 from viz.document_text import describe_document
 from viz.exports import Exporter
 from viz.filesystem import replace_file
+from viz.guard import name_in
 from viz.page_process import PORT, listen, opening_lines
 from viz.reader import StoreReader
 from viz.report import make_report
@@ -114,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     page.add_argument("--port", type=_port, metavar="N", help=f"default: the first free one from {PORT} on")
     page.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME",
+        "--allow-host", type=_host, action="append", default=[], metavar="NAME",
         help="also answer requests that call this machine by NAME (repeatable)",
     )  # fmt: skip
     take = add("report", _report, "the run as one HTML file that needs no server and no network")
@@ -160,6 +161,13 @@ def _port(text: str) -> int:
     if not 1 <= number <= 65_535:
         raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, found {text!r}")
     return number
+
+
+def _host(text: str) -> str:
+    name = name_in(f"//{text}")
+    if name is None or name_in(f"//{text}:1") is None:
+        raise argparse.ArgumentTypeError(f"expected the name of a machine, as a browser would write it, found {text!r}")
+    return name
 
 
 def _seconds(text: str) -> float:

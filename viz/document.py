@@ -83,7 +83,6 @@ def open_document(store: StoreReader, series: Series, step: int, speller: Spelle
         for name in ("token_ids", "token_losses", "token_ranks")
     )
     texts = speller.pieces(ids) if speller is not None and ids is not None else None
-    loss = float(series["loss"][row])
     return OpenedDocument(
         step,
         previous=int(steps[row - 1]) if row else None,
@@ -91,8 +90,8 @@ def open_document(store: StoreReader, series: Series, step: int, speller: Spelle
         source=found.get("source") or "",
         shard=found.get("shard"),
         row=found.get("row"),
-        loss=loss,
-        usual=loss - float(series.excess.values()[row]),
+        loss=float(series["loss"][row]),
+        usual=float(series.usual.values()[row]),
         accuracy=float(series["accuracy"][row]),
         gradient_norm=float(series["gradient_norm"][row]),
         learning_rate=float(series["learning_rate"][row]),

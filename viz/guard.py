@@ -26,8 +26,9 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
+        """`names`: as `name_in` gives them."""
         self._app = app
-        self._names = {name.lower().rstrip(".") for name in (*LOOPBACK, *names)}
+        self._names = {*LOOPBACK, *names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,19 +48,19 @@ class Guard:
 
     def _refusal(self, headers: Headers) -> tuple[int, str] | None:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
-        if len(hosts) != 1 or (host := _name(f"//{hosts[0]}")) is None:
+        if len(hosts) != 1 or (host := name_in(f"//{hosts[0]}")) is None:
             return 400, "expected one Host header that names this server"
         if host not in self._names:
             return 403, f"this server does not answer to the name {host[:100]!r}: --allow-host {host[:100]} lets it"
         for origin in origins:
-            asking = _name(origin) if origin.startswith(("http://", "https://")) else None
+            asking = name_in(origin) if origin.startswith(("http://", "https://")) else None
             if asking not in self._names:
                 return 403, f"pages of {origin[:100]!r} may not ask this server"
         return None
 
 
-def _name(address: str) -> str | None:
-    """The name in an address, without its port; None where it is not of that form."""
+def name_in(address: str) -> str | None:
+    """The name in an address like `//Host:8000`, in small letters, without port; None for what is none."""
     try:
         parts = urlsplit(address)
         _ = parts.port  # a number up to 65535, or ValueError

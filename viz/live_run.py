@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from viz.averages import Averages
-from viz.reader import StoreReader
+from viz.reader import StoreReader, is_blank
 from viz.run_folder import is_locked, record_of
 from viz.schema import Row
 from viz.series import Series
@@ -95,6 +95,8 @@ class LiveRun:
         if self._store is not None and identity == self._identity:
             return
         self._close()
+        if is_blank(path):  # its tables are on their way
+            raise NoRun("waiting", f"the run in {self.folder} has only begun")
         self._store, self._identity, self.record = StoreReader(path), identity, path.parent
 
     def _close(self) -> None:

@@ -1,14 +1,18 @@
 """What of a long curve is sent to a page: lowest and highest of each pixel, each with its step, as numbers of JSON."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from viz.curves import BLOCK, Curve
-from viz.smoothing import Floats
+from viz.smoothing import Floats, extremes
 
 Rows = npt.NDArray[np.intp]
+WIDE = 4 * BLOCK
+"""Rows of a pixel from which on the extremes of blocks will do."""
 
 
 def outline(curve: Curve, steps: npt.NDArray[np.int64], first: int, last: int, pixels: int, *, log: bool) -> Rows:
@@ -19,18 +23,22 @@ def outline(curve: Curve, steps: npt.NDArray[np.int64], first: int, last: int, p
     """
     if last <= first:
         return np.empty(0, np.intp)
-    if not log or last - first <= 2 * pixels:
-        return curve.outline(last, pixels, first)
-    edges = np.geomspace(max(int(steps[first]), 1), max(int(steps[last - 1]), 1) + 1, pixels + 1)
-    starts = np.unique(np.append(first, np.searchsorted(steps[first:last], edges[1:-1]) + first))
+    if last - first <= 2 * pixels or (not log and last - first < WIDE * pixels):
+        return first + extremes(curve.values(last)[first:], pixels)
+    if log:
+        edges = np.geomspace(max(int(steps[first]), 1), max(int(steps[last - 1]), 1) + 1, pixels + 1)
+        borders = first + np.searchsorted(steps[first:last], edges[1:-1])
+    else:
+        borders = np.linspace(first, last, pixels + 1)[1:-1].astype(np.intp)
+    starts = np.unique(np.append(first, borders))
     starts = starts[starts < last]
-    wide = np.flatnonzero(np.diff(np.append(starts, last)) >= 4 * BLOCK)
+    wide = np.flatnonzero(np.diff(np.append(starts, last)) >= WIDE)
     if not len(wide):
         return first + _extremes_from(curve.values(last)[first:], starts - first)
-    begin = int(wide[0])  # all pixels behind it are as wide: so it is on a logarithmic axis
-    starts = np.unique(np.append(starts[:begin], -(-starts[begin:] // BLOCK) * BLOCK))
-    starts = starts[starts < last]
+    begin = int(wide[0])  # all pixels behind it are as wide
+    starts[max(begin, 1) :] = -(-starts[max(begin, 1) :] // BLOCK) * BLOCK
     rows = np.concatenate((np.arange(first, starts[begin]), curve.candidates(int(starts[begin]), last)))
+    starts = np.unique(starts[starts < last])
     kept: Rows = rows[_extremes_from(curve.values()[rows], np.searchsorted(rows, starts))]
     return kept
 
@@ -52,10 +60,11 @@ def numbers(values: npt.ArrayLike) -> list[Any]:
     """(N,) numbers as JSON has them: six significant digits, None for what is not finite."""
     array = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(array) & (array != 0)
-    scale = np.ones_like(array)
+    rounded = array.copy()
     with np.errstate(invalid="ignore", over="ignore"):
-        scale[finite] = 10.0 ** (5 - np.floor(np.log10(np.abs(array[finite]))))
-        rounded = np.round(array * scale) / scale
+        exponent = np.floor(np.log10(np.abs(array[finite]))) - 5
+        up, down = 10.0 ** np.maximum(exponent, 0), 10.0 ** np.maximum(-exponent, 0)  # both exact, but for giants
+        rounded[finite] = np.round(array[finite] * down / up) * up / down
     rounded[finite & ~np.isfinite(rounded)] = 0.0  # below 1e-303
     known = np.isfinite(array)
     return [value if is_known else None for value, is_known in zip(rounded.tolist(), known.tolist(), strict=True)]
@@ -65,3 +74,12 @@ def number(value: float | None) -> float | None:
     """One number as `numbers` has it."""
     found: float | None = None if value is None else numbers([value])[0]
     return found
+
+
+def finite(value: Any) -> Any:
+    """The same, nested as it is, with None for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

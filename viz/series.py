@@ -67,6 +67,8 @@ class Series:
         self._columns: dict[str, Growing] = {}
         self.size = 0
         self.averages = Averages()
+        self.usual = Growing()
+        """What was usual for a document's source just before it, nats per token; NaN where nothing was yet."""
         self.excess = Growing()
         """How far a document lay above what was usual for its source, nats per token; NaN where nothing was yet."""
         self.sources: dict[str, SourceSeries] = {}
@@ -89,7 +91,9 @@ class Series:
         usual = np.full(len(names), np.nan)
         for name, rows in rows_by_source(names):
             usual[rows] = self.sources.setdefault(name, SourceSeries()).extend(first + rows, losses[rows])
-        self.excess.extend(losses - usual)
+        self.usual.extend(usual)
+        with np.errstate(invalid="ignore"):
+            self.excess.extend(losses - usual)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """A column: (N,), a view, good until the next `extend`."""

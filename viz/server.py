@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from viz.guard import Guard
 from viz.live_run import NoRun
@@ -29,18 +31,20 @@ class StrictJSON(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def application(service: Service, names: Sequence[str] = ()) -> Starlette:
+def application(service: Service, names: Sequence[str] = ()) -> ASGIApp:
     """`names`: of this machine, to which it answers beside those of loopback."""
     routes = [Route(f"/api/{name}", _question(service, name)) for name in QUERIES]
     for name, answer in (("documents", service.answers.document), ("probes", service.answers.probe)):
         routes.append(Route(f"/api/{name}/{{step}}", _of_step(answer)))
     for name, (content, kind) in page_files().items():
         routes.append(Route("/" if name == PAGE else f"/{name}", _file(content, kind, for_good=name == PLOTLY)))
-    return Starlette(
+    app = Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, names=names), Middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)],
+        middleware=[Middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)],
         exception_handlers={HTTPException: _refuse},
     )
+    app.router.redirect_slashes = False
+    return Guard(app, names)  # around what Starlette itself answers where all else fails, too
 
 
 def _question(service: Service, name: str) -> Callable[[Request], Response]:
@@ -65,6 +69,9 @@ def _json(answer: Callable[[], dict[str, Any]]) -> Response:
         return _error(404, str(error))
     except NoRun as error:
         return _error(503, str(error), state=error.state)
+    except Exception as error:  # noqa: BLE001  # a damaged record may hold anything; a defect of ours shows its place
+        traceback.print_exc()
+        return _error(503, f"the record can't be read ({type(error).__name__}: {error})", state="unreadable")
 
 
 def _error(status: int, why: str, **more: str) -> Response:
@@ -73,7 +80,9 @@ def _error(status: int, why: str, **more: str) -> Response:
 
 def _refuse(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    return _error(status, VOID.get(status, "it can't be answered"))
+    answer = _error(status, VOID.get(status, "it can't be answered"))
+    answer.headers.update(getattr(error, "headers", None) or {})
+    return answer
 
 
 def _file(content: bytes, kind: str, *, for_good: bool) -> Callable[[Request], Response]:

@@ -4,6 +4,7 @@ Every three neighbouring characters of a document are in the index (SQLite's FTS
 places; a document that holds all those of the text asked for is then read. Letter case is ignored.
 """
 
+import re
 import sqlite3
 import tempfile
 import threading
@@ -48,12 +49,11 @@ class TextSearch:
                 return
             if edition == self._edition and self.indexed_below >= steps:
                 return
-            begin_anew = edition != self._edition
-            self._edition, self._problem = edition, ""
-            if begin_anew:
+            if edition != self._edition:
                 self.indexed_below = 0
+            self._problem = ""
             self._thread = threading.Thread(
-                target=self._take_in, args=(store, begin_anew, steps), name="text-search", daemon=True
+                target=self._take_in, args=(store, edition, steps), name="text-search", daemon=True
             )
             self._thread.start()
 
@@ -63,7 +63,7 @@ class TextSearch:
         if thread is not None:
             thread.join(seconds)
 
-    def _take_in(self, store: Path, begin_anew: bool, steps: int) -> None:
+    def _take_in(self, store: Path, edition: object, steps: int) -> None:
         try:
             with StoreReader(store) as reader:
                 found = speller(reader.run().get("tokenizer"))
@@ -72,25 +72,28 @@ class TextSearch:
                     return
                 database = sqlite3.connect(self._path, isolation_level=None)
                 try:
-                    self._fill(database, reader, found, begin_anew, steps)
+                    self._fill(database, reader, found, edition, steps)
                 finally:
                     database.close()
         except (OSError, ValueError, sqlite3.Error) as error:
             self._problem = str(error)
 
     def _fill(
-        self, database: sqlite3.Connection, reader: StoreReader, found: Speller, begin_anew: bool, steps: int
+        self, database: sqlite3.Connection, reader: StoreReader, found: Speller, edition: object, steps: int
     ) -> None:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = OFF")  # of a file that nobody needs after us
-        if begin_anew:
+        if edition != self._edition:
+            database.execute("BEGIN")
             database.execute("DROP TABLE IF EXISTS texts")
             database.execute(
                 "CREATE VIRTUAL TABLE texts USING fts5(text, tokenize='trigram', detail='none', columnsize=0)"
             )
+            database.execute("COMMIT")
+            self._edition = edition
         while self.indexed_below < steps and not self._stop.is_set():
             below = min(self.indexed_below + AT_ONCE, steps)
-            rows = [(step, found.text(ids)) for step, ids in reader.kept_ids(self.indexed_below, below)]
+            rows = [(step, _indexed(found.text(ids))) for step, ids in reader.kept_ids(self.indexed_below, below)]
             database.execute("BEGIN")
             database.executemany("INSERT INTO texts (rowid, text) VALUES (?, ?)", rows)
             database.execute("COMMIT")
@@ -104,33 +107,37 @@ class TextSearch:
         hits: list[dict[str, Any]] = []
         total = 0
         if not self._problem and self.indexed_below:
-            wanted = text.lower()  # unlike casefold it keeps the length, but for a letter or two
+            text = _indexed(text)
+            wanted = re.compile(re.escape(text), re.IGNORECASE)
             with sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True) as database:
                 for step, found in self._candidates(database, text):
-                    place = found.lower().find(wanted)
-                    if place < 0:
+                    place = wanted.search(found)
+                    if place is None:
                         continue
                     total += 1
                     if len(hits) < most:
-                        hits.append({"step": step} | _around(found, place, len(text)))
+                        hits.append({"step": step} | _around(found, *place.span()))
             database.close()
         return {"total": total, "hits": hits, "problem": self._problem or None}
 
     @staticmethod
     def _candidates(database: sqlite3.Connection, text: str) -> list[tuple[int, str]] | sqlite3.Cursor:
         parts = {text[begin : begin + 3] for begin in range(len(text) - 2)}
-        parts = {part for part in parts if "\0" not in part}
         if not parts:  # too short for the index: all are read
             return database.execute("SELECT rowid, text FROM texts ORDER BY rowid")
         asked = " AND ".join('"' + part.replace('"', '""') + '"' for part in sorted(parts))
         return database.execute("SELECT rowid, text FROM texts WHERE texts MATCH ? ORDER BY rowid", (asked,))
 
 
-def _around(text: str, place: int, length: int) -> dict[str, str]:
+def _indexed(text: str) -> str:
+    """The text as the index takes it: SQLite would read no further than a NUL."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _around(text: str, begin: int, end: int) -> dict[str, str]:
     """`before`, `hit`, `after`: the hit in its surroundings."""
-    end = place + length
     return {
-        "before": text[max(0, place - CONTEXT) : place],
-        "hit": text[place:end],
+        "before": text[max(0, begin - CONTEXT) : begin],
+        "hit": text[begin:end],
         "after": text[end : end + CONTEXT],
     }

@@ -212,6 +212,8 @@ def spread(places: Sequence[tuple[int, int]], most: int) -> list[int]:
 
     A model learns most at first: moments at equal ratios of steps show more of it than at equal distances.
     """
+    if most == 1:
+        return [number for _, number in places[-1:]]
     if len(places) <= most:
         return [number for _, number in places]
     logs = np.log([max(step, 1) for step, _ in places])

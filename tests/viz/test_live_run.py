@@ -220,7 +220,6 @@ def test_a_file_that_cant_be_read_is_said_so_in_one_line(filled: Path, spoil: Ca
     assert state_without_run(live) == "unreadable"
 
 
-@pytest.mark.xfail(strict=True, reason="live_run.py: a store that is being made is taken for a foreign file")
 def test_a_store_that_is_only_being_made_is_waited_for(tmp_path: Path) -> None:
     """Between `connect` and the commit of its tables the file is there and holds none (`reader.is_blank`)."""
     (tmp_path / "run.db").touch()

@@ -106,7 +106,6 @@ def test_any_text_is_plain_text(indexed: TextSearch, text: str) -> None:
     assert steps(indexed, text) == expected(text)
 
 
-@pytest.mark.xfail(strict=True, reason="text_search.py: FTS5 reads no further than the first NUL of a text")
 @pytest.mark.parametrize("text", ["behind", "\0 behind", "and \0 be"])
 def test_what_stands_behind_a_nul_is_found(indexed: TextSearch, text: str) -> None:
     assert steps(indexed, text) == [4]
@@ -122,7 +121,6 @@ def test_a_query_of_500_different_characters(indexed: TextSearch) -> None:
     assert steps(indexed, "".join(map(chr, range(0x1F300, 0x1F300 + 500)))) == []
 
 
-@pytest.mark.xfail(strict=True, reason="text_search.py: lower() lengthens İ, and makes another letter of a final Σ")
 def test_letters_whose_lower_case_is_longer_or_depends_on_its_place(tmp_path: Path, search: TextSearch) -> None:
     writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
     add(writer, ["İİİ then the needle here", "ΟΔΟΣΑ"])
@@ -241,7 +239,6 @@ def test_a_store_that_is_not_there_is_a_problem_that_passes(tmp_path: Path, stor
     assert steps(search, "fox") == [0, 1]
 
 
-@pytest.mark.xfail(strict=True, reason="text_search.py: an edition whose first reading failed never gets its table")
 def test_an_edition_that_could_not_be_read_at_first_is_read_later(
     tmp_path: Path, store: Path, search: TextSearch
 ) -> None:

@@ -17,7 +17,7 @@ export const spikes = {
     const source = el("select", { "aria-label": "Source", onchange: (event) => { chosen.source = event.target.value; again(); } },
       el("option", { value: "" }, "all sources"), ...known.sources.map((one) => el("option", { value: one.source, selected: one.source === chosen.source }, plainly(one.source || "unknown"))));
     const rows = answer.documents.map((entry) => [
-      lineOf(entry, open), signed(entry.excess, 2), fixed(entry.loss, 2), fixed(entry.usual, 2), el("span", { class: "name" }, ...shown(entry.source || "unknown")),
+      lineOf(entry, open), entry.loss === null ? "∞" : signed(entry.excess, 2), entry.loss === null ? "not finite" : fixed(entry.loss, 2), fixed(entry.usual, 2), el("span", { class: "name" }, ...shown(entry.source || "unknown")),
       entry.judged ? el("span", { class: "bad" }, "spike") : "", entry.words === null ? "its text is no longer kept" : [...shown(entry.words)],
     ]);
     panel.replaceChildren(
