@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
+import uvicorn
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, expect, sync_playwright
 
 from tests.viz.test_token_text import MODELS
 from viz.schema import Row, rows_of
-from viz.serving import serve
+from viz.server import application
+from viz.service import Service
 from viz.store import StoreWriter
 
-PATIENCE = 60_000  # milliseconds: a machine that others use too
+PATIENCE = 30_000  # milliseconds: a machine that others use too
 expect.set_options(timeout=PATIENCE)
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -166,22 +168,20 @@ def shown_range(page: Page) -> tuple[float, float]:
 
 @contextmanager
 def served(folder: Path, *others: Path, port: int = 0) -> Iterator[str]:
-    """The address of the page on a folder, which a thread here answers as `python -m viz serve` does."""
-    listening = socket.create_server(("127.0.0.1", port))
-    ready, stop = threading.Event(), threading.Event()
-    thread = threading.Thread(
-        target=serve,
-        args=(folder, others, listening),
-        kwargs={"ready": lambda _: ready.set(), "parent_is_gone": stop.wait},
-    )
-    port = listening.getsockname()[1]
-    thread.start()
-    try:
-        assert ready.wait(60)
-        yield f"http://localhost:{port}/"
-    finally:
-        stop.set()
-        thread.join()
+    """The address of the page on a folder, answered by a thread here: a process for each test would take seconds."""
+    service = Service.of(folder, others)
+    settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "off"}
+    server = uvicorn.Server(uvicorn.Config(application(service), timeout_graceful_shutdown=2, **settings))
+    with socket.create_server(("127.0.0.1", port)) as listening:
+        port = listening.getsockname()[1]
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://localhost:{port}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+            service.search.close()
 
 
 def free_port() -> int:

@@ -1,7 +1,6 @@
 """The page on a finished run of 150 documents, beside a second run on the same texts: what a person does with it."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,7 +231,8 @@ FOCUSED = """() => {
   const { activeElement: at } = document, style = getComputedStyle(at);
   return {
     id: at.id, tag: at.tagName, words: at.textContent.trim().slice(0, 30),
-    outline: style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth), inView: at.getBoundingClientRect().width > 0,
+    outline: style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth),
+    inView: at.getBoundingClientRect().width > 0,
   };
 }"""
 
@@ -248,18 +248,13 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     order = ["theme", "window", "log-steps", "log-loss", "zoom-in", "zoom-all", "go-step", "tab-spikes", "panel"]
     assert [name for name in ids if name in order] == order
     assert all(stop["outline"] >= 1 and stop["inView"] for stop in walked), walked
-    page.keyboard.press("Shift+Tab")
-    page.keyboard.press("Shift+Tab")
     page.focus("#tab-spikes")
     for expected in ("sources", "samples"):
         page.keyboard.press("ArrowRight")
         expect(page.locator(f"#tab-{expected}")).to_be_focused()
         expect(page.locator(f"#tab-{expected}")).to_have_attribute("aria-selected", "true")
-    page.keyboard.press("End")
-    expect(page.locator("#tab-search")).to_be_focused()
-    page.keyboard.press("ArrowRight")
-    expect(page.locator("#tab-spikes")).to_be_focused()
     page.keyboard.press("ArrowLeft")
+    expect(page.locator("#tab-sources")).to_be_focused()
     page.keyboard.press("Home")
     expect(page.locator("#tab-spikes")).to_be_focused()
 
@@ -290,26 +285,81 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     shows(page, 33)
 
 
-INTERACTIVE = {
-    "button", "checkbox", "combobox", "link", "menuitem", "option", "radio", "searchbox", "slider", "spinbutton", "tab",
-    "textbox", "image", "img", "tabpanel", "table", "region", "complementary", "group", "dialog", "DisclosureTriangle",
-}  # fmt: skip
+@pytest.mark.xfail(strict=True, reason="main.js, fromAddress: #reader names no step, so the document is closed")
+def test_the_skip_link_goes_to_the_open_document(visit: Visit, address: str) -> None:
+    page = drawn(visit(f"{address}#step=12"))
+    shows(page, 12)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(200)
+    expect(reader(page)).to_be_focused(timeout=10_000)
+    expect(page.locator("#reader-title")).to_have_text("Step 12", timeout=10_000)
+    page.keyboard.press("ArrowRight")
+    shows(page, 13)
+
+
+@pytest.mark.xfail(strict=True, reason="reader.js, readDocument: the button that has the focus is replaced")
+def test_who_goes_on_by_the_keyboard_can_go_on(visit: Visit, address: str) -> None:
+    """What is drawn anew by a key has the focus again: a second press does the same once more."""
+    page = drawn(visit(f"{address}#step=12"))
+    shows(page, 12)
+    page.get_by_role("button", name="next ▶").focus()
+    for step in (13, 14):
+        page.keyboard.press("Enter")
+        shows(page, step)
+        expect(page.get_by_role("button", name="next ▶")).to_be_focused(timeout=10_000)
+
+
+@pytest.mark.xfail(strict=True, reason="lists.js, sources.js: again() replaces the field that has the focus")
+def test_who_chooses_by_the_keyboard_stays_there(visit: Visit, address: str) -> None:
+    page = drawn(visit(address))
+    page.get_by_label("Which end").focus()
+    page.keyboard.press("ArrowDown")
+    until(page, "(step) => document.querySelector('#panel tbody td').textContent === step", str(BEST))
+    expect(page.get_by_label("Which end")).to_be_focused(timeout=10_000)
+    choose(page, "sources")
+    box = page.locator("#panel input[type=checkbox]").nth(1)
+    box.focus()
+    page.keyboard.press("Space")
+    until(page, "document.querySelector('#panel .figure').data[1].visible === false")
+    expect(page.locator("#panel input[type=checkbox]").nth(1)).to_be_focused()
+
+
+@pytest.mark.xfail(strict=True, reason="lists.js, search.show: the field takes the focus from the tab")
+def test_the_arrows_go_round_all_tabs(visit: Visit, address: str) -> None:
+    page = drawn(visit(address))
+    names = page.evaluate("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.id)")
+    page.focus(f"#{names[0]}")
+    for expected in (*names[1:], names[0]):
+        page.keyboard.press("ArrowRight")
+        expect(page.locator(f"#{expected}")).to_have_attribute("aria-selected", "true")
+        until(page, "(tab) => document.getElementById('panel').dataset.ready === tab", expected.removeprefix("tab-"))
+        expect(page.locator(f"#{expected}")).to_be_focused(timeout=10_000)
+    page.keyboard.press("End")
+    expect(page.locator(f"#{names[-1]}")).to_be_focused()
+
+
+NEED_NAMES = {"image", "img", "table", "tabpanel", "region", "complementary", "DisclosureTriangle"}
+"""Kinds that can't be focused, but need a name all the same."""
 
 
 def unnamed(page: Page) -> list[str]:
-    """What a screen reader would have to announce by its kind alone."""
+    """What a screen reader would have to announce by its kind alone. What is inside of a figure counts as one image."""
     session = page.context.new_cdp_session(page)
-    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
-    session.detach()
-    known = [node for node in nodes if not node["ignored"]]
-    roles = {node["role"]["value"] for node in known}
+    nodes = [node for node in session.send("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    roles = {node["role"]["value"] for node in nodes}
     assert roles >= {"button", "tab", "tabpanel", "slider"}, roles  # the tree is there
     found = []
-    for node in known:
+    for node in nodes:
         role, name = node["role"]["value"], node.get("name", {}).get("value", "").strip()
-        focusable = any(one["name"] == "focusable" and one["value"]["value"] for one in node.get("properties", []))
-        if not name and (role in INTERACTIVE - {"group"} or (focusable and role != "RootWebArea")):
+        can_focus = any(one["name"] == "focusable" and one["value"]["value"] for one in node.get("properties", []))
+        if name or not (role in NEED_NAMES or (can_focus and role != "RootWebArea")):
+            continue
+        element = session.send("DOM.resolveNode", {"backendNodeId": node["backendDOMNodeId"]})["object"]["objectId"]
+        asked = {"functionDeclaration": "function () { return Boolean(this.closest('svg')); }", "returnByValue": True}
+        if not session.send("Runtime.callFunctionOn", {"objectId": element, **asked})["result"]["value"]:
             found.append(role)
+    session.detach()
     return found
 
 
