@@ -39,7 +39,7 @@ class Forked:
         for ours in (given, answer):
             os.close(ours)
         self.pid = int(server.recv(_MOST))
-        self.stdin, self.stdout = open(write, "wb", buffering=0), open(read, "rb", buffering=0)  # noqa: SIM115
+        self.stdin, self.stdout = os.fdopen(write, "wb", buffering=0), os.fdopen(read, "rb", buffering=0)
         try:
             self._process: int | None = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -116,8 +116,7 @@ def _draw(files: Sequence[int], words: Sequence[str], cwd: str, env: Mapping[str
         os.environ.clear()
         os.environ.update(env)
         sys.stdin, sys.stdout, sys.stderr = (
-            open(number, mode, encoding="utf-8", buffering=1)  # noqa: SIM115 - they last as long as it does
-            for number, mode in enumerate("rww")
+            os.fdopen(number, mode, encoding="utf-8", buffering=1) for number, mode in enumerate("rww")
         )
         main(Path(words[0]), int(words[1]))
         code = 0

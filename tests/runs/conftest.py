@@ -36,8 +36,7 @@ def multiply_as_was_tried_once() -> None:
     torch.backends.mkldnn.matmul.fp32_precision = _tried_precision()  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-def started_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def start_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What each run finds out anew as it starts, and what is the same for all runs of this process, is done once."""
     monkeypatch.setattr("trainer.parts.measure_flops", measure_flops_once)
     monkeypatch.setattr("trainer.parts.multiply_fp32_by_onednn", multiply_as_was_tried_once)
@@ -46,8 +45,9 @@ def started_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def train(corpus: Path, started_once: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
+def train(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
     """Run the command in this process: a small model on the corpus, in a folder of this test. Returns its exit code."""
+    start_once(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object, small: bool = True) -> int:
