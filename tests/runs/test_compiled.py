@@ -63,7 +63,7 @@ exec g++ "$@"
 
 @pytest.mark.parametrize("works", [0, *(pytest.param(works, marks=pytest.mark.full) for works in (2, 4))])
 def test_a_compiler_that_fails_is_told_and_the_run_goes_on_without(
-    tmp_path: Path, corpus: Path, run_command: Run, works: int
+    train: Train, tmp_path: Path, corpus: Path, run_command: Run, works: int
 ) -> None:
     """At the first thing that it is asked for, or at a later one: a backward pass, say."""
     compiler = tmp_path / "failing"
@@ -74,7 +74,7 @@ def test_a_compiler_that_fails_is_told_and_the_run_goes_on_without(
     done = run_command(*flags, "--compile", "--out", "tried", cwd=tmp_path, environment=environment)
     assert done.stdout.count("--compile: the compiler fails (") == 1 and done.stderr == ""
     assert json.loads((tmp_path / "tried/training_viz/run.json").read_bytes())["config"]["compile"] is False
-    run_command(*flags, "--out", "eager", cwd=tmp_path)
+    assert train("--steps", 3, "--out", "eager") == 0
     equal_runs(tmp_path / "eager", tmp_path / "tried", 3)
 
 

@@ -47,6 +47,7 @@ def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert 0 <= parts["numbers to Python, and the rest"] < 30  # of a step of a few milliseconds
 
 
+@pytest.mark.full  # two processes, one of them with transformers
 def test_generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(generate, "TOKENS", 5)
     generate.main("tiny", 3)
