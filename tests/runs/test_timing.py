@@ -38,7 +38,7 @@ def test_contenders_take_turns_and_are_compared_within_a_round() -> None:
 def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(TrainingStep, "compile", lambda step: None)
     monkeypatch.setattr(step, "STEPS", 2)
-    step.main("tiny", 3)
+    step.main("tiny", 2)
     rows = rows_of(capsys)
     assert 0 < float(rows["roofline: products at their peak, AdamW's bytes"][1].split(" of")[0]) < 2
     parts = {name: float(cells[1].rstrip("%")) for name, cells in rows.items() if cells[-1].endswith("%")}
