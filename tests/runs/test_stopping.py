@@ -126,7 +126,7 @@ def test_two_runs_in_one_folder(
 ) -> None:
     """Either folder is enough to be refused, by who holds it; `kill -9` frees both."""
     first = start([*words, "--viz-dir", "viz", "--checkpoint-dir", "saved"], tmp_path)
-    wait_for(lambda: _rows(tmp_path / "viz") > 3, first)
+    wait_for(lambda: list((tmp_path / "saved").glob("checkpoint_step_*.bin")), first)
     for flags in (["--viz-dir", "viz"], ["--checkpoint-dir", "saved"], ["--checkpoint-dir", "saved", "--resume"]):
         assert train(*([] if "--resume" in flags else words), *flags, small=False) == 2
         error = capsys.readouterr().err
