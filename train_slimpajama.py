@@ -263,7 +263,12 @@ def _page(run: "RunFolder", listening: "socket.socket | None", say: Callable[[st
         return
     from viz.page_process import PageProcess, opening_lines
 
-    page = PageProcess(run.viz, listening)
+    try:
+        page = PageProcess(run.viz, listening)
+    except OSError as error:  # no reason not to train
+        say(f"There is no page in this run: its process can't be started ({error})")
+        yield
+        return
     say("\n".join(opening_lines(page.port)))
     try:
         yield

@@ -107,7 +107,12 @@ class Warm:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults"],
             cwd=PROJECT,
-            env={**command_environment(), "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "2"},
+            env={
+                **command_environment(),
+                "LD_PRELOAD": str(library),
+                "OMP_NUM_THREADS": "2",
+                "FAULT_MEASURED": str(library.with_name("measured.json")),
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -240,6 +245,7 @@ def _become(request: dict[str, Any]) -> int:
     script = str(PROJECT / "train_slimpajama.py")
     if request["fresh"]:
         os.execv(sys.executable, [sys.executable, script, *request["words"]])
+    _measure_once()
     os.environ["FAULT_TRAINER"] = str(os.getpid())
     ctypes.CDLL(None).faults_arm()
     sys.argv = [script, *request["words"]]
@@ -250,6 +256,25 @@ def _become(request: dict[str, Any]) -> int:
     except Exception:  # noqa: BLE001 - as the interpreter itself would end
         traceback.print_exc()
         return 1
+
+
+def _measure_once() -> None:
+    """Let the runs of this session share what the first has measured of the machine. A fork can't have it measured
+    before: a product that large leaves threads behind, which would not come along."""
+    import trainer.parts
+    from trainer.peak import measure_flops
+
+    def measured(*arguments: Any, **options: Any) -> dict[str, float]:
+        found: dict[str, float]
+        try:
+            found = json.loads(known.read_text())
+        except FileNotFoundError:
+            found = measure_flops(*arguments, **options)
+            known.write_text(json.dumps(found))
+        return found
+
+    known = Path(os.environ["FAULT_MEASURED"])
+    trainer.parts.measure_flops = measured
 
 
 def _leave(code: int) -> NoReturn:

@@ -26,6 +26,7 @@ GAIN = 0.1
 def compiler_settings(longest: int) -> Iterator[None]:
     """In here graphs are made for all lengths up to `longest`, and everything that can fail fails at once."""
     import torch._functorch.config
+    import torch._inductor.config
     import torch.fx.experimental._config
 
     with (
@@ -35,6 +36,8 @@ def compiler_settings(longest: int) -> Iterator[None]:
         torch.fx.experimental._config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
         # Else a backward pass that can't be made is told by a traceback, and tried again later.
         torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
+        # Else what is timed on a GPU, differently each time, decides how matrices are padded.
+        torch._inductor.config.patch(deterministic=torch.are_deterministic_algorithms_enabled()),
     ):
         yield
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -68,14 +69,23 @@ class FileLock:
     """An exclusive lock on a file that ends with the process, however it ends."""
 
     def __init__(self, path: Path) -> None:
-        """Take the lock. Raises BlockingIOError when another process holds it; `holder` tells which."""
+        """Take the lock. Raises BlockingIOError when another process holds it; `holder` tells which.
+
+        Who only looks if a run lives here (the page does, again and again) holds it for an instant: so it is tried for
+        half a second.
+        """
         self.path = path
         self._file = path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise
+        until = time.monotonic() + 0.5
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    self._file.close()
+                    raise
+                time.sleep(0.01)
         self._file.truncate(0)
         self._file.write(str(os.getpid()).encode())
         self._file.flush()

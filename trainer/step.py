@@ -217,10 +217,11 @@ class TrainingStep:
     def _gradients(self, ids: Sequence[int], length: int) -> tuple[Judgement, list[torch.Tensor]]:
         """The gradient of the mean loss for each weight, in its dtype, over a sample padded to `length` predictions."""
         inputs, targets = self._objective.inputs_and_targets(ids, length)
-        # Here, because a copy to a GPU waits for what it was asked before, which soon is the whole backward pass.
-        tokens, places = (found.to(self.device) for found in torch.unique(inputs, return_inverse=True))
-        embedded = self.model.embed(inputs.unsqueeze(0).to(self.device)).detach().requires_grad_()
-        judged = self._judge_hidden(self.model.hidden_from(embedded, self._layers)[0], targets.to(self.device))
+        # Here, because a copy to a GPU waits for what it was asked before, which soon is the whole forward pass.
+        asked = (inputs, targets, *torch.unique(inputs, return_inverse=True))
+        inputs, targets, tokens, places = (whole.to(self.device) for whole in asked)
+        embedded = self.model.embed(inputs.unsqueeze(0)).detach().requires_grad_()
+        judged = self._judge_hidden(self.model.hidden_from(embedded, self._layers)[0], targets)
         *found, of_rows = torch.autograd.grad(judged.loss, [*(leaf for leaf, _ in self._leaves), embedded])
         of_place: dict[int, torch.Tensor] = {}
         for gradient, (_, inside) in zip(found, self._leaves, strict=True):

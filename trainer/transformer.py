@@ -107,7 +107,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     kv_heads, reach = keys.shape[1], keys.shape[2]
     if length == 1:  # sees everything, so the query heads of a group stand in for several positions: no mask, no copies
         grouped = queries.reshape(batch, kv_heads, -1, head_dim)
-        return F.scaled_dot_product_attention(grouped, keys, values).view(batch, heads, 1, head_dim)
+        # Reshaped, because a GPU's kernel for fp32 lays the result out otherwise.
+        return F.scaled_dot_product_attention(grouped, keys, values).reshape(batch, heads, 1, head_dim)
     if queries.device.type == "cpu" and length == reach <= 512:
         # The CPU's flash attention is slow: a step of `small` on 256 tokens takes 10 % longer with it in bf16, 7 % in
         # fp32 by oneDNN. Written out, the (T, T) scores need memory, and in bf16 they are rounded: not for long texts.

@@ -123,15 +123,22 @@ def _digits(error: float | None) -> int:
     return min(max(1 - math.floor(math.log10(error)), 0), 6) if error else 3
 
 
-def compare(a: StoreReader, b: StoreReader, names: tuple[str, str] = ("A", "B"), since: int = 0) -> Comparison:
+def compare(
+    a: StoreReader,
+    b: StoreReader,
+    names: tuple[str, str] = ("A", "B"),
+    since: int = 0,
+    at_hand: Sequence[Columns | None] = (None, None),
+) -> Comparison:
     """Two runs (rank 0) on the documents that both read (A from step `since` on), matched by the SHA-256 of the text.
 
     Same tokenizer: nats per token; where the runs read other lengths of a document, over its first tokens, which both
     predicted. Other or unknown tokenizers: bits per byte, each run over the bytes that it read.
+    `at_hand`: the columns of A and of B, where they were read already.
     Raises ValueError, one line, where a run has no steps or there is no document to compare.
     """
     stores, runs = (a, b), (a.run(), b.run())
-    tables = [_read(store, name) for store, name in zip(stores, names, strict=True)]
+    tables = [_read(store, name, known) for store, name, known in zip(stores, names, at_hand, strict=True)]
     places = match(tables[0][1], tables[1][1])
     if not len(places[0]):
         held = [
@@ -238,9 +245,9 @@ def _cut_to_shorter(
     return missing
 
 
-def _read(store: StoreReader, name: str) -> tuple[Columns, npt.NDArray[np.bytes_], int]:
+def _read(store: StoreReader, name: str, columns: Columns | None) -> tuple[Columns, npt.NDArray[np.bytes_], int]:
     """`StoreReader.columns` of the steps whose text is known, their hashes, and the number of all steps."""
-    columns = store.columns()
+    columns = store.columns() if columns is None else columns
     total = len(columns["steps"])
     if not total:
         raise ValueError(f"{name} has no steps yet: there is nothing to compare")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from viz.reader import StoreReader
-from viz.schema import SPIKES, Row
+from viz.schema import Row
 from viz.series import Series
 from viz.token_text import Speller
 
@@ -29,7 +29,7 @@ class OpenedDocument:
     gradient_norm: float
     learning_rate: float
     bytes_read: int | None
-    """UTF-8 bytes of the text that the model read."""
+    """UTF-8 bytes of the whole characters that the model read."""
     document_bytes: int | None
     """UTF-8 bytes of the whole document."""
     ids: Sequence[int] | None
@@ -55,7 +55,7 @@ class OpenedDocument:
         """Of the whole document, if the rest of it has as many bytes a token as what was read; exact if all was."""
         if not self.bytes_read or self.document_bytes is None or self.ids is None:
             return None
-        return round(len(self.ids) * self.document_bytes / self.bytes_read)
+        return max(len(self.ids), round(len(self.ids) * self.document_bytes / self.bytes_read))
 
     @property
     def text(self) -> str | None:
@@ -95,12 +95,13 @@ def open_document(store: StoreReader, series: Series, step: int, speller: Spelle
         accuracy=float(series["accuracy"][row]),
         gradient_norm=float(series["gradient_norm"][row]),
         learning_rate=float(series["learning_rate"][row]),
-        bytes_read=None if texts is None else len("".join(texts).encode("utf-8", "replace")),
+        # Cut within a character, the text ends with what stands for a broken one.
+        bytes_read=None if texts is None else len("".join(texts).rstrip("\N{REPLACEMENT CHARACTER}").encode()),
         document_bytes=found.get("document_bytes"),
         ids=ids,
         texts=texts,
         losses=losses,
         ranks=ranks,
-        judged=[event["detail"] for event in store.events_at(step) if event["kind"] in SPIKES],
+        judged=store.judged().get(step, ()),
         samples=store.text_samples_at(step),
     )

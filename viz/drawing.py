@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from viz.child import ROOT, environment
 from viz.filesystem import part_name
 from viz.run_folder import KEEP_CHARTS
 
@@ -26,7 +27,6 @@ MOST_WAITING = 10  # charts; the oldest beyond are dropped
 ANSWER_SECONDS = 60.0  # a chart takes 0.1: a process that is silent for that long hangs
 CLOSE_SECONDS = 60.0  # how long `finish` waits for the last chart and the JSON files, whatever happens
 LAST_ANSWER_SECONDS = 20.0  # while it waits, an older process has that long: then there is time for a fresh one
-_ROOT = Path(__file__).resolve().parent.parent
 
 Command = dict[str, Any]
 
@@ -224,8 +224,6 @@ class DrawingProcess:
     def _running(self) -> subprocess.Popen[bytes]:
         with self._wake:
             if self._process is None and not self._stopping:
-                single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-                paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
                 self._is_last = self._finish_until is not None
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "viz.worker", str(self._folder), str(self._keep_charts)],
@@ -233,8 +231,8 @@ class DrawingProcess:
                     stdout=subprocess.PIPE,
                     stderr=self._errors,
                     bufsize=0,  # what poll() says of the pipe is all there is
-                    cwd=_ROOT,  # `-m` looks there first: nothing in the user's folder may stand for our modules
-                    env=os.environ | single | {"PYTHONPATH": paths, "PYTHONIOENCODING": "utf-8"},
+                    cwd=ROOT,
+                    env=environment(),
                     start_new_session=True,  # Ctrl-C reaches a terminal's whole group; this one finishes its chart
                 )
             if self._process is None:

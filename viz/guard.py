@@ -42,11 +42,11 @@ class Guard:
                     headers[name] = value
             await send(message)
 
-        refusal = self._refusal(Headers(scope=scope))
+        refusal = self._refusal(scope["path"], Headers(scope=scope))
         answer = self._app if refusal is None else JSONResponse({"error": refusal[1]}, refusal[0])
         await answer(scope, receive, send_with_headers)
 
-    def _refusal(self, headers: Headers) -> tuple[int, str] | None:
+    def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or (host := name_in(f"//{hosts[0]}")) is None:
             return 400, "expected one Host header that names this server"
@@ -56,6 +56,8 @@ class Guard:
             asking = name_in(origin) if origin.startswith(("http://", "https://")) else None
             if asking not in self._names:
                 return 403, f"pages of {origin[:100]!r} may not ask this server"
+        if headers.get("sec-fetch-site") == "cross-site" and path.startswith("/api/"):
+            return 403, "other pages may link to this one, and ask it nothing"
         return None
 
 

@@ -42,6 +42,7 @@ class LiveRun:
         self._store: StoreReader | None = None
         self._identity: tuple[int, int] | None = None
         self._read_at = -FRESH_SECONDS
+        self._is_locked = False
         self._forget()
 
     def _forget(self) -> None:
@@ -80,7 +81,12 @@ class LiveRun:
         except (ValueError, KeyError, TypeError, OSError, sqlite3.Error) as error:
             self._close()
             raise NoRun("unreadable", str(error)) from error
+        self._is_locked = is_locked(self.record)
         self._read_at = time.monotonic()
+
+    def close(self) -> None:
+        with self.lock:
+            self._close()
 
     def _open(self) -> None:
         """Have the store open that is in the folder now: a new run may have taken the place of the old one."""
@@ -130,4 +136,4 @@ class LiveRun:
         """`ended`, `running`, or `stopped`: the record has no end, and nobody writes it any more."""
         if self.run.get("ended") is not None:
             return "ended"
-        return "running" if is_locked(self.record) else "stopped"
+        return "running" if self._is_locked else "stopped"

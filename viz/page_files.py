@@ -8,7 +8,7 @@ PLOTLY = f"plotly-{metadata.version('plotly')}.min.js"
 """With its version, so that a browser may keep it."""
 MODULES = (
     "elements.js", "format.js", "api.js", "plots.js", "chart.js", "tokens.js", "reader.js", "lists.js", "sources.js",
-    "samples.js", "probes.js", "compare.js", "main.js",
+    "samples.js", "probes.js", "compare.js", "settings.js", "state.js", "main.js",
 )  # fmt: skip
 """Those of the page, each after those that it imports from."""
 _KINDS = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}

@@ -8,6 +8,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from viz.child import ROOT, environment
+
 PORT = 8000
 TRIES = 50
 """Ports that are tried from `PORT` on, where none is named."""
@@ -21,7 +23,8 @@ def listen(port: int | None) -> socket.socket:
     failure: OSError | None = None
     for number in [port] if port is not None else range(PORT, PORT + TRIES):
         found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # a port just given up can be had at once; elsewhere one in use could be, too
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind(("127.0.0.1", number))
             found.listen(128)
@@ -35,9 +38,9 @@ def listen(port: int | None) -> socket.socket:
 
 def opening_lines(port: int) -> list[str]:
     """Where the page is, on this machine and from another."""
-    there = f"ssh -L {port}:localhost:{port} {os.environ.get('USER', 'user')}@{socket.gethostname()}"
+    there = f"ssh -L {port}:127.0.0.1:{port} {os.environ.get('USER', 'user')}@{socket.gethostname()}"
     return [
-        f"The page: http://localhost:{port}",
+        f"The page: http://127.0.0.1:{port}",  # not localhost, which may be another server's ::1
         f"From another machine: {there}, then open the same address there",
     ]
 
@@ -56,7 +59,8 @@ class PageProcess:
             stdout=subprocess.DEVNULL,
             stderr=self._said,
             pass_fds=[listening.fileno()],
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=ROOT,
+            env=environment(),
             start_new_session=True,  # Ctrl-C reaches the whole group
         )
         listening.close()

@@ -1,4 +1,4 @@
-"""The runs that the run of a page can be held against, by their ids, and what the comparison says."""
+"""The runs that the run of a page can be held against, by their ids."""
 
 import sqlite3
 import threading
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from viz.answers import Answers
 from viz.compare import Comparison, compare
 from viz.live_run import LiveRun, NoRun
 from viz.paired import RunningAverage
@@ -27,7 +28,12 @@ class Pairs:
     def __init__(self, live: LiveRun, others: Sequence[Path] = ()) -> None:
         self._live = live
         self._others = others
-        self._lock = threading.Lock()  # of a comparison: it takes a core for a while
+        self._lock = threading.Lock()  # of a comparison, which takes a core for a while, and of what follows
+        self._opened: dict[str, Answers] = {}
+
+    def close(self) -> None:
+        for answers in self._opened.values():
+            answers.live.close()
 
     def known(self) -> list[dict[str, Any]]:
         """Each run, the newest first; `is_this` is the run of the page."""
@@ -59,24 +65,48 @@ class Pairs:
                 continue
         return {run.run_id: run for place in dict.fromkeys(places) for run in find_runs(place) if run.run_id}
 
+    def answers_of(self, run_id: str) -> Answers:
+        """Answers about another run. Raises NotThere."""
+        with self._lock:
+            return self._answers_of(run_id)
+
+    def _answers_of(self, run_id: str) -> Answers:
+        with self._live.lock:
+            self._live.refresh()
+        if run_id not in self._opened:
+            runs = self._runs()
+            if run_id not in runs:
+                raise NotThere(f"no run {run_id[:100]!r} here; known: {', '.join(runs) or 'none'}")
+            self._opened[run_id] = Answers(LiveRun(runs[run_id].record))
+        answers = self._opened[run_id]
+        try:
+            with answers.live.lock:
+                answers.live.refresh()
+                found = answers.live.run.get("run_id")
+        except NoRun as error:
+            raise NotThere(f"run {run_id} can't be read any more: {error}") from error
+        if found != run_id:  # another one has taken its place
+            self._opened.pop(run_id).live.close()
+            return self._answers_of(run_id)
+        return answers
+
     def compare(self, run_id: str, points: int, since: int = 0) -> dict[str, Any]:
         """This run and another, document by document, from step `since` of this run on.
 
         Raises NotThere where there is no such run, or nothing in common.
         """
-        with self._live.lock:
-            self._live.refresh()
-            mine = self._live.record / "run.db"
-        runs = self._runs()
-        if run_id not in runs:
-            raise NotThere(f"no run {run_id[:100]!r} here; known: {', '.join(runs) or 'none'}")
         with self._lock:
+            runs = (self._live, self._answers_of(run_id).live)
             try:
-                with StoreReader(mine) as a, StoreReader(runs[run_id].record / "run.db") as b:
-                    found = compare(a, b, NAMES, since)
-            except (FileNotFoundError, sqlite3.Error) as error:
-                raise NoRun("gone", str(error)) from error
-            except ValueError as error:
+                columns, paths = [], []
+                for live in runs:
+                    with live.lock:
+                        live.refresh()
+                        columns.append(live.series.columns() if live.series.size else None)
+                        paths.append(live.record / "run.db")
+                with StoreReader(paths[0]) as a, StoreReader(paths[1]) as b:
+                    found = compare(a, b, NAMES, since, columns)
+            except (OSError, ValueError, sqlite3.Error) as error:
                 raise NotThere(str(error)) from error
         return _in_json(found, points)
 

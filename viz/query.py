@@ -33,9 +33,15 @@ class Query:
                 raise BadQuery(f"unknown parameter {name[:40]!r}; known: {there}")
         self._given = given
 
-    def number(self, name: str, default: int | None = None, low: int = 0, high: int = GREATEST) -> int | None:
+    def number(self, name: str, default: int, low: int = 0, high: int = GREATEST) -> int:
+        """Raises BadQuery, as all of these do."""
+        found = self.optional(name, low, high)
+        return default if found is None else found
+
+    def optional(self, name: str, low: int = 0, high: int = GREATEST) -> int | None:
+        """None where it is not given, or empty."""
         text = self._given.get(name, "")
-        return whole_number(text, name, low, high) if text else default
+        return whole_number(text, name, low, high) if text else None
 
     def word(self, name: str, words: Collection[str], default: str) -> str:
         text = self._given.get(name, default)

@@ -261,15 +261,28 @@ class StoreReader:
             found.setdefault(kind, []).append(step)
         return found
 
+    def judged(self) -> dict[int, list[str]]:
+        """Step -> what the judge of stability said of the document that is there now, in order of steps.
+
+        Events are never deleted; where a run went back, what was said of later steps is of documents of before.
+        """
+        went_back = ("resume", "roll-back")
+        kinds = (*schema.SPIKES, *went_back)
+        places = ", ".join("?" * len(kinds))
+        found: dict[int, list[str]] = {}
+        rows = self._db.execute(f"SELECT kind, step, detail FROM events WHERE kind IN ({places}) ORDER BY id", kinds)
+        for kind, step, detail in rows:
+            if kind in went_back:
+                found = {earlier: said for earlier, said in found.items() if earlier < step}
+            else:
+                found.setdefault(step, []).append(detail)
+        return dict(sorted(found.items()))
+
     def newest_events(self, most: int, kind: str | None = None) -> list[Row]:
         """At most `most` rows of `events`, of one kind or of all, the newest first."""
         which, values = ("", ()) if kind is None else ("WHERE kind = ?", (kind,))
         rows = self._db.execute(f"SELECT * FROM events {which} ORDER BY id DESC LIMIT ?", (*values, most))
         return [dict(row) for row in rows]
-
-    def events_at(self, step: int) -> list[Row]:
-        """The rows of `events` of a step, in the order in which they happened."""
-        return [dict(row) for row in self._db.execute("SELECT * FROM events WHERE step = ? ORDER BY id", (step,))]
 
     def events(self, after_id: int = 0) -> list[Row]:
         """The rows of `events` with a greater id, in the order in which they happened."""

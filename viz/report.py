@@ -13,6 +13,8 @@ from viz.live_run import LiveRun, NoRun
 from viz.page_files import MODULES, PAGE, PLOTLY, page_files
 from viz.pairs import Pairs
 from viz.query import NotThere
+from viz.reader import StoreReader
+from viz.run_folder import record_of
 
 POINTS = 1500
 LISTED = 100
@@ -26,17 +28,21 @@ def make_report(folder: Path, others: Sequence[Path] = ()) -> bytes:
     Raises ValueError, one line, where there is no run that can be read or compared.
     """
     live = LiveRun(folder)
+    pairs = Pairs(live, others)
     try:
-        return _html(_answers(live, others))
+        return _html(_answers(Answers(live), pairs, others))
     except (NoRun, NotThere) as error:
         raise ValueError(str(error)) from error
+    finally:
+        pairs.close()
+        live.close()
 
 
-def _answers(live: LiveRun, others: Sequence[Path]) -> dict[str, Any]:
+def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str, Any]:
     """By the names under which `page/api.js` looks for them."""
-    answers, pairs = Answers(live), Pairs(live, others)
+    run = answers.run()
     found: dict[str, Any] = {
-        "run": answers.run(),
+        "run": run,
         "series": answers.series(points=POINTS),
         "sources": answers.sources(points=POINTS),
         "events": answers.events(1000),
@@ -46,22 +52,25 @@ def _answers(live: LiveRun, others: Sequence[Path]) -> dict[str, Any]:
         "probes": answers.probes(),
         "runs": {"runs": []},
     }
+    for number, asked in enumerate(found["samples"]["prompts"]):
+        found[f"samples {number}"] = answers.samples(MOMENTS, asked["prompt"])
+    if others:
+        run_id = _run_id(others[0])
+        found[f"compare {run_id}"] = pairs.compare(run_id, POINTS)
+        found[f"series {run_id}"] = pairs.answers_of(run_id).series(points=POINTS)
+        found["runs"] = {"runs": [one for one in pairs.known() if one["run_id"] == run_id]}
     probed = {probe["step"] for probe in found["probes"]["probes"]}
     found |= {f"probes/{step}": answers.probe(step) for step in probed}
-    for asked in found["samples"]["prompts"]:
-        found[f"samples {asked['prompt']}"] = answers.samples(MOMENTS, asked["prompt"])
-    if others:
-        other = LiveRun(others[0])
-        other.refresh()
-        run_id = str(other.run.get("run_id"))
-        found["compare"] = pairs.compare(run_id, POINTS)
-        found["runs"] = {"runs": [run for run in pairs.known() if run["run_id"] == run_id]}
     steps = {entry["step"] for side in ("above", "below") for entry in found[f"spikes {side}"]["documents"]}
-    steps |= probed
-    if found["run"]["steps"]:
-        steps |= {found["run"]["first_step"], found["run"]["steps"] - 1}
-    found |= {f"documents/{step}": answers.document(step) for step in sorted(steps)}
-    return found
+    steps |= probed | set(answers.judged()[-LISTED:])
+    if run["steps"]:
+        steps |= {run["first_step"], run["steps"] - 1}
+    return found | {f"documents/{step}": answers.document(step) for step in sorted(steps)}
+
+
+def _run_id(folder: Path) -> str:
+    with StoreReader(record_of(folder) / "run.db") as store:
+        return str(store.run()["run_id"])
 
 
 def _html(answers: dict[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ from viz.curves import Curve, Growing
 from viz.reader import Columns, StoreReader
 from viz.smoothing import DebiasedAverage, Floats
 
+READ_AT_ONCE = 50_000  # rows: where there is no log, the writer has to wait while they are read
 FEWEST_OF_SOURCE = 20  # documents of a source before its average tells what is usual
 
 
@@ -75,7 +76,9 @@ class Series:
 
     def read(self, store: StoreReader) -> None:
         """Take in the rows of a store that are not here yet."""
-        self.extend(store.columns(int(self["steps"][-1]) + 1 if self.size else 0))
+        known = int(self["steps"][-1]) + 1 if self.size else 0
+        for begin in range(known, max(store.documents_trained(), known + 1), READ_AT_ONCE):
+            self.extend(store.columns(begin, begin + READ_AT_ONCE))
 
     def extend(self, columns: Columns) -> None:
         """Take in further rows, as `StoreReader.columns` gives them."""

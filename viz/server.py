@@ -33,9 +33,10 @@ class StrictJSON(JSONResponse):
 
 def application(service: Service, names: Sequence[str] = ()) -> ASGIApp:
     """`names`: of this machine, to which it answers beside those of loopback."""
-    routes = [Route(f"/api/{name}", _question(service, name)) for name in QUERIES]
+    told: set[str] = set()  # what went wrong, so that each is told once
+    routes = [Route(f"/api/{name}", _question(told, service, name)) for name in QUERIES]
     for name, answer in (("documents", service.answers.document), ("probes", service.answers.probe)):
-        routes.append(Route(f"/api/{name}/{{step}}", _of_step(answer)))
+        routes.append(Route(f"/api/{name}/{{step}}", _of_step(told, answer)))
     for name, (content, kind) in page_files().items():
         routes.append(Route("/" if name == PAGE else f"/{name}", _file(content, kind, for_good=name == PLOTLY)))
     app = Starlette(
@@ -47,20 +48,20 @@ def application(service: Service, names: Sequence[str] = ()) -> ASGIApp:
     return Guard(app, names)  # around what Starlette itself answers where all else fails, too
 
 
-def _question(service: Service, name: str) -> Callable[[Request], Response]:
+def _question(told: set[str], service: Service, name: str) -> Callable[[Request], Response]:
     answer, known = QUERIES[name]
-    return lambda request: _json(lambda: answer(service, Query(request.query_params, known)))
+    return lambda request: _json(told, lambda: answer(service, Query(request.query_params, known)))
 
 
-def _of_step(answer: Callable[[int], dict[str, Any]]) -> Callable[[Request], Response]:
+def _of_step(told: set[str], answer: Callable[[int], dict[str, Any]]) -> Callable[[Request], Response]:
     def asked(request: Request) -> dict[str, Any]:
         Query(request.query_params, ())
         return answer(whole_number(request.path_params["step"], "step"))
 
-    return lambda request: _json(lambda: asked(request))
+    return lambda request: _json(told, lambda: asked(request))
 
 
-def _json(answer: Callable[[], dict[str, Any]]) -> Response:
+def _json(told: set[str], answer: Callable[[], dict[str, Any]]) -> Response:
     try:
         return StrictJSON(answer(), headers={"cache-control": "no-store"})
     except BadQuery as error:
@@ -70,8 +71,16 @@ def _json(answer: Callable[[], dict[str, Any]]) -> Response:
     except NoRun as error:
         return _error(503, str(error), state=error.state)
     except Exception as error:  # noqa: BLE001  # a damaged record may hold anything; a defect of ours shows its place
-        traceback.print_exc()
+        _tell_once(told, error)
         return _error(503, f"the record can't be read ({type(error).__name__}: {error})", state="unreadable")
+
+
+def _tell_once(told: set[str], error: Exception) -> None:
+    """Its traceback in the terminal, but not at each request: a page asks every second."""
+    kind = repr(error)
+    if kind not in told and len(told) < 20:
+        told.add(kind)
+        traceback.print_exception(error)
 
 
 def _error(status: int, why: str, **more: str) -> Response:

@@ -1,14 +1,15 @@
 """What can be asked by `/api/…`: the parameters of each question, and who answers it. Knows nothing of HTTP."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from viz.answers import LARGEST_WINDOW, MOST_POINTS, POINTS, Answers
-from viz.live_run import LiveRun
+from viz.live_run import LiveRun, NoRun
 from viz.pairs import Pairs
-from viz.query import BadQuery, Query
+from viz.query import BadQuery, NotThere, Query
 from viz.smoothing import WINDOW
 from viz.text_search import TextSearch
 
@@ -32,42 +33,50 @@ class Service:
         live = LiveRun(folder)
         return cls(live, Answers(live), TextSearch(), Pairs(live, others))
 
+    def read_ahead(self) -> None:
+        """Read the run before anybody asks: a million steps take seconds."""
+        with suppress(NoRun), self.live.lock:
+            self.live.refresh()
+
+    def close(self) -> None:
+        self.search.close()
+        self.pairs.close()
+        self.live.close()
+
     def run(self, query: Query) -> Answer:
         return self.answers.run()
 
     def series(self, query: Query) -> Answer:
-        first, below = query.number("from", 0), query.number("to")
-        points, window = (
-            query.number("points", POINTS, 10, MOST_POINTS),
-            query.number("window", WINDOW, 1, LARGEST_WINDOW),
-        )
-        log = query.word("scale", ("linear", "log"), "linear") == "log"
-        return self.answers.series(first or 0, below, points or POINTS, window or WINDOW, log)
+        other = query.text("run")
+        answers = self.answers if other is None else self.pairs.answers_of(other)
+        return answers.series(query.number("from", 0), query.optional("to"), *_axis(query))
 
     def sources(self, query: Query) -> Answer:
-        points, window = (
-            query.number("points", POINTS, 10, MOST_POINTS),
-            query.number("window", WINDOW, 1, LARGEST_WINDOW),
-        )
-        log = query.word("scale", ("linear", "log"), "linear") == "log"
-        return self.answers.sources(points or POINTS, window or WINDOW, log)
+        return self.answers.sources(*_axis(query))
 
     def spikes(self, query: Query) -> Answer:
         best = query.word("side", ("above", "below"), "above") == "below"
-        return self.answers.spikes(
-            query.number("limit", 50, 1, 1000) or 50, query.text("source"), query.number("from"), best=best
-        )
+        most = query.number("limit", 50, 1, 1000)
+        return self.answers.spikes(most, query.text("source"), query.optional("from"), best=best)
 
     def samples(self, query: Query) -> Answer:
-        most = query.number("limit", 200, 1, 2000) or 200
-        prompt = query.text("prompt", 100_000)
-        return self.answers.samples(most, prompt, query.number("from", 0) or 0, query.number("to"))
+        number, prompt = query.optional("prompt"), None
+        if number is not None:
+            known = self.answers.prompts()
+            if number >= len(known):
+                raise NotThere(f"there is no prompt {number}: {len(known)} were asked again")
+            prompt = known[number][0]
+        most = query.number("limit", 200, 1, 2000)
+        return self.answers.samples(most, prompt, query.number("from", 0), query.optional("to"))
 
     def events(self, query: Query) -> Answer:
-        return self.answers.events(query.number("limit", 300, 1, 10_000) or 300, query.text("kind"))
+        return self.answers.events(query.number("limit", 300, 1, 10_000), query.text("kind"))
+
+    def probes(self, query: Query) -> Answer:
+        return self.answers.probes()
 
     def find(self, query: Query) -> Answer:
-        text = query.text("q", LONGEST_TEXT)
+        text, most = query.text("q", LONGEST_TEXT), query.number("limit", 50, 1, 500)
         if not text:
             raise BadQuery("q: expected the text to look for")
         with self.live.lock:
@@ -77,12 +86,10 @@ class Service:
             edition, store = self.live.edition, self.live.record / "run.db"
         self.search.follow(store, edition, steps)
         self.search.wait(SEARCH_SECONDS)
-        found = self.search.find(text, query.number("limit", 50, 1, 500) or 50)
+        self.search.follow(store, edition, steps)  # where what was under way was of another edition
+        found = self.search.find(text, edition, most)
         hits = [self.answers.about(hit["step"]) | hit for hit in found["hits"]]
-        return {"edition": edition, "steps": steps, "indexed_below": self.search.indexed_below} | found | {"hits": hits}
-
-    def probes(self, query: Query) -> Answer:
-        return self.answers.probes()
+        return {"edition": edition, "steps": steps} | found | {"hits": hits}
 
     def runs(self, query: Query) -> Answer:
         return {"runs": self.pairs.known()}
@@ -91,13 +98,21 @@ class Service:
         run_id = query.text("run")
         if not run_id:
             raise BadQuery("run: expected the id of one of /api/runs")
-        points, since = query.number("points", POINTS, 10, MOST_POINTS), query.number("from", 0)
-        return self.pairs.compare(run_id, points or POINTS, since or 0)
+        return self.pairs.compare(run_id, query.number("points", POINTS, 10, MOST_POINTS), query.number("from", 0))
+
+
+def _axis(query: Query) -> tuple[int, int, bool]:
+    """Pixels, window of the averages, whether the axis is logarithmic."""
+    return (
+        query.number("points", POINTS, 10, MOST_POINTS),
+        query.number("window", WINDOW, 1, LARGEST_WINDOW),
+        query.word("scale", ("linear", "log"), "linear") == "log",
+    )
 
 
 QUERIES: Mapping[str, tuple[Callable[[Service, Query], Answer], Sequence[str]]] = {
     "run": (Service.run, ()),
-    "series": (Service.series, ("from", "to", "points", "window", "scale")),
+    "series": (Service.series, ("from", "to", "points", "window", "scale", "run")),
     "sources": (Service.sources, ("points", "window", "scale")),
     "spikes": (Service.spikes, ("side", "source", "from", "limit")),
     "samples": (Service.samples, ("prompt", "from", "to", "limit")),

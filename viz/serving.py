@@ -52,6 +52,7 @@ def serve(
             parent_is_gone()
         server.should_exit = True
 
+    threading.Thread(target=service.read_ahead, name="read-ahead", daemon=True).start()
     if parent_is_gone is not None:
         threading.Thread(target=end, name="parent", daemon=True).start()
     # uvicorn stops first and then raises the signal again: what the search keeps on disk has to go before that ends us.
@@ -59,7 +60,7 @@ def serve(
     try:
         asyncio.run(run())
     finally:
-        service.search.close()
+        service.close()
 
 
 def _input_ends() -> None:

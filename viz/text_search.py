@@ -8,6 +8,7 @@ import re
 import sqlite3
 import tempfile
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,28 @@ class TextSearch:
     """The documents of one store, as far as their tokens are kept; `follow` takes in what is new."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="viz-search-")
-        self._path = Path(self._folder.name) / "texts.db"
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.Lock()  # of what follows
         self._edition: object = None
         self._thread: threading.Thread | None = None
         self._problem = ""
         self._stop = threading.Event()
         self.indexed_below = 0
-        """Steps below this one can be found."""
+        """Steps below this one can be found, where their tokens are kept."""
+        self._documents = 0
 
     def close(self) -> None:
-        self._stop.set()
-        thread = self._thread
-        if thread is not None:
-            thread.join()
-        self._folder.cleanup()
+        with self._lock:
+            self._stop.set()
+        self.wait()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    @property
+    def _path(self) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="viz-search-")
+        return Path(self._folder.name) / "texts.db"
 
     def follow(self, store: Path, edition: object, steps: int) -> None:
         """Take in the documents of a store below `steps` that are not here yet. Returns at once.
@@ -70,11 +77,8 @@ class TextSearch:
                 if found is None:
                     self._problem = "the record holds no tokenizer that could spell its documents"
                     return
-                database = sqlite3.connect(self._path, isolation_level=None)
-                try:
+                with closing(sqlite3.connect(self._path, isolation_level=None)) as database:
                     self._fill(database, reader, found, edition, steps)
-                finally:
-                    database.close()
         except (OSError, ValueError, sqlite3.Error) as error:
             self._problem = str(error)
 
@@ -90,26 +94,29 @@ class TextSearch:
                 "CREATE VIRTUAL TABLE texts USING fts5(text, tokenize='trigram', detail='none', columnsize=0)"
             )
             database.execute("COMMIT")
-            self._edition = edition
+            self._edition, self._documents = edition, 0
         while self.indexed_below < steps and not self._stop.is_set():
             below = min(self.indexed_below + AT_ONCE, steps)
             rows = [(step, _indexed(found.text(ids))) for step, ids in reader.kept_ids(self.indexed_below, below)]
             database.execute("BEGIN")
             database.executemany("INSERT INTO texts (rowid, text) VALUES (?, ?)", rows)
             database.execute("COMMIT")
+            self._documents += len(rows)
             self.indexed_below = below
 
-    def find(self, text: str, most: int = 50) -> dict[str, Any]:
+    def find(self, text: str, edition: object, most: int = 50) -> dict[str, Any]:
         """`total` documents that hold a text, and of the first `most` of them the `step` and the words around the text.
 
-        `problem`: why nothing can be found, if so.
+        `indexed_below`: steps below this one were looked at, `searched`: so many of their documents are kept and were
+        searched. `problem`: why nothing can be found, if so.
         """
         hits: list[dict[str, Any]] = []
         total = 0
-        if not self._problem and self.indexed_below:
+        indexed_below, searched = (self.indexed_below, self._documents) if edition == self._edition else (0, 0)
+        if not self._problem and indexed_below:
             text = _indexed(text)
             wanted = re.compile(re.escape(text), re.IGNORECASE)
-            with sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True) as database:
+            with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as database:
                 for step, found in self._candidates(database, text):
                     place = wanted.search(found)
                     if place is None:
@@ -117,8 +124,8 @@ class TextSearch:
                     total += 1
                     if len(hits) < most:
                         hits.append({"step": step} | _around(found, *place.span()))
-            database.close()
-        return {"total": total, "hits": hits, "problem": self._problem or None}
+        found = {"total": total, "hits": hits, "indexed_below": indexed_below, "searched": searched}
+        return found | {"problem": self._problem or None}
 
     @staticmethod
     def _candidates(database: sqlite3.Connection, text: str) -> list[tuple[int, str]] | sqlite3.Cursor:

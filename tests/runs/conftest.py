@@ -1,13 +1,19 @@
 """Runs of the whole command, small: two layers, short documents, a vocabulary of 400."""
 
+import functools
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import train_slimpajama
+from tests.warm_drawing import forking
+from trainer.device import multiply_fp32_by_onednn
+from trainer.peak import measure_flops
 
 Train = Callable[..., int]
 
@@ -17,9 +23,31 @@ SMALL = (
 ).split()
 
 
+measure_flops_once = functools.cache(measure_flops)
+
+
+@functools.cache
+def _tried_precision() -> str:
+    multiply_fp32_by_onednn()
+    return str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
+
+
+def multiply_as_was_tried_once() -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = _tried_precision()  # type: ignore[attr-defined]
+
+
+def start_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each run finds out anew as it starts, and what is the same for all runs of this process, is done once."""
+    monkeypatch.setattr("trainer.parts.measure_flops", measure_flops_once)
+    monkeypatch.setattr("trainer.parts.multiply_fp32_by_onednn", multiply_as_was_tried_once)
+    if sys.platform == "linux":
+        monkeypatch.setattr("viz.drawing.subprocess", forking)
+
+
 @pytest.fixture
 def train(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
     """Run the command in this process: a small model on the corpus, in a folder of this test. Returns its exit code."""
+    start_once(monkeypatch)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object, small: bool = True) -> int:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import PROJECT, Run
 from tests.runs.conftest import SMALL, STEPS, Train, table
@@ -54,6 +55,25 @@ def test_a_long_run_says_what_it_lacks_to_be_compiled(
     assert not compiled
 
 
+def test_what_the_compiler_raises_is_told_and_the_run_goes_on_without(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the first use of what it made; a real one that fails, at its first work and later, takes a quarter minute."""
+    assert train("--steps", 3, "--out", "eager") == 0
+    asked = []
+
+    def fail(*given: object) -> None:
+        asked.append(given)
+        raise RuntimeError("no space left\nand much more")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: fail)
+    assert train("--steps", 3, "--compile", "--out", "tried") == 0
+    said = "--compile: the compiler fails (RuntimeError: no space left), so the step runs without it\n"
+    assert asked and capsys.readouterr().out.count(said) == 1
+    assert json.loads((tmp_path / "tried/training_viz/run.json").read_bytes())["config"]["compile"] is False
+    equal_runs(tmp_path / "eager", tmp_path / "tried", 3)
+
+
 FAILING = """#!/bin/sh
 printf x >> "$0.calls"
 [ $(wc -c < "$0.calls") -gt {works} ] && exit 4
@@ -61,9 +81,10 @@ exec g++ "$@"
 """
 
 
-@pytest.mark.parametrize("works", [0, *(pytest.param(works, marks=pytest.mark.full) for works in (2, 4))])
+@pytest.mark.full
+@pytest.mark.parametrize("works", [0, 2, 4])
 def test_a_compiler_that_fails_is_told_and_the_run_goes_on_without(
-    tmp_path: Path, corpus: Path, run_command: Run, works: int
+    train: Train, tmp_path: Path, corpus: Path, run_command: Run, works: int
 ) -> None:
     """At the first thing that it is asked for, or at a later one: a backward pass, say."""
     compiler = tmp_path / "failing"
@@ -74,7 +95,7 @@ def test_a_compiler_that_fails_is_told_and_the_run_goes_on_without(
     done = run_command(*flags, "--compile", "--out", "tried", cwd=tmp_path, environment=environment)
     assert done.stdout.count("--compile: the compiler fails (") == 1 and done.stderr == ""
     assert json.loads((tmp_path / "tried/training_viz/run.json").read_bytes())["config"]["compile"] is False
-    run_command(*flags, "--out", "eager", cwd=tmp_path)
+    assert train("--steps", 3, "--out", "eager") == 0
     equal_runs(tmp_path / "eager", tmp_path / "tried", 3)
 
 

@@ -163,12 +163,12 @@ def test_weights_that_broke_are_rolled_back_and_the_document_is_passed_by(
 
 def test_a_run_that_was_rolled_back_resumes_exactly(poisoned: Any, train: Train, tmp_path: Path) -> None:
     flags = ["--checkpoint-interval", 20]
-    assert poisoned(*flags, "--steps", 110, "--out", "whole", rows=[30, 65], place="parameters") == 0
+    assert poisoned(*flags, "--steps", 80, "--out", "whole", rows=[30, 65], place="parameters") == 0
     assert poisoned(*flags, "--steps", 25, "--out", "parts", rows=[30, 65], place="parameters") == 0
-    for steps in (33, 66, 110):
+    for steps in (33, 66, 80):
         assert train("--resume", "--steps", steps, "--out", "parts") == 0
-    assert read_state(tmp_path / "whole" / "checkpoints" / "checkpoint_step_110.bin")["health"]["roll_backs"] == 2
-    equal_runs(tmp_path / "whole", tmp_path / "parts", 110)
+    assert read_state(tmp_path / "whole" / "checkpoints" / "checkpoint_step_80.bin")["health"]["roll_backs"] == 2
+    equal_runs(tmp_path / "whole", tmp_path / "parts", 80)
 
 
 def test_after_three_roll_backs_it_ends_with_exit_4(

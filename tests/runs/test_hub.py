@@ -32,29 +32,29 @@ def make_repository(folder: Path, texts: list[str]) -> Path:
 def test_the_default_source_streams_survives_a_cut_and_resumes_in_the_same_data(
     tmp_path: Path, run_command: Run
 ) -> None:
-    texts = make_texts(300, seed=5)
+    texts = make_texts(120, seed=5)
     repository = make_repository(tmp_path / "repository", texts)
     with LoopbackHub({REPOSITORY: repository}) as hub:
         environment = client_environment(hub.endpoint, tmp_path / "home")
-        command = [*SMALL, "--steps", 200, "--evaluation-interval", 100]
+        command = [*SMALL, "--steps", 80, "--evaluation-interval", 40]
         whole = run_command(*command, "--out", "whole", cwd=tmp_path, environment=environment)
         # The shard breaks off while the tokenizer's documents are collected.
         hub.faults.append(Fault("example_train_1", cut_after=3000, times=1))
-        run_command(*command, "--steps", 90, "--out", "parts", cwd=tmp_path, environment=environment)
-        run_command("--resume", "--steps", 200, "--out", "parts", cwd=tmp_path, environment=environment)
+        run_command(*command, "--steps", 35, "--out", "parts", cwd=tmp_path, environment=environment)
+        run_command("--resume", "--steps", 80, "--out", "parts", cwd=tmp_path, environment=environment)
         revision = hub.commit(REPOSITORY)
     retries = table(tmp_path / "parts" / "training_viz", "SELECT detail FROM events WHERE kind = 'retry'")
     assert len(retries) == 1 and "example_train_1" in retries[0][0]  # kept, though there was no record yet
     assert f"Data: {REPOSITORY}, revision {revision[:12]}" in whole.stdout
-    equal_runs(tmp_path / "whole", tmp_path / "parts", 200)
+    equal_runs(tmp_path / "whole", tmp_path / "parts", 80)
     viz = tmp_path / "whole" / "training_viz"
     assert table(viz, "SELECT source, revision, note FROM run") == [(REPOSITORY, revision, "")]
     assert table(viz, "SELECT DISTINCT source FROM documents") == [("RedPajamaC4",)]
     rows = table(viz, "SELECT shard, row FROM documents ORDER BY step")
-    assert [row for _, row in rows] == [*range(150), *range(50)]  # nothing held out: there is a validation split
+    assert [row for _, row in rows] == [*range(60), *range(20)]  # nothing held out: there is a validation split
     assert all(f"@{revision}/train/" in shard for shard, _ in rows)
     evaluations = table(viz, "SELECT step, tokens FROM evaluations WHERE source = ''")
-    assert [step for step, _ in evaluations] == [99, 199] and evaluations[0][1] == 20 * 47
+    assert [step for step, _ in evaluations] == [39, 79] and evaluations[0][1] == 20 * 47
 
 
 @pytest.mark.full  # `test_network.py` has more of it

@@ -1,5 +1,6 @@
 """What the README promises is what there is."""
 
+import importlib
 import json
 import re
 import shlex
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import PROJECT, Run, command_environment, make_texts
+from tests.conftest import PROJECT, command_environment, make_texts
 from tests.runs.conftest import SMALL, Train
 from trainer.arguments import _parser
 
@@ -37,27 +38,27 @@ def test_the_two_commands_of_a_newcomer_come_first() -> None:
     assert COMMANDS[1] == "pip install -r requirements-dev.txt && pytest"
 
 
-def test_every_command_works(train: Train, tmp_path: Path, run_command: Run) -> None:
+def test_every_command_works(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order of the page, each in the folder that the one before left, made small by flags at its end."""
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "one.txt").write_text("\n\n".join(make_texts(60)))
     assert train("--dataset", "notes", "--steps", 40) == 0  # what stands there when the page is read on
-    ran = [follow(command, train, tmp_path, run_command) for command in COMMANDS[2:]]
+    ran = [follow(command, train, capsys) for command in COMMANDS[2:]]
     assert {"train_slimpajama.py", "viz", "trainer.generate", "trainer.evaluate", "trainer.export"} <= {*ran}
 
 
-def test_the_lesson_can_be_taught(train: Train, tmp_path: Path, run_command: Run) -> None:
+def test_the_lesson_can_be_taught(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes.txt").write_text("\n\n".join(make_texts(60)))
-    ran = [follow(command, train, tmp_path, run_command) for command in commands_of(LESSON)]
+    ran = [follow(command, train, capsys) for command in commands_of(LESSON)]
     assert ran.count("train_slimpajama.py") == 3 and ran.count("viz") >= 3
     inline = [line for line in re.findall(r"`(python [^`]+)`", LESSON) if line != "python -m viz document"]
     assert len(inline) >= 3
     for command in inline:
-        follow(command, train, tmp_path, run_command)
+        follow(command, train, capsys)
 
 
-def follow(command: str, train: Train, folder: Path, run_command: Run) -> str:
-    """Do what a page says, in a smaller way, and look at what comes of it. Returns the name of what ran."""
+def follow(command: str, train: Train, capsys: pytest.CaptureFixture[str]) -> str:
+    """Do what a page says, in a smaller way and in this process, and look at what comes of it. Returns what ran."""
     program, *words = shlex.split(command)
     if program == "sqlite3":
         ask_store(words[0], words[1].replace("1000", "10"))
@@ -71,11 +72,14 @@ def follow(command: str, train: Train, folder: Path, run_command: Run) -> str:
             assert train(*words[1:], *SMALL, *data, "--steps", 50, small=False) == 0
         return words[0]
     if words[1:3] == ["viz", "serve"]:
-        look_at_page(words[3:], folder)
+        look_at_page(words[3:], Path.cwd())
         return words[1]
     words = [{"796": "33", "50": "33", "500": "10"}.get(word, word) for word in words]
     few = ["--frames", "5"] if "timelapse" in words else []
-    done = run_command(*words[2:], *few, cwd=folder, module=words[1])
+    capsys.readouterr()
+    module = importlib.import_module("viz.__main__" if words[1] == "viz" else words[1])
+    assert module.main([*words[2:], *few]) == 0
+    shown = capsys.readouterr().out
     said = {
         "trainer.generate": r"def main\(",
         "trainer.evaluate": "checkpoints/checkpoint_step_",
@@ -88,7 +92,7 @@ def follow(command: str, train: Train, folder: Path, run_command: Run) -> str:
         "viz report": r"report\.html \(\d+\.\d MB\)\n",
     }
     name = f"viz {words[2]}" if words[1] == "viz" else words[1]
-    assert words[0] == "-m" and re.match(said[name], done.stdout), done.stdout
+    assert words[0] == "-m" and re.match(said[name], shown), shown
     return words[1]
 
 

@@ -5,6 +5,7 @@ The oracle: steps and documents equal those of a run that nobody disturbed, and 
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -92,6 +93,7 @@ def test_a_run_whose_drawing_process_is_struck_down(
     blow: signal.Signals,
     word: str,
 ) -> None:
+    monkeypatch.setattr("viz.drawing.subprocess", subprocess)  # a process of its own, that can be found
     monkeypatch.setattr("viz.drawing.ANSWER_SECONDS", 15.0)
     monkeypatch.setattr("viz.drawing.LAST_ANSWER_SECONDS", 3.0)
     expected = undisturbed(160)

@@ -1,5 +1,6 @@
 """A resumed run goes on: same curve, same store, next document."""
 
+import copy
 import json
 import os
 import shutil
@@ -264,25 +265,32 @@ def test_a_record_that_is_gone_begins_again(train: Train, tmp_path: Path, capsys
     assert [row[0] for row in table(tmp_path / "training_viz", STEPS)] == [4, 5]
 
 
-@pytest.mark.parametrize("forgotten", ["exp_avg_sq", "momentum", "step", "average", "cursor"])
-def test_the_comparison_can_fail(train: Train, tmp_path: Path, forgotten: str) -> None:
+def test_the_comparison_can_fail(train: Train, tmp_path: Path) -> None:
     """Controls: a resume that forgets a moment, a step count, the average or the cursor is seen by the comparison."""
     assert train("--steps", 20, "--out", "whole") == 0
     assert train("--steps", 10, "--out", "parts") == 0
     path = tmp_path / "parts" / "checkpoints" / "checkpoint_step_10.bin"
-    state = read_state(path)
-    if forgotten == "cursor":
-        state["samples"]["cursor"]["row"] += 1
-    elif forgotten == "average":
-        state["average"]["model.norm.weight"].zero_()
-    else:
-        for moments in state["optimizer"].values():
-            if forgotten in moments:
-                moments[forgotten].zero_()
-    write_state(path, state)
-    assert train("--resume", "--steps", 20, "--out", "parts") == 0
-    with pytest.raises(AssertionError):
-        equal_runs(tmp_path / "whole", tmp_path / "parts", 20)
+    whole = read_state(path)
+    for forgotten in ("exp_avg_sq", "momentum", "step", "average", "cursor"):
+        state = copy.deepcopy(whole)
+        if forgotten == "cursor":
+            state["samples"]["cursor"]["row"] += 1
+        elif forgotten == "average":
+            state["average"]["model.norm.weight"].zero_()
+        else:
+            for moments in state["optimizer"].values():
+                if forgotten in moments:
+                    moments[forgotten].zero_()
+        write_state(path, state)
+        assert train("--resume", path, "--steps", 20, "--out", "parts") == 0
+        try:
+            equal_runs(tmp_path / "whole", tmp_path / "parts", 20)
+        except AssertionError:
+            continue
+        pytest.fail(f"nobody misses {forgotten}")
+    write_state(path, whole)
+    assert train("--resume", path, "--steps", 20, "--out", "parts") == 0
+    equal_runs(tmp_path / "whole", tmp_path / "parts", 20)
 
 
 def test_weights_alone_are_no_run(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,21 +121,21 @@ def test_ctrl_c_while_the_step_is_compiled(corpus: Path, tmp_path: Path) -> None
     assert not list(tmp_path.rglob("run.db"))
 
 
-def test_two_runs_in_one_folder(words: list[str], tmp_path: Path) -> None:
+def test_two_runs_in_one_folder(
+    train: Train, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Either folder is enough to be refused, by who holds it; `kill -9` frees both."""
     first = start([*words, "--viz-dir", "viz", "--checkpoint-dir", "saved"], tmp_path)
-    wait_for(lambda: _rows(tmp_path / "viz") > 3, first)
+    wait_for(lambda: list((tmp_path / "saved").glob("checkpoint_step_*.bin")), first)
     for flags in (["--viz-dir", "viz"], ["--checkpoint-dir", "saved"], ["--checkpoint-dir", "saved", "--resume"]):
-        second = start([*words, *flags] if "--resume" not in flags else flags, tmp_path)
-        _, error = second.communicate(timeout=120)
-        assert second.returncode == 2 and error.count("\n") == 1
+        assert train(*([] if "--resume" in flags else words), *flags, small=False) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
         assert re.search(rf"is in use by run \d{{8}}-\d{{6}}-\w+ \(process {first.pid}\)", error), error
     first.kill()
     first.communicate()
     rows = _rows(tmp_path / "viz")
-    third = start(["--resume", "--viz-dir", "viz", "--checkpoint-dir", "saved", "--steps", str(rows + 20)], tmp_path)
-    output, error = third.communicate(timeout=120)
-    assert third.returncode == 0, output + error
+    assert train("--resume", "--viz-dir", "viz", "--checkpoint-dir", "saved", "--steps", rows + 20) == 0
     assert _rows(tmp_path / "viz") == rows + 20
 
 

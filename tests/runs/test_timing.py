@@ -1,5 +1,6 @@
 """The benchmarks of step, growth and generation on a tiny model, too short to mean anything: what they make of it."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ def test_contenders_take_turns_and_are_compared_within_a_round() -> None:
 def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(TrainingStep, "compile", lambda step: None)
     monkeypatch.setattr(step, "STEPS", 2)
-    step.main("tiny", 3)
+    monkeypatch.setattr(step, "bandwidth", functools.cache(step.bandwidth))
+    step.main("tiny", 2)
     rows = rows_of(capsys)
     assert 0 < float(rows["roofline: products at their peak, AdamW's bytes"][1].split(" of")[0]) < 2
     parts = {name: float(cells[1].rstrip("%")) for name, cells in rows.items() if cells[-1].endswith("%")}
@@ -47,6 +49,7 @@ def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert 0 <= parts["numbers to Python, and the rest"] < 30  # of a step of a few milliseconds
 
 
+@pytest.mark.full  # two processes, one of them with transformers
 def test_generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(generate, "TOKENS", 5)
     generate.main("tiny", 3)

@@ -22,7 +22,7 @@ def test_it_is_stored_clean() -> None:
         assert cell.cell_type == "markdown" or (cell.outputs, cell.execution_count) == ([], None)
 
 
-@pytest.mark.parametrize("folder", [".", "docs"])
+@pytest.mark.parametrize("folder", [pytest.param(".", marks=pytest.mark.full), "docs"])
 def test_every_cell_works(folder: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train("--steps", 70) == 0
     (tmp_path / folder).mkdir(exist_ok=True)

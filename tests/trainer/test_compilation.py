@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.compilation import GAIN, SECONDS_TO_COMPILE, compiling_pays, why_not_compile
+from trainer.compilation import GAIN, SECONDS_TO_COMPILE, compiler_settings, compiling_pays, why_not_compile
 
 CPU = torch.device("cpu")
 
@@ -37,3 +37,15 @@ def test_it_pays_once_a_run_is_long_enough() -> None:
     first = next(steps for steps in range(1, 10**6) if compiling_pays(steps, 0.1))
     assert first == pytest.approx(SECONDS_TO_COMPILE / GAIN / 0.1, abs=1)
     assert compiling_pays(first // 2 + 1, 0.2)  # what counts is the time
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_nothing_that_is_timed_decides_on_a_kernel_of_a_deterministic_run(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    with compiler_settings(256):
+        assert torch._inductor.config.deterministic is deterministic
+    assert not torch._inductor.config.deterministic

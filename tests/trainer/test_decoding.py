@@ -31,6 +31,20 @@ def test_one_token_at_a_time_is_the_whole_at_once(
         assert (found.float() - expected[first - 1 :]).norm() < tolerance * expected[first - 1 :].norm()
 
 
+def test_attention_may_lay_its_result_out_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU's kernel for fp32 does it, position by position."""
+    model, ids = rough_model(), list(range(7, 19))
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def by_position(*tensors: torch.Tensor, **options: object) -> torch.Tensor:
+        return attention(*tensors, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    decoders = [CachedDecoder(model.model, model.shape, capacity=12) for _ in range(2)]
+    expected = [decoders[0].read([token]) for token in ids]
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", by_position)
+    assert all(torch.equal(decoders[1].read([token]), logits) for token, logits in zip(ids, expected, strict=True))
+
+
 def test_a_prompt_may_be_read_in_parts() -> None:
     model, ids = rough_model(), list(range(12))
     whole, parts = (CachedDecoder(model.model, model.shape, capacity) for capacity in (12, 2))

@@ -25,6 +25,16 @@ def test_auto_is_a_device_that_works() -> None:
     assert (torch.ones(2, device=device) + 1).sum().item() == 4
 
 
+def test_no_length_is_planned_for_by_cudnn() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        choose_device("cpu")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 @pytest.mark.parametrize("name", ["cuda:99", "mps"])
 def test_a_device_that_is_not_there_is_one_line(name: str) -> None:
     if name == "mps" and torch.backends.mps.is_available():

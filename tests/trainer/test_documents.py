@@ -333,18 +333,23 @@ show["resumed"] = list(replace(stream, cursor=found[249].cursor)) == found[250:]
 SHORT_PAUSES = "hub_file.FIRST_PAUSE_SECONDS = 0.02; hub_file.STALL_SECONDS = 1.0\n"
 
 
+# All of them, in a run of the command: `tests/runs/test_network.py`.
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
         (Fault("example_train_1", cut_after=1000, times=3), "peer closed connection"),
-        (Fault("example_train_1", cut_after=0, times=3), "peer closed connection"),
-        (Fault("example_train_1", drop=True, times=3), "disconnected"),
+        pytest.param(Fault("example_train_1", cut_after=0, times=3), "peer closed connection", marks=pytest.mark.full),
+        pytest.param(Fault("example_train_1", drop=True, times=3), "disconnected", marks=pytest.mark.full),
         (Fault("example_train_1", status=503, times=3), "the Hub answers 503"),
-        (Fault("example_train_1", status=404, times=3), "the Hub answers 404"),
+        pytest.param(Fault("example_train_1", status=404, times=3), "the Hub answers 404", marks=pytest.mark.full),
         (Fault("example_train_1", status=429, times=2, headers={"Retry-After": "1"}), "the Hub answers 429"),
         (Fault("example_train_1", stall_after=2500, stall_seconds=20, times=2), "the Hub does not answer in time"),
-        (Fault("example_train_1", hang_seconds=20, times=2), "the Hub does not answer in time"),
-        (Fault("example_train_1", away_seconds=1.0), "disconnected"),
+        pytest.param(
+            Fault("example_train_1", hang_seconds=20, times=2),
+            "the Hub does not answer in time",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(Fault("example_train_1", away_seconds=1.0), "disconnected", marks=pytest.mark.full),
         (Fault("example_train_1", spoil=True, times=2), "not zstd data"),
     ],
     ids="cut headers-only drop 503 404 429 stall hang away spoilt".split(),

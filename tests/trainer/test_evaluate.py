@@ -15,7 +15,7 @@ import torch
 
 import train_slimpajama
 from tests.conftest import PROJECT, Run, make_texts, write_jsonl
-from tests.runs.conftest import table
+from tests.runs.conftest import start_once, table
 from trainer.evaluate import main, windows
 from trainer.model import LanguageModel
 from trainer.tokenizer import Tokenizer
@@ -35,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"text": text, "source": ("code", "docs")[number % 2]} for number, text in enumerate(make_texts(900))]
     (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.MonkeyPatch.context() as patch:
+        start_once(patch)
         patch.chdir(folder)
         assert train_slimpajama.main([*FLAGS, "--steps", "30"]) == 0
     return folder
@@ -192,8 +193,12 @@ def test_data_that_have_changed_since_are_not_measured_instead(
     assert measured(capsys, checkpoint)["all"][0] >= 5
 
 
-@pytest.mark.parametrize("module", ["evaluate --text documents.jsonl", "export --checkpoint-dir checkpoints out"])
+@pytest.mark.parametrize(
+    "module",
+    ["evaluate --text few.jsonl", pytest.param("export --checkpoint-dir checkpoints out", marks=pytest.mark.full)],
+)
 def test_an_output_that_fails_is_one_line(module: str, folder: Path) -> None:
+    write_jsonl(folder / "few.jsonl", make_texts(3))
     command = f"{sys.executable} -m trainer.{module}"
 
     def run(end: str) -> subprocess.CompletedProcess[str]:
@@ -212,7 +217,7 @@ def test_a_pipe_is_a_text_and_a_closed_input_is_none(folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     by_pipe, closed = (
         subprocess.run(["bash", "-c", f"{' '.join(command)} {end}"], capture_output=True, text=True, env=environment)
-        for end in ("<(cat documents.jsonl)", "- <&-")
+        for end in ("<(head -n 3 documents.jsonl)", "- <&-")
     )
     assert by_pipe.returncode == 0 and "windows of 48 tokens" in by_pipe.stdout
     assert (closed.returncode, closed.stderr) == (2, "--text -: there is no standard input\n")

@@ -325,38 +325,41 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: li
 BY_DATASETS = """
 import json, os, sys
 import datasets
-name, builder, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-rows = datasets.load_dataset(builder, data_files=[name], split="train", streaming=True, **options)
-print(json.dumps([row["text"] for row in rows]), flush=True)
+for name, builder, options in json.loads(sys.argv[1]):
+    rows = datasets.load_dataset(builder, data_files=[name], split="train", streaming=True, **options)
+    print(json.dumps([row["text"] for row in rows]), flush=True)
 os._exit(0)  # Arrow's threads may abort the interpreter's own end after a streamed Parquet file
 """
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.txt"])
-def test_whole_files_are_read_as_datasets_reads_them(tmp_path: Path, name: str) -> None:
+def test_whole_files_are_read_as_datasets_reads_them(tmp_path: Path) -> None:
     """The oracle: the builders of `datasets` that our reader stands in for (docs/decisions.md)."""
     texts = [f"document {number}: é 三 \u2028 {'x' * number}" for number in range(300)]
-    path, builder, options = tmp_path / name, "text", {}
-    if name.endswith(".parquet"):
-        builder = "parquet"
-        pq.write_table(pa.table({"text": texts}), path, row_group_size=70)
-    elif name.endswith(".txt"):
-        options = {"sample_by": "paragraph"}
-        path.write_text("\n\n".join(texts), encoding="utf-8")
-    else:
-        compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
-        path.write_bytes(compress(lines(texts)))
+    files: list[tuple[str, str, dict[str, str]]] = []
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.txt"):
+        path, builder, options = tmp_path / name, "text", {}
+        if name.endswith(".parquet"):
+            builder = "parquet"
+            pq.write_table(pa.table({"text": texts}), path, row_group_size=70)
+        elif name.endswith(".txt"):
+            options = {"sample_by": "paragraph"}
+            path.write_text("\n\n".join(texts), encoding="utf-8")
+        else:
+            compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+            path.write_bytes(compress(lines(texts)))
+        files.append((str(path), builder, options))
     done = subprocess.run(
-        [sys.executable, "-c", BY_DATASETS, path, builder, json.dumps(options)],
+        [sys.executable, "-c", BY_DATASETS, json.dumps(files)],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
         check=True,
     )
-    theirs = json.loads(done.stdout)
-    if "jsonl" in name:
-        theirs = [json.loads(line)["text"] for line in theirs]
-    assert [text for _, text in read(path)] == theirs == texts
+    for (name, *_), line in zip(files, done.stdout.splitlines(), strict=True):
+        theirs = json.loads(line)
+        if "jsonl" in name:
+            theirs = [json.loads(row)["text"] for row in theirs]
+        assert [text for _, text in read(Path(name))] == theirs == texts, name
 
 
 @pytest.mark.parametrize("change", ["cut", "written over"])

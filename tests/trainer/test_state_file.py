@@ -5,7 +5,6 @@ import random
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +71,30 @@ def old_format(path: Path) -> None:
     torch.save(STATE, path, _use_new_zipfile_serialization=False)
 
 
-@pytest.mark.parametrize("make", [sparse, one_number_shown_as_many, without_memory, blown_up, old_format])
-def test_sizes_that_the_file_does_not_have_take_no_memory(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    make(tmp_path / "evil.bin")
-    code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom trainer.state_file import read_state\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n    read_state(Path(sys.argv[1]))\nexcept Exception as error:\n    print(type(error).__name__)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "evil.bin"], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
-    name, grown = done.stdout.split()
-    assert name == "UserError" and int(grown) < 100_000  # kB
+READ = """
+import resource, sys
+from pathlib import Path
+from trainer.state_file import read_state
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        read_state(Path(path))
+        name = "nothing"
+    except Exception as error:
+        name = type(error).__name__
+    print(Path(path).name, name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_sizes_that_the_file_does_not_have_take_no_memory(tmp_path: Path) -> None:
+    paths = []
+    for make in (sparse, one_number_shown_as_many, without_memory, blown_up, old_format):
+        paths.append(tmp_path / make.__name__)
+        make(paths[-1])
+    done = subprocess.run([sys.executable, "-c", READ, *paths], cwd=PROJECT, capture_output=True, text=True, check=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [(name, raised) for name, raised, _ in lines] == [(path.name, "UserError") for path in paths]
+    assert all(int(grown) < 100_000 for *_, grown in lines), lines  # kB since the first
 
 
 def test_random_and_broken_bytes(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.viz import browser
 from tests.viz.browser import (
@@ -105,13 +105,11 @@ def test_a_click_on_a_point_opens_its_document(visit: Visit, address: str) -> No
         shape for shape in page.evaluate("document.getElementById('chart').layout.shapes") if shape["xref"] == "x"
     ]
     assert line["x0"] == 40
-
-
-def test_a_token_says_what_it_cost(visit: Visit, address: str) -> None:
-    page = drawn(visit(f"{address}#step=3"))
+    page.evaluate("location.hash = '#step=3'")
+    shows(page, 3)
     tokens = reader(page).locator("[data-words]")
     tokens.nth(0).hover()
-    expect(page.locator("#tip")).to_contain_text("the first token: nothing predicts it")
+    expect(page.locator("#tip")).to_contain_text("nothing predicts")
     tokens.nth(5).hover()
     expect(page.locator("#tip")).to_contain_text(
         "loss 15.50, 4 were held likelier".replace("15.50", f"{(4 * 7 + 3) % 20 / 2:.2f}")
@@ -123,52 +121,8 @@ def test_a_token_says_what_it_cost(visit: Visit, address: str) -> None:
     )
 
 
-# ---- links
-
-
-def test_links_to_documents(visit: Visit, address: str) -> None:
-    """A link opens its document, the browser's buttons go back and forth, and what is not there is said."""
-    page = drawn(visit(f"{address}#step=7", refused=True))
-    shows(page, 7)
-    page.fill("#go-step", "1,00")  # as numbers are written here
-    page.press("#go-step", "Enter")
-    shows(page, 100)
-    page.get_by_role("button", name="next ▶").click()
-    shows(page, 101)
-    page.go_back()
-    shows(page, 100)
-    assert text_in_reader(page) == text_of(100)
-    page.go_back()
-    shows(page, 7)
-    assert text_in_reader(page) == text_of(7)
-    page.go_forward()
-    shows(page, 100)
-    page.evaluate("location.hash = '#step=149'")
-    shows(page, 149)
-    expect(page.get_by_role("button", name="next ▶")).to_be_disabled()
-    page.evaluate("location.hash = '#step=999999'")
-    shows(page, 999999)
-    expect(reader(page)).to_contain_text("the run has no step 999,999")
-    page.evaluate(f"location.hash = '#step={GONE[2]}'")
-    shows(page, GONE[2])
-    expect(reader(page)).to_contain_text("no longer kept")
-    assert "part-0.jsonl" in reader(page).inner_text()  # the rest of it is
-    page.evaluate("location.hash = ''")
-    expect(reader(page)).to_contain_text("No document is open")
-    page.fill("#go-step", "-1")
-    page.press("#go-step", "Enter")
-    expect(page.locator("#go-words")).to_have_text("a step is a whole number, from 0 on")
-
-
-def test_a_link_that_is_none_opens_nothing(visit: Visit, address: str) -> None:
-    page = drawn(visit(f"{address}#step=<img src=x onerror=alert(1)>"))
-    expect(reader(page)).to_contain_text("No document is open")
-
-
-# ---- zoom
-
-
-def test_zoom_by_buttons_and_by_dragging(visit: Visit, address: str) -> None:
+def test_what_the_curves_show(visit: Visit, address: str) -> None:
+    """Zoom by buttons and by dragging; the average's window, the logarithmic axes, the evaluation, the wild value."""
     page = drawn(visit(address))
     everything = shown_range(page)
     assert everything[0] <= 0 and everything[1] >= 150
@@ -198,11 +152,6 @@ def test_zoom_by_buttons_and_by_dragging(visit: Visit, address: str) -> None:
     page.mouse.dblclick(first["x"], first["top"] + 40)
     until(page, "document.getElementById('chart')._fullLayout.xaxis.range[0] < 70")
     assert shown_range(page) == everything
-
-
-def test_what_the_curves_show(visit: Visit, address: str) -> None:
-    """The average's window, the logarithmic axes, the evaluation, the wild value at the edge."""
-    page = drawn(visit(address))
     data = page.evaluate("document.getElementById('chart').data.map(({ y, line }) => ({ y: [...y], line }))")
     assert [trace["y"] for trace in data if (trace["line"] or {}).get("color") == LIGHT.held_out] == [[5.25]]
     (triangle,) = [point for point in points_of(page, SPIKE) if point["symbol"] == "triangle-up"]
@@ -225,6 +174,46 @@ def test_what_the_curves_show(visit: Visit, address: str) -> None:
     shows(page, 40)
 
 
+# ---- links
+
+
+def test_links_to_documents(visit: Visit, address: str) -> None:
+    """A link opens its document, the browser's buttons go back and forth, and what is not there is said."""
+    page = drawn(visit(f"{address}#step=7", refused=True))
+    shows(page, 7)
+    page.fill("#go-step", "1,00")  # as numbers are written here
+    page.press("#go-step", "Enter")
+    shows(page, 100)
+    page.fill("#go-step", "50")
+    page.press("#go-step", "Enter")
+    shows(page, 50)
+    page.go_back()
+    shows(page, 100)
+    assert text_in_reader(page) == text_of(100)
+    page.go_back()
+    shows(page, 7)
+    assert text_in_reader(page) == text_of(7)
+    page.go_forward()
+    shows(page, 100)
+    page.get_by_role("button", name="next ▶").click()
+    shows(page, 101)
+    page.evaluate("location.hash = '#step=149'")
+    shows(page, 149)
+    expect(page.get_by_role("button", name="next ▶")).to_be_disabled()
+    page.evaluate("location.hash = '#step=999999'")
+    shows(page, 999999)
+    expect(reader(page)).to_contain_text("the run has no step 999,999")
+    page.evaluate(f"location.hash = '#step={GONE[2]}'")
+    shows(page, GONE[2])
+    expect(reader(page)).to_contain_text("no longer kept")
+    assert "part-0.jsonl" in reader(page).inner_text()  # the rest of it is
+    page.evaluate("location.hash = '#step=<img src=x onerror=alert(1)>'")
+    expect(reader(page)).to_contain_text("No document is open")
+    page.fill("#go-step", "-1")
+    page.press("#go-step", "Enter")
+    expect(page.locator("#go-words")).to_have_text("a step is a whole number, from 0 on")
+
+
 # ---- the keyboard
 
 FOCUSED = """() => {
@@ -244,17 +233,19 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
         page.keyboard.press("Tab")
         walked.append(page.evaluate(FOCUSED))
     ids = [stop["id"] or stop["words"] for stop in walked]
-    assert ids[0] == "To the document"
+    assert walked[0]["words"] == "To the document"
     order = ["theme", "window", "log-steps", "log-loss", "zoom-in", "zoom-all", "go-step", "tab-spikes", "panel"]
     assert [name for name in ids if name in order] == order
     assert all(stop["outline"] >= 1 and stop["inView"] for stop in walked), walked
-    page.focus("#tab-spikes")
-    for expected in ("sources", "samples"):
+    names = page.evaluate("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.id)")
+    page.focus(f"#{names[0]}")
+    for expected in (*names[1:], names[0]):
         page.keyboard.press("ArrowRight")
-        expect(page.locator(f"#tab-{expected}")).to_be_focused()
-        expect(page.locator(f"#tab-{expected}")).to_have_attribute("aria-selected", "true")
-    page.keyboard.press("ArrowLeft")
-    expect(page.locator("#tab-sources")).to_be_focused()
+        expect(page.locator(f"#{expected}")).to_have_attribute("aria-selected", "true")
+        until(page, "(tab) => document.getElementById('panel').dataset.ready === tab", expected.removeprefix("tab-"))
+        expect(page.locator(f"#{expected}")).to_be_focused(timeout=10_000)
+    page.keyboard.press("End")
+    expect(page.locator(f"#{names[-1]}")).to_be_focused()
     page.keyboard.press("Home")
     expect(page.locator("#tab-spikes")).to_be_focused()
 
@@ -264,7 +255,11 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     shows(page, 12)
     page.keyboard.press("ArrowLeft")  # in a field the arrows are the field's
     shows(page, 12)
-    page.evaluate("document.activeElement.blur()")
+    page.locator("#skip").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(200)
+    expect(reader(page)).to_be_focused()
+    shows(page, 12)
     page.keyboard.press("ArrowRight")
     shows(page, 13)
     page.keyboard.press("ArrowRight")
@@ -285,58 +280,27 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     shows(page, 33)
 
 
-@pytest.mark.xfail(strict=True, reason="main.js, fromAddress: #reader names no step, so the document is closed")
-def test_the_skip_link_goes_to_the_open_document(visit: Visit, address: str) -> None:
-    page = drawn(visit(f"{address}#step=12"))
-    shows(page, 12)
-    page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    page.wait_for_timeout(200)
-    expect(reader(page)).to_be_focused(timeout=10_000)
-    expect(page.locator("#reader-title")).to_have_text("Step 12", timeout=10_000)
-    page.keyboard.press("ArrowRight")
-    shows(page, 13)
-
-
-@pytest.mark.xfail(strict=True, reason="reader.js, readDocument: the button that has the focus is replaced")
-def test_who_goes_on_by_the_keyboard_can_go_on(visit: Visit, address: str) -> None:
-    """What is drawn anew by a key has the focus again: a second press does the same once more."""
+@pytest.mark.xfail(strict=True, reason="readDocument, showTab: what has the focus is made anew and is not found again")
+def test_what_is_made_anew_has_the_focus_again(visit: Visit, address: str) -> None:
+    """A second press of the key does the same once more."""
     page = drawn(visit(f"{address}#step=12"))
     shows(page, 12)
     page.get_by_role("button", name="next ▶").focus()
-    for step in (13, 14):
-        page.keyboard.press("Enter")
-        shows(page, step)
-        expect(page.get_by_role("button", name="next ▶")).to_be_focused(timeout=10_000)
-
-
-@pytest.mark.xfail(strict=True, reason="lists.js, sources.js: again() replaces the field that has the focus")
-def test_who_chooses_by_the_keyboard_stays_there(visit: Visit, address: str) -> None:
-    page = drawn(visit(address))
+    page.keyboard.press("Enter")
+    shows(page, 13)
+    focused = [page.evaluate("document.activeElement.textContent")]
     page.get_by_label("Which end").focus()
     page.keyboard.press("ArrowDown")
     until(page, "(step) => document.querySelector('#panel tbody td').textContent === step", str(BEST))
-    expect(page.get_by_label("Which end")).to_be_focused(timeout=10_000)
+    page.wait_for_timeout(200)
+    focused.append(page.evaluate("document.activeElement.getAttribute('aria-label')"))
     choose(page, "sources")
-    box = page.locator("#panel input[type=checkbox]").nth(1)
-    box.focus()
+    page.locator("#panel input[type=checkbox]").nth(1).focus()
     page.keyboard.press("Space")
     until(page, "document.querySelector('#panel .figure').data[1].visible === false")
-    expect(page.locator("#panel input[type=checkbox]").nth(1)).to_be_focused()
-
-
-@pytest.mark.xfail(strict=True, reason="lists.js, search.show: the field takes the focus from the tab")
-def test_the_arrows_go_round_all_tabs(visit: Visit, address: str) -> None:
-    page = drawn(visit(address))
-    names = page.evaluate("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.id)")
-    page.focus(f"#{names[0]}")
-    for expected in (*names[1:], names[0]):
-        page.keyboard.press("ArrowRight")
-        expect(page.locator(f"#{expected}")).to_have_attribute("aria-selected", "true")
-        until(page, "(tab) => document.getElementById('panel').dataset.ready === tab", expected.removeprefix("tab-"))
-        expect(page.locator(f"#{expected}")).to_be_focused(timeout=10_000)
-    page.keyboard.press("End")
-    expect(page.locator(f"#{names[-1]}")).to_be_focused()
+    page.wait_for_timeout(200)
+    focused.append(page.evaluate("document.activeElement.type"))
+    assert focused == ["next ▶", "Which end", "checkbox"]
 
 
 NEED_NAMES = {"image", "img", "table", "tabpanel", "region", "complementary", "DisclosureTriangle"}
@@ -363,16 +327,6 @@ def unnamed(page: Page) -> list[str]:
     return found
 
 
-def test_everything_that_can_be_used_has_a_name(visit: Visit, address: str) -> None:
-    page = drawn(visit(f"{address}#step=40"))
-    shows(page, 40)
-    for tab in ("spikes", "sources", "samples", "events", "compare", "search"):
-        choose(page, tab)
-        assert unnamed(page) == [], tab
-    page.evaluate("document.getElementById('go').append(document.createElement('button'))")
-    assert unnamed(page) == ["button"]  # a control
-
-
 # ---- the tabs
 
 
@@ -383,7 +337,7 @@ def rows_of_panel(page: Page) -> list[list[str]]:
     return found
 
 
-def test_the_spikes(visit: Visit, address: str) -> None:
+def test_spikes_sources_events(visit: Visit, address: str) -> None:
     page = drawn(visit(address))
     rows = rows_of_panel(page)
     assert rows[0][0] == str(SPIKE) and "spike" in rows[0] and rows[0][4] == SOURCES[SPIKE % 3]
@@ -400,10 +354,8 @@ def test_the_spikes(visit: Visit, address: str) -> None:
     page.locator("#panel tbody button").first.click()
     shows(page, BEST)
     assert text_in_reader(page) == text_of(BEST)
+    assert unnamed(page) == []
 
-
-def test_the_sources(visit: Visit, address: str) -> None:
-    page = drawn(visit(address))
     choose(page, "sources")
     figure = "document.querySelector('#panel .figure')"
     assert page.evaluate(f"{figure}.data.map((trace) => trace.visible)") == [True] * 3
@@ -415,9 +367,29 @@ def test_the_sources(visit: Visit, address: str) -> None:
     assert page.evaluate(f"{figure}.data[1].visible") is False
     page.get_by_label(name).check()
     until(page, f"{figure}.data.every((trace) => trace.visible !== false)")
+    assert unnamed(page) == []
+
+    choose(page, "events")
+    rows = rows_of_panel(page)
+    assert [row[:3] for row in rows] == [
+        ["100", "checkpoint", "checkpoint_step_100.bin"],
+        [str(SPIKE), "spike", "loss 14.0 where 5.4 is usual"],
+        ["50", "checkpoint", "checkpoint_step_50.bin"],
+    ]
+    assert "checkpoint 2" in page.locator("#panel").inner_text()
+    page.locator("#panel tbody button").nth(1).click()
+    shows(page, SPIKE)
+    expect(reader(page)).to_contain_text("loss 14.0 where 5.4 is usual")
+    assert unnamed(page) == []
+    page.evaluate("document.getElementById('go').append(document.createElement('button'))")
+    assert unnamed(page) == ["button"]  # a control
 
 
-def test_the_samples(visit: Visit, address: str) -> None:
+OVERLAY = """(colour) => document.getElementById("chart").data
+  .filter((trace) => (trace.yaxis ?? "y") === "y" && trace.line?.color === colour).map((trace) => trace.x.length)"""
+
+
+def test_samples_comparison_search(visit: Visit, address: str) -> None:
     page = drawn(visit(address))
     choose(page, "samples")
     panel = page.locator("#panel")
@@ -432,29 +404,8 @@ def test_the_samples(visit: Visit, address: str) -> None:
     expect(panel).to_contain_text("wrote 20")
     panel.locator("output button").click()
     shows(page, 20)
+    assert unnamed(page) == []
 
-
-def test_the_events(visit: Visit, address: str) -> None:
-    page = drawn(visit(address))
-    choose(page, "events")
-    rows = rows_of_panel(page)
-    assert [row[:3] for row in rows] == [
-        ["100", "checkpoint", "checkpoint_step_100.bin"],
-        [str(SPIKE), "spike", "loss 14.0 where 5.4 is usual"],
-        ["50", "checkpoint", "checkpoint_step_50.bin"],
-    ]
-    assert "checkpoint 2" in page.locator("#panel").inner_text()
-    page.locator("#panel tbody button").nth(1).click()
-    shows(page, SPIKE)
-    expect(reader(page)).to_contain_text("loss 14.0 where 5.4 is usual")
-
-
-OVERLAY = """(colour) => document.getElementById("chart").data
-  .filter((trace) => (trace.yaxis ?? "y") === "y" && trace.line?.color === colour).map((trace) => trace.x.length)"""
-
-
-def test_the_comparison(visit: Visit, address: str) -> None:
-    page = drawn(visit(address))
     choose(page, "compare")
     assert page.evaluate(OVERLAY, LIGHT.second) == []
     page.get_by_role("button", name="Compare", exact=True).click()
@@ -465,13 +416,11 @@ def test_the_comparison(visit: Visit, address: str) -> None:
     assert points > 20
     assert {row[0] for row in rows_of_panel(page)} == set(SOURCES)
     expect(page.locator("#panel .notes")).to_contain_text("seed")
+    assert unnamed(page) == []
     page.get_by_role("button", name="Take it away").click()
     until(page, f"() => !({OVERLAY})('{LIGHT.second}').length")
     expect(sentence).to_have_count(0)
 
-
-def test_the_search(visit: Visit, address: str) -> None:
-    page = drawn(visit(address))
     choose(page, "search")
     field = page.get_by_role("searchbox")
     field.fill("DOCUMENT 33 begins")
@@ -484,3 +433,20 @@ def test_the_search(visit: Visit, address: str) -> None:
     field.fill("never written anywhere")
     field.press("Enter")
     expect(panel).to_contain_text("No: in none of its documents")
+    assert unnamed(page) == []
+
+
+@pytest.mark.xfail(strict=True, reason="main.js, showTab: an answer that comes late replaces the tab chosen since")
+def test_a_late_answer_does_not_replace_the_tab_chosen_since(visit: Visit, address: str) -> None:
+    page = drawn(visit(address))
+    choose(page, "events")
+    held: list[Route] = []
+    page.route("**/api/spikes?*", held.append)
+    page.click("#tab-spikes")
+    while not held:
+        page.wait_for_timeout(20)
+    choose(page, "sources")
+    held[0].continue_()
+    page.wait_for_timeout(500)
+    assert page.locator("#tab-sources").get_attribute("aria-selected") == "true"
+    assert page.locator("#panel table").get_attribute("aria-label") == "Sources"

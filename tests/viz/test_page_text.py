@@ -91,23 +91,34 @@ def harmless(page: Page) -> None:
     assert page.evaluate(MADE) == []
 
 
-def test_control_the_same_text_as_markup_acts(visit: Visit, address: str) -> None:
-    """Without a policy it does what it says; with that of the page it becomes elements, which may do nothing."""
+def test_control_the_same_text_as_markup_acts(visit: Visit) -> None:
     page = visit("about:blank")
     page.evaluate("(text) => { document.body.innerHTML = text; }", HOSTILE.encode("utf-8", "replace").decode())
     until(page, "window.hacked === 1")
     assert any("dialog: 1" in problem for problem in visit.settle())
     assert page.evaluate(MADE)
     visit.problems.clear()
-    page = drawn(visit(address))
-    page.evaluate("(text) => { document.body.innerHTML = text; }", HOSTILE.encode("utf-8", "replace").decode())
-    assert "policy: script-src-attr inline" in "\n".join(visit.settle())
-    assert page.evaluate("window.hacked") is None and page.evaluate(MADE)
-    visit.problems.clear()
 
 
-def test_the_open_document_and_the_header(visit: Visit, address: str) -> None:
-    page = drawn(visit(f"{address}#step={STEP}"))
+def hover_label(page: Page, figure: str) -> str:
+    """What appears over a point of the first curve of a figure."""
+    x, y = page.evaluate(
+        """(figure) => {
+          const place = document.querySelector(figure), box = place.getBoundingClientRect();
+          const { xaxis, yaxis } = place._fullLayout, { x, y } = place.data[0], middle = Math.floor(x.length / 2);
+          return [box.left + xaxis._offset + xaxis.d2p(x[middle]), box.top + yaxis._offset + yaxis.d2p(y[middle])];
+        }""",
+        figure,
+    )
+    page.mouse.move(x + 15, y + 15)
+    page.mouse.move(x, y, steps=3)
+    label = page.locator(f"{figure} .hovertext")
+    expect(label).to_have_count(1)
+    return label.text_content() or ""
+
+
+def test_the_page(visit: Visit, address: str) -> None:
+    page = drawn(visit(f"{address}#step={STEP}", viewport={"width": 1280, "height": 1700}))
     holds(
         page,
         "#reader",
@@ -130,9 +141,7 @@ def test_the_open_document_and_the_header(visit: Visit, address: str) -> None:
     expect(page.locator("#reader-title")).to_have_text(f"Step {STEP + 1}")
     holds(page, "#reader", f"it failed: {TAGS}{SHOWN} error", f"{SHOWN} {STEP + 1}")
 
-
-def test_every_tab(visit: Visit, address: str) -> None:
-    page = drawn(visit(address))
+    # Every tab of the same page.
     row = page.locator("#panel tbody tr").first.evaluate(
         "(row) => [...row.cells].map((cell) => cell.textContent).join(' ')"
     )
@@ -142,6 +151,11 @@ def test_every_tab(visit: Visit, address: str) -> None:
     until(page, "document.getElementById('panel').dataset.ready === 'spikes'")
     choose(page, "sources")
     holds(page, "#panel table")
+    label = hover_label(page, "#panel .figure")
+    assert f"<script>{ACT}</script>" in label and "<b style='position:fixed'>bold</b>" in label
+    assert "Q3U+202EQ4" in label
+    assert "{x}" in label and "{y}" in label  # where Plotly would fill in a number
+    harmless(page)
     choose(page, "samples")
     holds(page, "#panel", f"{SHOWN} answer")
     choose(page, "events")
@@ -157,41 +171,6 @@ def test_every_tab(visit: Visit, address: str) -> None:
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#panel .sentence")).to_contain_text("is better by")
     holds(page, "#panel table")
-
-
-def hover_label(page: Page, figure: str) -> str:
-    """What appears over a point of the first curve of a figure."""
-    x, y = page.evaluate(
-        """(figure) => {
-          const place = document.querySelector(figure), box = place.getBoundingClientRect();
-          const { xaxis, yaxis } = place._fullLayout, { x, y } = place.data[0], middle = Math.floor(x.length / 2);
-          return [box.left + xaxis._offset + xaxis.d2p(x[middle]), box.top + yaxis._offset + yaxis.d2p(y[middle])];
-        }""",
-        figure,
-    )
-    page.mouse.move(x + 15, y + 15)
-    page.mouse.move(x, y, steps=3)
-    label = page.locator(f"{figure} .hovertext")
-    expect(label).to_have_count(1)
-    return label.text_content() or ""
-
-
-def test_labels_over_points(visit: Visit, address: str) -> None:
-    page = drawn(visit(address, viewport={"width": 1280, "height": 1700}))
-    assert "loss" in hover_label(page, "#chart")
-    choose(page, "sources")
-    label = hover_label(page, "#panel .figure")
-    harmless(page)
-    assert f"<script>{ACT}</script>" in label and "<b style='position:fixed'>bold</b>" in label
-    assert "Q3U+202EQ4" in label
-
-
-@pytest.mark.xfail(strict=True, reason="plots.js, label: %{ is not escaped")
-def test_what_plotly_would_fill_in_stays_text(visit: Visit, address: str) -> None:
-    """`%{x}` in the name of a source is no place for a number."""
-    page = drawn(visit(address, viewport={"width": 1280, "height": 1700}))
-    choose(page, "sources")
-    assert "%{x} %{y}" in hover_label(page, "#panel .figure")
 
 
 @pytest.mark.xfail(strict=True, reason="style.css: select has no largest width, .names breaks no word")

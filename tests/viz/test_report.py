@@ -96,10 +96,16 @@ def test_the_report_of_a_run(visit: Visit, report: Path) -> None:
     ):  # fmt: skip
         choose(page, tab)
         expect(page.locator("#panel")).to_contain_text(words)
+    page.get_by_role("button", name="Zoom in", exact=True).click()
+    until(page, "document.getElementById('chart')._fullLayout.xaxis.range[0] > 30")
+    low, high = browser.shown_range(page)
+    assert 70 < high - low < 80
+    page.get_by_role("button", name="All", exact=True).click()
+    until(page, "document.getElementById('chart')._fullLayout.xaxis.range[0] <= 0")
     assert asked == [report.as_uri()]
 
 
-def test_links_into_a_report(visit: Visit, report: Path) -> None:
+def test_links_into_a_report_and_its_policy(visit: Visit, report: Path) -> None:
     """Those documents are in it that its lists name; of others it says where they are."""
     page, asked = opened(visit, report, f"#step={SPIKE}")
     expect(page.locator("#reader-title")).to_have_text(f"Step {SPIKE}")
@@ -117,15 +123,15 @@ def test_links_into_a_report(visit: Visit, report: Path) -> None:
     expect(page.locator("#reader")).to_contain_text("This is not in the report")
     assert len(asked) == 1
 
-
-def test_zoom_in_a_report(visit: Visit, report: Path) -> None:
-    page, _ = opened(visit, report)
-    page.get_by_role("button", name="Zoom in", exact=True).click()
-    until(page, "document.getElementById('chart')._fullLayout.xaxis.range[0] > 30")
-    low, high = browser.shown_range(page)
-    assert 70 < high - low < 80
-    page.get_by_role("button", name="All", exact=True).click()
-    until(page, "document.getElementById('chart')._fullLayout.xaxis.range[0] <= 0")
+    # Its policy lets no other script run.
+    page.evaluate("document.head.append(Object.assign(document.createElement('script'), { text: 'hacked = 1' }))")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked = 1\">')")
+    page.evaluate("fetch('https://example.org/').catch(() => {})")
+    heard = "\n".join(visit.settle())
+    for part in ("script-src-elem inline", "script-src-attr inline", "connect-src https://example.org"):
+        assert f"policy: {part}" in heard
+    assert page.evaluate("window.hacked") is None
+    visit.problems.clear()
 
 
 def test_a_second_run_is_compared(visit: Visit, pair: Path) -> None:
@@ -136,18 +142,6 @@ def test_a_second_run_is_compared(visit: Visit, pair: Path) -> None:
     overlay = "(colour) => document.getElementById('chart').data.some((trace) => trace.line?.color === colour)"
     until(page, overlay, LIGHT.second)
     assert asked == [pair.as_uri()]
-
-
-def test_its_policy_lets_no_other_script_run(visit: Visit, report: Path) -> None:
-    page, _ = opened(visit, report)
-    page.evaluate("document.head.append(Object.assign(document.createElement('script'), { text: 'hacked = 1' }))")
-    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked = 1\">')")
-    page.evaluate("fetch('https://example.org/').catch(() => {})")
-    heard = "\n".join(visit.settle())
-    for part in ("script-src-elem inline", "script-src-attr inline", "connect-src https://example.org"):
-        assert f"policy: {part}" in heard
-    assert page.evaluate("window.hacked") is None
-    visit.problems.clear()
 
 
 def test_control_a_changed_program_does_not_run(visit: Visit, report: Path, tmp_path: Path) -> None:
@@ -162,17 +156,12 @@ def test_control_a_changed_program_does_not_run(visit: Visit, report: Path, tmp_
     visit.problems.clear()
 
 
-def test_a_run_without_a_step_and_one_that_was_killed(visit: Visit, tmp_path: Path) -> None:
-    for count, words in (
-        (0, "stopped · 0 documents"),
-        (1, "One document so far"),
-        (40, "stopped · 40 of 40 documents"),
-    ):
-        path = tmp_path / f"{count}.html"
-        path.write_bytes(make_report(write_run(tmp_path / f"run {count}", count, ended=False)))
-        page = visit(path.as_uri(), offline=True)
-        expect(page.locator("body")).to_contain_text(words)
-        until(page, "document.querySelector('#panel[data-ready]')")
+def test_a_run_without_a_step(visit: Visit, tmp_path: Path) -> None:
+    path = tmp_path / "empty.html"
+    path.write_bytes(make_report(write_run(tmp_path / "run", 0, ended=False)))
+    page = drawn(visit(path.as_uri(), offline=True))
+    expect(page.locator("#state")).to_have_text("stopped · 0 documents")
+    expect(page.locator("#panel")).to_contain_text("needs 20 documents")
 
 
 def test_nothing_of_the_answers_can_end_their_element(report: Path) -> None:

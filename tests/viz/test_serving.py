@@ -126,8 +126,8 @@ def test_it_says_where_it_is_and_ends_without_a_trace(record: Path, temporary: P
         port = free.getsockname()[1]
     process, lines = started([str(record), "--port", str(port)], temporary)
     with process:
-        assert lines[0] == f"The page: http://localhost:{port}"
-        assert f"ssh -L {port}:localhost:{port} ada@" in lines[1]
+        assert lines[0] == f"The page: http://127.0.0.1:{port}"
+        assert f"ssh -L {port}:127.0.0.1:{port} ada@" in lines[1]
         assert ask(port, "/api/search?q=one").status == 200
         assert [path.name.startswith("viz-search-") for path in temporary.iterdir()] == [True]
         with socket.create_connection(("127.0.0.1", port)):  # a browser that keeps its connection

@@ -66,8 +66,8 @@ def indexed(store: Path, search: TextSearch) -> TextSearch:
     return search
 
 
-def steps(search: TextSearch, text: str, most: int = 50) -> list[int]:
-    found = search.find(text, most)
+def steps(search: TextSearch, text: str, most: int = 50, edition: int = 1) -> list[int]:
+    found = search.find(text, edition, most)
     assert found["problem"] is None
     return [hit["step"] for hit in found["hits"]]
 
@@ -77,16 +77,16 @@ def expected(text: str) -> list[int]:
 
 
 def test_a_hit_stands_in_its_surroundings(indexed: TextSearch) -> None:
-    (hit,) = indexed.find("needle")["hits"]
+    (hit,) = indexed.find("needle", 1)["hits"]
     assert (hit["step"], hit["hit"]) == (3, "needle")
     text, place = TEXTS[3], TEXTS[3].index("needle")
     assert hit["before"] == text[place - CONTEXT : place] and hit["after"] == text[place + 6 : place + 6 + CONTEXT]
-    (hit,) = indexed.find("The quick")["hits"]
+    (hit,) = indexed.find("The quick", 1)["hits"]
     assert hit["before"] == "" and hit["after"] == " brown fox jumps over the lazy dog."
 
 
 def test_letter_case_is_ignored_and_shown_as_it_is(indexed: TextSearch) -> None:
-    found = indexed.find("fOX")
+    found = indexed.find("fOX", 1)
     assert [(hit["step"], hit["hit"]) for hit in found["hits"]] == [(0, "fox"), (1, "Fox")] and found["total"] == 2
     assert steps(indexed, "ÉTÉ") == steps(indexed, "été") == [5]
 
@@ -112,7 +112,7 @@ def test_what_stands_behind_a_nul_is_found(indexed: TextSearch, text: str) -> No
 
 
 def test_as_many_hits_as_asked_for_and_how_many_there_are(indexed: TextSearch) -> None:
-    found = indexed.find("a", 2)
+    found = indexed.find("a", 1, 2)
     assert len(found["hits"]) == 2 and found["total"] == len(expected("a")) > 2
 
 
@@ -127,7 +127,7 @@ def test_letters_whose_lower_case_is_longer_or_depends_on_its_place(tmp_path: Pa
     writer.close()
     search.follow(tmp_path / "run.db", 1, 2)
     search.wait()
-    assert search.find("needle")["hits"][0]["hit"] == "needle"
+    assert search.find("needle", 1)["hits"][0]["hit"] == "needle"
     assert steps(search, "ΟΔΟΣ") == [1]
 
 
@@ -152,8 +152,9 @@ def test_another_edition_forgets(store: Path, tmp_path: Path, search: TextSearch
     writer.close()
     search.follow(tmp_path / "run.db", 2, 2)
     search.wait()
-    assert steps(search, "needle") == [] and steps(search, "fox") == [] and steps(search, "entirely") == [1]
-    assert search.indexed_below == 2
+    assert steps(search, "needle", edition=2) == [] and steps(search, "entirely", edition=2) == [1]
+    old = search.find("fox", 1)
+    assert (old["total"], old["indexed_below"]) == (0, 0) and search.indexed_below == 2
 
 
 def test_documents_that_are_not_kept_are_passed_over(tmp_path: Path, search: TextSearch) -> None:
@@ -164,7 +165,8 @@ def test_documents_that_are_not_kept_are_passed_over(tmp_path: Path, search: Tex
     search.follow(tmp_path / "run.db", 1, 1300)
     search.wait()
     assert steps(search, "number 1299.") == [1299] and steps(search, "number 700.") == []
-    assert search.find("number", 5)["total"] == 650
+    found = search.find("number", 1, 5)
+    assert (found["total"], found["searched"], found["indexed_below"]) == (650, 650, 1300)
 
 
 def test_the_run_and_its_folder_are_untouched(store: Path, search: TextSearch) -> None:
@@ -172,8 +174,8 @@ def test_the_run_and_its_folder_are_untouched(store: Path, search: TextSearch) -
     for edition in (1, 2):
         search.follow(store, edition, len(TEXTS))
         search.wait()
-        assert steps(search, "fox") == [0, 1]
-        search.find("a")
+        assert steps(search, "fox", edition=edition) == [0, 1]
+        search.find("a", edition)
     assert listing(store.parent) == before
 
 
@@ -201,7 +203,7 @@ def test_closing_does_not_wait_for_a_long_run(tmp_path: Path) -> None:
     began = time.monotonic()
     search.follow(tmp_path / "run.db", 1, 6000)
     assert time.monotonic() - began < 0.2  # in a thread of its own
-    search.find("words")  # while it is at it
+    search.find("words", 1)  # while it is at it
     search.close()
     assert search.indexed_below < 6000  # control: it was at it
 
@@ -214,9 +216,9 @@ def test_what_can_be_found_while_it_is_at_it_is_right(tmp_path: Path, search: Te
     search.follow(tmp_path / "run.db", 1, 3000)
     totals = [0]
     while search.indexed_below < 3000:
-        totals.append(search.find("of them", 1)["total"])
+        totals.append(search.find("of them", 1, 1)["total"])
     search.wait()
-    totals.append(search.find("of them", 1)["total"])
+    totals.append(search.find("of them", 1, 1)["total"])
     assert totals == sorted(totals) and totals[-1] == 3000
 
 
@@ -226,17 +228,17 @@ def test_a_record_without_a_tokenizer_says_why_nothing_is_found(tmp_path: Path, 
     writer.close()
     search.follow(tmp_path / "run.db", 1, len(TEXTS))
     search.wait()
-    found = search.find("fox")
+    found = search.find("fox", 1)
     assert found["hits"] == [] and "no tokenizer" in found["problem"]
 
 
 def test_a_store_that_is_not_there_is_a_problem_that_passes(tmp_path: Path, store: Path, search: TextSearch) -> None:
     search.follow(tmp_path / "nowhere" / "run.db", 1, 5)
     search.wait()
-    assert "nowhere" in search.find("fox")["problem"]
+    assert "nowhere" in search.find("fox", 1)["problem"]
     search.follow(store, 2, len(TEXTS))
     search.wait()
-    assert steps(search, "fox") == [0, 1]
+    assert steps(search, "fox", edition=2) == [0, 1]
 
 
 def test_an_edition_that_could_not_be_read_at_first_is_read_later(

@@ -13,16 +13,25 @@ export class Refusal extends Error {
   }
 }
 
-// Raises Refusal where the server says no; a TypeError where it does not answer; AbortError where it was called off.
+export class Away extends Error {}
+
+const NAMING = ["run", "side", "source", "prompt"]; // the parameters that name an answer in a report
+
+// Raises Refusal where the server says no; Away where it does not answer; AbortError where it was called off.
 export async function ask(name, parameters = {}, signal = undefined) {
   const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined);
   if (isReport) {
-    const key = name.startsWith("documents/") || name.startsWith("probes/") ? name : [name, parameters.side, parameters.source, parameters.prompt].filter(Boolean).join(" ");
+    const key = [name, ...NAMING.map((one) => parameters[one]).filter((value) => value !== null && value !== undefined)].join(" ");
     if (key in answers) return answers[key];
     throw new Refusal("This is not in the report: python -m viz serve has all of the run", 404);
   }
-  const response = await fetch(`/api/${name}?${new URLSearchParams(given)}`, { signal });
-  const answer = await response.json();
+  let response, answer;
+  try {
+    response = await fetch(`/api/${name}?${new URLSearchParams(given)}`, { signal });
+    answer = await response.json();
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Away(error.message);
+  }
   if (!response.ok) throw new Refusal(answer.error, response.status, answer.state);
   return answer;
 }

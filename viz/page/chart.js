@@ -1,7 +1,7 @@
 // The curves: five lanes and the events below them, over the steps. Every point is one document.
 
 import { count, fixed, significant, percent } from "./format.js";
-import { axis, colour, config, label, layout, stepAxis, transparent, withBand } from "./plots.js";
+import { axis, colour, config, label, layout, onAxis, stepAxis, transparent, withBand } from "./plots.js";
 
 const LANES = [
   { name: "loss", title: "Loss", unit: "nats per token", share: 6, format: ".3f", words: (value) => fixed(value, 3) },
@@ -10,15 +10,12 @@ const LANES = [
   { name: "learning_rate", title: "Learning rate", unit: "base rate", share: 1.3, format: ".3~g", words: significant },
   { name: "gradient_norm", title: "Gradient norm", unit: "before clipping, log axis", share: 2, log: true, format: ".3~g", words: significant },
 ];
-const SYMBOLS = { checkpoint: "triangle-up", resume: "diamond", "roll-back": "triangle-left", spike: "x", "skipped update": "x", retry: "square", epoch: "line-ns-open" };
+const SYMBOLS = { checkpoint: "triangle-up", resume: "diamond", "roll-back": "triangle-left", spike: "x", "skipped update": "x", retry: "square", "bad row": "cross-thin-open", epoch: "line-ns-open" };
 const BAD = ["spike", "skipped update", "roll-back", "retry", "bad row"];
 const GAP = 26; // pixels between lanes: the title of the lower one stands there
 const KIND = 16; // pixels of a kind of events
 
-// Where steps stand on the axis: the logarithm of step 0 is that of step 1.
-const onAxis = (steps, logSteps) => (logSteps ? steps.map((step) => Math.max(step, 1)) : steps);
-
-const shownEvents = (kinds) => kinds.filter((one) => one.kind in SYMBOLS);
+const shownEvents = (kinds) => kinds.filter((one) => Object.hasOwn(SYMBOLS, one.kind));
 
 // Draw into `element`; `state` has run, series, kinds, view ([from, to] or null), logSteps, logLoss, selected, overlay.
 export function drawChart(element, state) {
@@ -29,7 +26,7 @@ export function drawChart(element, state) {
   const height = element.clientHeight - margin.t - margin.b;
   const eventsHeight = kinds.length ? kinds.length * KIND + GAP : 0;
   const unit = (height - eventsHeight - (LANES.length - 1) * GAP) / LANES.reduce((sum, lane) => sum + lane.share, 0);
-  const traces = [], annotations = [], axes = {}, x = state.logSteps ? stepAxis(true) : stepAxis(false);
+  const traces = [], annotations = [], axes = {}, x = stepAxis(state.logSteps);
   let top = height;
   LANES.forEach((lane, place) => {
     const bottom = top - lane.share * unit;
@@ -122,8 +119,9 @@ function laneTraces(lane, data, yaxis, state, range, logarithmic) {
       x: onAxis(held.map((one) => one.step), state.logSteps), y: held.map((one) => one.loss), customdata: held.map((one) => one.step), yaxis, mode: "lines+markers",
       line: { width: 1, color: colour("held-out") }, marker: { size: 6, color: colour("held-out") }, hovertemplate: "held-out documents, after step %{customdata:,}: %{y:.3f}<extra></extra>",
     });
-    if (state.overlay) traces.push({
-      x: onAxis(state.overlay.steps, state.logSteps), y: state.overlay.values, yaxis, mode: "lines", line: { width: 2, color: colour("second") }, hoverinfo: "skip",
+    const overlay = state.overlay?.lanes.loss?.average;
+    if (overlay) traces.push({
+      x: onAxis(overlay.steps, state.logSteps), y: overlay.values, yaxis, mode: "lines", line: { width: 2, color: colour("second") }, hoverinfo: "skip",
     });
   }
   return traces;

@@ -3,12 +3,13 @@
 import { ask, Refusal } from "./api.js";
 import { button, el, empty, plainly, shown, table } from "./elements.js";
 import { count, documents, fixed, signed } from "./format.js";
-import { axis, colour, config, layout, stepAxis, transparent, withBand } from "./plots.js";
+import { axis, colour, config, layout, onAxis, stepAxis, transparent, withBand } from "./plots.js";
 
 const chosen = { run: null, answer: null };
 
 export const compare = {
   name: "compare", title: "Compare",
+  forget: () => { chosen.run = chosen.answer = null; },
   async show(panel, { logSteps, again, open, lay, isReport }) {
     const { runs } = await ask("runs");
     const others = runs.filter((run) => !run.is_this);
@@ -16,20 +17,21 @@ export const compare = {
     const words = (run) => `${run.folder.split("/").slice(-3).join("/")}  ${run.model}, ${documents(run.documents)}${run.loss === null ? "" : `, loss ${fixed(run.loss, 2)}`}`;
     const choice = el("select", { "aria-label": "The other run" }, ...others.map((run) => el("option", { value: run.run_id, selected: run.run_id === chosen.run }, plainly(words(run)))));
     const tools = el("div", { class: "tools" }, choice,
-      isReport ? "" : button("Compare", async () => { chosen.run = choice.value; chosen.answer = null; panel.setAttribute("aria-busy", "true"); await load(); again(); }),
-      chosen.answer && !isReport ? button("Take it away", () => { chosen.run = chosen.answer = null; lay(null); again(); }) : "");
-    async function load() {
+      isReport ? "" : button("Compare", () => { chosen.run = choice.value; chosen.answer = null; again(); }),
+      );
+    if (isReport) chosen.run = others[0].run_id;
+    if (chosen.run && !chosen.answer) {
+      panel.replaceChildren(tools, empty("Comparing, document by document …"));
       try {
         chosen.answer = await ask("compare", { run: chosen.run, points: 700 });
-        lay(chosen.answer.curves[1]);
+        // In bits per byte the two can be compared, in nats per token, as the curve of this run has them, they can't.
+        await lay(chosen.answer.unit === "nats per token" ? chosen.run : null);
       } catch (error) {
-        if (!(error instanceof Refusal)) throw error;
+        if (!(error instanceof Refusal)) { chosen.run = null; throw error; }
         chosen.answer = { refused: error.message };
-        lay(null);
       }
     }
-    if (isReport && !chosen.answer) { chosen.run = others[0].run_id; await load(); }
-    panel.removeAttribute("aria-busy");
+    if (chosen.answer && !isReport) tools.append(button("Take it away", () => { chosen.run = chosen.answer = null; lay(null).catch(() => {}); again(); }));
     if (!chosen.answer) return panel.replaceChildren(tools, empty("Two runs that read the same documents are held against each other document by document: what makes single documents hard is in both, and cancels."));
     if (chosen.answer.refused) return panel.replaceChildren(tools, empty(plainly(chosen.answer.refused)));
     const answer = chosen.answer;
@@ -41,7 +43,7 @@ export const compare = {
     await Plotly.react(figure, traces(answer, logSteps), layout({
       margin: { l: 58, r: 12, t: 22, b: 30 }, dragmode: false, xaxis: { ...stepAxis(logSteps), anchor: "y2" },
       yaxis: axis({ domain: [0.56, 1] }), yaxis2: axis({ domain: [0, 0.46], zeroline: true, zerolinecolor: colour("quiet"), range: around(answer) }),
-      annotations: [[1, "Loss", `<span style="color:${colour("main")}">this run</span>, <span style="color:${colour("second")}">the other</span>`], [0.46, "This run − the other", "above zero the other is better"]].map(([y, title, unit]) => ({
+      annotations: [[1, "Loss", `${answer.unit}: <span style="color:${colour("main")}">this run</span>, <span style="color:${colour("second")}">the other</span>`], [0.46, "This run − the other", "above zero the other is better"]].map(([y, title, unit]) => ({
         xref: "paper", yref: "paper", x: 0, y, xanchor: "left", yanchor: "bottom", showarrow: false, text: `<b style="color:${colour("ink")}">${title}</b>  ${unit}` })),
     }), config);
     figure.removeAllListeners?.("plotly_click");
@@ -49,16 +51,14 @@ export const compare = {
   },
 };
 
-const x = (steps, logSteps) => (logSteps ? steps.map((step) => Math.max(step, 1)) : steps);
-
 function traces(answer, logSteps) {
   const [mine, other] = answer.curves, difference = answer.difference_curve;
-  const line = (curve, name, yaxis) => ({ x: x(curve.steps, logSteps), y: curve.values, mode: "lines", line: { width: 2, color: colour(name) }, yaxis, hoverinfo: "skip" });
+  const line = (curve, name, yaxis) => ({ x: onAxis(curve.steps, logSteps), y: curve.values, mode: "lines", line: { width: 2, color: colour(name) }, yaxis, hoverinfo: "skip" });
   return [
-    withBand(x(mine.steps, logSteps), mine.values, mine.band, { colour: colour("main"), yaxis: "y" }), withBand(x(other.steps, logSteps), other.values, other.band, { colour: colour("second"), yaxis: "y" }),
+    withBand(onAxis(mine.steps, logSteps), mine.values, mine.band, { colour: colour("main"), yaxis: "y" }), withBand(onAxis(other.steps, logSteps), other.values, other.band, { colour: colour("second"), yaxis: "y" }),
     line(mine, "main", "y"), line(other, "second", "y"),
-    { x: x(answer.single.steps, logSteps), y: answer.single.values, customdata: answer.single.steps, mode: "markers", yaxis: "y2", marker: { size: 3.5, color: transparent(colour("data"), 0.5) }, hovertemplate: "step %{customdata:,}: %{y:+.3f}<extra></extra>" },
-    withBand(x(difference.steps, logSteps), difference.values, difference.band, { colour: colour("ink"), yaxis: "y2" }), line(difference, "ink", "y2"),
+    { x: onAxis(answer.single.steps, logSteps), y: answer.single.values, customdata: answer.single.steps, mode: "markers", yaxis: "y2", marker: { size: 3.5, color: transparent(colour("data"), 0.5) }, hovertemplate: "step %{customdata:,}: %{y:+.3f}<extra></extra>" },
+    withBand(onAxis(difference.steps, logSteps), difference.values, difference.band, { colour: colour("ink"), yaxis: "y2" }), line(difference, "ink", "y2"),
   ];
 }
 

@@ -9,6 +9,7 @@ const chosen = { side: "above", source: "" };
 
 export const spikes = {
   name: "spikes", title: "Spikes",
+  forget: () => { chosen.source = ""; },
   async show(panel, { run, open, isReport, again }) {
     const known = await ask("sources", { points: 10 });
     const answer = await ask("spikes", { side: chosen.side, source: chosen.source || null, limit: 100 });
@@ -29,10 +30,11 @@ export const spikes = {
 
 export const events = {
   name: "events", title: "Events",
-  async show(panel, { open }) {
+  async show(panel, { run, open }) {
     const answer = await ask("events", { limit: 500 });
     const kinds = answer.kinds.map((one) => `${one.kind} ${count(one.count)}`).join(" · ");
-    const rows = answer.events.map((event) => [lineOf(event, open), event.kind, [...shown(event.detail ?? "")], moment(event.time)]);
+    // What happens between two documents is an event of the next one, which may not be there (yet).
+    const rows = answer.events.map((event) => [event.step < run.steps ? lineOf(event, open) : count(event.step), event.kind, [...shown(event.detail ?? "")], moment(event.time)]);
     panel.replaceChildren(el("p", { class: "quiet" }, kinds), rows.length
       ? table([{ name: "step" }, { name: "kind" }, { name: "what happened" }, { name: "when", kind: "number wide" }], rows, "Events, the newest first")
       : empty("Nothing has happened beside learning: no checkpoint, no stop, no spike."));
@@ -47,8 +49,7 @@ export const search = {
     if (isReport) return panel.replaceChildren(empty("A report can't search what was trained on: python -m viz serve can."));
     const field = el("input", { type: "search", size: 34, value: searched, "aria-label": "Text", placeholder: "text that it may have seen", maxlength: 500 });
     const found = el("div", { role: "status" });
-    panel.replaceChildren(el("form", { class: "tools", role: "search", onsubmit: (event) => { event.preventDefault(); searched = field.value; look(); } }, field, el("button", {}, "Did it ever see this?")), found);
-    field.focus();
+    panel.replaceChildren(el("form", { class: "tools", role: "search", onsubmit: (event) => { event.preventDefault(); searched = field.value; again(); } }, field, el("button", {}, "Did it ever see this?")), found);
     async function look() {
       if (!searched) return found.replaceChildren(empty("Upper and lower case are the same; only what was read of a document is searched, as far as its text is kept."));
       const asked = searched;
@@ -59,7 +60,7 @@ export const search = {
       const isPart = answer.indexed_below < answer.steps && !answer.problem;
       const missing = isPart ? ` (read so far: ${count(answer.indexed_below)} of ${documents(answer.steps)}) …` : "";
       found.replaceChildren(
-        el("p", {}, el("b", {}, answer.problem ? plainly(answer.problem) : answer.total ? `Yes: in ${documents(answer.total)}` : "No: in none of its documents"), missing, answer.total > answer.hits.length ? `; the first ${count(answer.hits.length)}:` : ""),
+        el("p", {}, el("b", {}, answer.problem ? plainly(answer.problem) : answer.total ? `Yes: in ${documents(answer.total)}` : isPart ? "Not found yet" : "No: in none of its documents"), missing, answer.total > answer.hits.length ? `; the first ${count(answer.hits.length)}:` : ""),
         rows.length ? table([{ name: "step" }, { name: "loss", kind: "number" }, { name: "source" }, { name: "" }], rows, "Documents with this text") : "");
       if (isPart && asked === searched && found.isConnected) await look();
     }

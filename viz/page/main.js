@@ -3,34 +3,36 @@
 import { ask, isReport, Refusal } from "./api.js";
 import { drawChart } from "./chart.js";
 import { compare } from "./compare.js";
-import { button, byId, el, plainly, shown } from "./elements.js";
-import { count, documents, duration, fixed, percent, significant } from "./format.js";
+import { button, byId, el, plainly } from "./elements.js";
 import { events, search, spikes } from "./lists.js";
 import { probes } from "./probes.js";
 import { closeReader, readDocument } from "./reader.js";
 import { samples } from "./samples.js";
+import { bindSettings } from "./settings.js";
 import { sources } from "./sources.js";
+import { sayFailure, sayRun } from "./state.js";
 
 const TABS = [spikes, sources, samples, probes, events, compare, search];
-const WINDOWS = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
 const POLL = 1000; // milliseconds
 const TAB_REST = 6000; // between two new looks of a tab, while the run goes on
 
-const page = { run: null, series: null, kinds: [], view: null, window: 200, logSteps: false, logLoss: false, selected: null, selectedLoss: null, overlay: null, tab: spikes, drawnTab: 0, asked: null };
+const page = {
+  run: null, series: null, kinds: [], view: null, window: 200, logSteps: false, logLoss: false, selected: null, selectedLoss: null,
+  other: null, overlay: null, tab: spikes, drawnTab: 0, asked: null, shown: "",
+};
 
-// ---- what is shown of the run
+const fail = (error) => error.name !== "AbortError" && sayFailure(error);
+
+// ---- following the run
 
 async function follow() {
   try {
-    const run = await ask("run");
-    const before = page.run;
-    page.run = run;
-    if (before && before.edition !== run.edition) page.view = null;
-    say(run);
-    if (!before || before.edition !== run.edition || before.steps !== run.steps || before.state !== run.state) {
-      await refresh(before);
-      if (!before || before.edition !== run.edition) { page.view = null; await showTab(); if (page.selected !== null) await readDocument(page.selected, open); }
-      else if (Date.now() - page.drawnTab > TAB_REST && !byId("panel").contains(document.activeElement) && page.tab !== search && page.tab !== compare) await showTab();
+    page.run = await ask("run");
+    sayRun(page.run);
+    const now = `${page.run.edition} ${page.run.steps} ${page.run.state}`;
+    if (page.shown !== now) {
+      await goOn(page.shown.split(" ")[0] !== `${page.run.edition}`);
+      page.shown = now; // not before: what failed on the way is tried again
     }
   } catch (error) {
     fail(error);
@@ -38,95 +40,70 @@ async function follow() {
   if (!isReport) setTimeout(follow, document.hidden ? 4 * POLL : POLL);
 }
 
-const STATES = {
-  waiting: "There is no run here yet. Start one (python train_slimpajama.py --test): this page shows it as soon as it begins.",
-  gone: "The record is gone: it was deleted or moved away. What is shown was read before.",
-  unreadable: "The record can't be read.",
-};
-
-function fail(error) {
-  if (error.name === "AbortError") return;
-  const known = error instanceof Refusal && STATES[error.state];
-  if (!known && !(error instanceof TypeError)) console.error(error);
-  const away = "The server does not answer: it was stopped, or the tunnel to it is closed. What is shown was read before; python -m viz serve starts it again, and this page goes on by itself.";
-  byId("state").textContent = known ? error.state : error instanceof Refusal ? "a request was refused" : "no server";
-  byId("state").className = "";
-  banner(known ? `${STATES[error.state]}${error.state === "waiting" ? "" : ` (${plainly(error.message)})`}` : error instanceof Refusal ? plainly(error.message) : away);
-}
-
-function banner(words) {
-  byId("banner").hidden = !words;
-  if (byId("banner").textContent !== words) byId("banner").textContent = words;
-}
-
-function say(run) {
-  const about = run.run, asked = run.steps_asked;
-  const model = plainly(about.model || "a run");
-  document.title = `${count(run.steps)} · ${model}`;
-  byId("model").textContent = model;
-  byId("about").replaceChildren(...shown([about.source, about.note, about.run_id && `run ${about.run_id}`].filter(Boolean).join(" · ")));
-  const state = run.state.split(",")[0];
-  const done = asked ? `${count(run.steps)} of ${documents(asked)}` : documents(run.steps);
-  const left = run.seconds_left ? ` · ${duration(run.seconds_left)} left` : "";
-  const ending = state === "ended" ? `ended: ${plainly(about.outcome || "done")} · ` : `${state} · `;
-  if (byId("state").textContent !== `${ending}${done}${left}`) byId("state").textContent = `${ending}${done}${left}`;
-  byId("state").className = state;
-  byId("verdict").textContent = run.verdict;
-  const items = [["loss", fixed(run.latest.loss, 3)], ["next token right", percent(run.latest.accuracy)], ["tokens/s", count(run.latest.throughput === null ? null : Math.round(run.latest.throughput))], ["gradient norm", significant(run.latest.gradient_norm)]];
-  byId("latest").replaceChildren(...items.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
-  banner(run.steps === 0 ? "The run has begun; its first document is not done yet."
-    : run.steps - run.first_step === 1 ? "One document so far: averages need more."
-    : state === "stopped" ? "This run stopped without an end (it was killed, or this is a copy of one that went on elsewhere): python train_slimpajama.py --resume goes on with it." : "");
-}
-
-async function refresh(before) {
-  const beyond = page.view && before && before.edition === page.run.edition && page.view[1] <= before.steps;
+// There are new steps, or it is another run: then nothing of before holds.
+async function goOn(isOther) {
+  if (isOther) {
+    Object.assign(page, { view: null, series: null, other: null, overlay: null, selectedLoss: null });
+    for (const tab of TABS) tab.forget?.();
+  }
   page.kinds = (await ask("events", { limit: 1 })).kinds;
-  if (beyond && page.series) return draw(); // the steps that are shown are done: they stay
-  await load();
+  const isDone = page.series && page.view && page.view[1] <= page.series.steps; // the steps that are shown stay as they are
+  await (isDone ? draw() : load());
+  if (isOther) {
+    await showTab();
+    if (page.selected !== null) await select(page.selected);
+  } else {
+    if (page.selected !== null && byId("reader").querySelector('[aria-keyshortcuts="ArrowRight"]:disabled')) await readDocument(page.selected, open, true);
+    if (page.tab !== search && page.tab !== compare && Date.now() - page.drawnTab > TAB_REST && !isBusy(byId("panel"))) await showTab();
+  }
 }
+
+// Somebody is choosing or reading there: what they look at stays.
+const isBusy = (panel) => panel.contains(document.activeElement) && document.activeElement.matches("input, select") || panel.contains(getSelection().anchorNode) && !getSelection().isCollapsed;
 
 async function load() {
   page.asked?.abort();
   page.asked = new AbortController();
   const { signal } = page.asked;
-  const points = Math.max(200, Math.round(byId("chart").clientWidth - 70));
   const [from, to] = page.view ?? [null, null];
-  page.series = await ask("series", { from, to: to === null ? null : Math.ceil(to), points, window: page.window, scale: page.logSteps ? "log" : "linear" }, signal);
+  const wanted = { from, to, points: Math.max(200, byId("chart").clientWidth - 70), window: page.window, scale: page.logSteps ? "log" : "linear" };
+  [page.series, page.overlay] = await Promise.all([ask("series", wanted, signal), page.other && ask("series", { ...wanted, run: page.other }, signal)]);
   await draw();
 }
 
 async function draw() {
-  if (!page.series || typeof Plotly === "undefined") return;
+  if (!page.series) return;
   await drawChart(byId("chart"), page);
   byId("chart").dataset.drawn = `${page.series.steps}`;
 }
 
+// The average of another run is laid over; null: of none.
+async function lay(other) {
+  page.other = other;
+  await load();
+}
+
 // ---- zoom
 
-function whole() {
-  return [page.run?.first_step ?? 0, Math.max(page.run?.steps ?? 1, (page.run?.first_step ?? 0) + 1)];
+const whole = () => [page.run?.first_step ?? 0, Math.max(page.run?.steps ?? 1, (page.run?.first_step ?? 0) + 1)];
+
+function look(view) {
+  page.view = view;
+  load().catch(fail);
 }
 
 function zoom(from, to) {
   const [first, last] = whole();
   const width = Math.max(to - from, 4);
-  let low = Math.max(from, first), high = Math.min(low + width, last);
-  low = Math.max(first, Math.min(low, high - width));
-  page.view = low <= first && high >= last ? null : [Math.floor(low), Math.ceil(high)];
-  load().catch(fail);
+  const low = Math.max(first, Math.min(from, last - width)), high = Math.min(low + width, last);
+  look(low <= first && high >= last ? null : [Math.floor(low), Math.ceil(high)]);
 }
 
-function scaled(factor) {
+// The part shown, made so many times as wide around its middle, and moved by a share of itself.
+function turn(factor, share) {
   const [from, to] = page.view ?? whole();
-  const middle = (from + to) / 2, half = ((to - from) * factor) / 2;
+  const middle = (from + to) / 2 + share * (to - from), half = ((to - from) * factor) / 2;
   zoom(middle - half, middle + half);
-}
-
-function shifted(share) {
-  const [from, to] = page.view ?? whole();
-  const by = (to - from) * share;
-  zoom(from + by, to + by);
 }
 
 function bindChart() {
@@ -134,7 +111,7 @@ function bindChart() {
   chart.on("plotly_click", (event) => {
     const found = event.points.map((point) => point.customdata).find((data) => data !== undefined && data !== null);
     const step = Array.isArray(found) ? found[0] : found;
-    if (typeof step === "number") open(step);
+    if (typeof step === "number") open(Math.min(step, page.run.steps - 1));
   });
   chart.on("plotly_relayout", (change) => {
     const from = change["xaxis.range[0]"], to = change["xaxis.range[1]"];
@@ -142,12 +119,13 @@ function bindChart() {
     const at = (value) => (page.logSteps ? 10 ** value : value);
     zoom(at(from), at(to));
   });
-  chart.on("plotly_doubleclick", () => { page.view = null; load().catch(fail); });
+  chart.on("plotly_doubleclick", () => look(null));
 }
 
 // ---- the open document, and the link to it
 
-function open(step) {
+// `inPassing`: by way of another one, to which one need not come back.
+function open(step, inPassing = false) {
   if (step === undefined) return;
   if (step === null) {
     page.selected = page.selectedLoss = null;
@@ -157,8 +135,8 @@ function open(step) {
     return;
   }
   const target = `#step=${step}`;
-  if (location.hash !== target) history.pushState(null, "", target);
-  select(step);
+  if (location.hash !== target) history[inPassing ? "replaceState" : "pushState"](null, "", target);
+  select(step).catch(fail);
 }
 
 async function select(step) {
@@ -166,9 +144,9 @@ async function select(step) {
   page.selected = step;
   page.selectedLoss = null;
   draw();
-  const document = await readDocument(step, open);
-  if (document && page.selected === step) {
-    page.selectedLoss = document.loss;
+  const found = await readDocument(step, open);
+  if (found && page.selected === step) {
+    page.selectedLoss = found.loss;
     draw();
   }
   if (wasClosed && matchMedia("(max-width: 1000px)").matches) byId("reader").scrollIntoView({ block: "start" });
@@ -176,7 +154,7 @@ async function select(step) {
 
 function fromAddress() {
   const found = /^#step=(\d{1,15})$/.exec(location.hash);
-  if (found) select(Number(found[1]));
+  if (found) select(Number(found[1])).catch(fail);
   else if (page.selected !== null) open(null);
 }
 
@@ -188,19 +166,21 @@ async function showTab() {
   panel.setAttribute("aria-labelledby", `tab-${tab.name}`);
   if (panel.dataset.tab !== tab.name) { panel.replaceChildren(); panel.dataset.tab = tab.name; }
   if (!page.run) return;
+  const place = panel.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+  const scrolled = [...panel.querySelectorAll(".cards")].map((cards) => cards.scrollLeft);
   try {
-    await tab.show(panel, {
-      run: page.run, window: page.window, logSteps: page.logSteps, open, isReport, again: showTab,
-      lay: (curve) => { page.overlay = curve; draw(); },
-    });
+    await tab.show(panel, { run: page.run, window: page.window, logSteps: page.logSteps, open, isReport, again: showTab, lay });
     panel.dataset.ready = tab.name;
   } catch (error) {
-    if (error instanceof Refusal && !STATES[error.state]) panel.replaceChildren(el("p", { class: "empty" }, plainly(error.message)));
+    if (error instanceof Refusal && !error.state) panel.replaceChildren(el("p", { class: "empty" }, plainly(error.message)));
     else fail(error);
   }
+  // What had the focus was made anew: it has it again, and what was scrolled is where it was.
+  if (place && document.activeElement === document.body) panel.querySelector(`[aria-label="${CSS.escape(place)}"]`)?.focus({ preventScroll: true });
+  panel.querySelectorAll(".cards").forEach((cards, i) => (cards.scrollLeft = scrolled[i] ?? 0));
 }
 
-function chooseTab(tab, focus) {
+function chooseTab(tab, focus = false) {
   page.tab = tab;
   for (const one of byId("tabs").children) {
     const mine = one.id === `tab-${tab.name}`;
@@ -208,79 +188,11 @@ function chooseTab(tab, focus) {
     one.tabIndex = mine ? 0 : -1;
     if (mine && focus) one.focus();
   }
-  showTab();
-}
-
-// ---- keys, settings
-
-function keys(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.("input, select, textarea, [role=tab], .cards")) return;
-  const press = (name) => byId("reader").querySelector(`[aria-keyshortcuts="${name}"]:not(:disabled)`)?.click();
-  if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
-    if (page.selected === null) return;
-    event.preventDefault();
-    press(event.key);
-  } else if (event.key === "Escape") press("Escape");
-  else if (event.key === "/") {
-    event.preventDefault();
-    chooseTab(search, false);
-  }
-}
-
-function theme(next) {
-  const known = ["auto", "light", "dark"];
-  let now = "auto";
-  try {
-    now = localStorage.getItem("theme") ?? "auto";
-    if (next) localStorage.setItem("theme", (now = known[(known.indexOf(now) + 1) % 3]));
-  } catch { // a browser that keeps nothing
-    if (next) now = known[(known.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % 3];
-  }
-  if (now === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = now;
-  byId("theme").textContent = `◐ ${now}`;
-  byId("theme").setAttribute("aria-label", `Colours: ${now === "auto" ? "as the system has them" : now}`);
-  draw();
-  if (next) showTab();
-}
-
-function settings() {
-  const slider = byId("window"), words = () => (byId("window-words").textContent = documents(WINDOWS[slider.value]));
-  slider.setAttribute("aria-valuetext", documents(page.window));
-  words();
-  slider.addEventListener("input", () => {
-    page.window = WINDOWS[slider.value];
-    slider.setAttribute("aria-valuetext", documents(page.window));
-    words();
-    load().catch(fail);
-    if (page.tab === sources) showTab();
-  });
-  byId("log-steps").addEventListener("change", (event) => { page.logSteps = event.target.checked; load().catch(fail); showTab(); });
-  byId("log-loss").addEventListener("change", (event) => { page.logLoss = event.target.checked; draw(); });
-  if (isReport) for (const id of ["window", "log-steps"]) byId(id).closest("label").hidden = true;
-  byId("zoom-in").addEventListener("click", () => scaled(0.5));
-  byId("zoom-out").addEventListener("click", () => scaled(2));
-  byId("earlier").addEventListener("click", () => shifted(-0.5));
-  byId("later").addEventListener("click", () => shifted(0.5));
-  byId("zoom-all").addEventListener("click", () => { page.view = null; load().catch(fail); });
-  byId("theme").addEventListener("click", () => theme(true));
-  byId("go").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const digits = byId("go-step").value.replace(/[,.\s]/g, "");
-    const known = /^\d{1,15}$/.test(digits);
-    byId("go-words").textContent = known ? "" : "a step is a whole number, from 0 on";
-    if (known) open(Number(digits));
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { draw(); showTab(); });
-  addEventListener("popstate", fromAddress);
-  addEventListener("hashchange", fromAddress);
-  addEventListener("keydown", keys);
-  let resized = 0;
-  addEventListener("resize", () => { clearTimeout(resized); resized = setTimeout(() => load().catch(fail), 200); });
+  return showTab();
 }
 
 function makeTabs() {
-  byId("tabs").replaceChildren(...TABS.map((tab) => button(tab.title, () => chooseTab(tab, false), { role: "tab", id: `tab-${tab.name}`, "aria-controls": "panel", "aria-selected": "false", tabindex: -1 })));
+  byId("tabs").replaceChildren(...TABS.map((tab) => button(tab.title, () => chooseTab(tab), { role: "tab", id: `tab-${tab.name}`, "aria-controls": "panel", "aria-selected": "false", tabindex: -1 })));
   byId("tabs").addEventListener("keydown", (event) => {
     const place = TABS.indexOf(page.tab), by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (by) chooseTab(TABS[(place + by + TABS.length) % TABS.length], true);
@@ -290,14 +202,20 @@ function makeTabs() {
   });
 }
 
+async function toSearch() {
+  await chooseTab(search);
+  byId("panel").querySelector("input")?.focus();
+}
+
 async function begin() {
   closeReader();
   makeTabs();
-  settings();
-  theme(false);
-  chooseTab(spikes, false);
-  await Plotly.newPlot(byId("chart"), [], {}, { displayModeBar: false });
+  bindSettings(page, { draw, load: () => load().catch(fail), showTab, look, turn, open, toSearch, isReport });
+  chooseTab(spikes);
+  await drawChart(byId("chart"), { ...page, series: { lanes: {}, steps: 0, documents: 0 } });
   bindChart();
+  addEventListener("popstate", fromAddress);
+  addEventListener("hashchange", fromAddress);
   fromAddress();
   await follow();
 }

@@ -5,10 +5,11 @@ import { plainly } from "./elements.js";
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 export const sourceColour = (place) => colour(`source-${place % 7}`);
-export const dashOf = (place) => ["solid", "6px,2px", "3px,1.5px", "1px,1.2px", "6px,1.5px,1px,1.5px", "10px,2px", "3px,3px"][place % 7];
+const DASHES = ["solid", "6px,2px", "3px,1.5px", "1px,1.2px", "6px,1.5px,1px,1.5px", "10px,2px", "3px,3px"];
+export const dashOf = (place) => DASHES[(place + Math.floor(place / 7)) % 7]; // an eighth has the colour of the first, not its dash
 
 // Plotly reads its texts as markup: what a document or a source says must not be read so.
-export const label = (text) => plainly(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+export const label = (text) => plainly(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("%{", "% {");
 
 export const transparent = (hex, share) => `${hex}${Math.round(255 * share).toString(16).padStart(2, "0")}`;
 
@@ -28,8 +29,10 @@ export function axis(changes = {}) {
   return { gridcolor: colour("rule"), linecolor: colour("rule"), zeroline: false, tickcolor: colour("rule"), automargin: false, ...changes };
 }
 
-export const stepAxis = (logarithmic, changes = {}) =>
-  axis(logarithmic ? { type: "log", dtick: 1, tickformat: ",d", ...changes } : { tickformat: ",d", nticks: 9, ...changes });
+export const stepAxis = (logarithmic) => axis(logarithmic ? { type: "log", dtick: 1, tickformat: ",d" } : { tickformat: ",d", nticks: 9 });
+
+// Where steps stand on it: on a logarithmic one step 0 stands with step 1.
+export const onAxis = (steps, logarithmic) => (logarithmic ? steps.map((step) => Math.max(step, 1)) : steps);
 
 // The average and its band, two standard errors wide, as two traces.
 export function withBand(x, values, half, look) {
@@ -37,6 +40,6 @@ export function withBand(x, values, half, look) {
   const high = values.map((value, i) => (half[i] === null ? value : value + half[i]));
   return {
     x: [...x, ...[...x].reverse()], y: [...high, ...low.reverse()], mode: "none", fill: "toself",
-    fillcolor: transparent(look.colour, 0.16), hoverinfo: "skip", xaxis: look.xaxis, yaxis: look.yaxis,
+    fillcolor: transparent(look.colour, 0.16), hoverinfo: "skip", yaxis: look.yaxis,
   };
 }

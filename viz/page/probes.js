@@ -13,6 +13,7 @@ const when = (distance) => (distance === null ? "first read" : distance === 0 ? 
 
 export const probes = {
   name: "probes", title: "Learn and forget",
+  forget: () => chosen.clear(),
   async show(panel, { open, run, again }) {
     const answer = await ask("probes");
     if (!answer.probes.length) {

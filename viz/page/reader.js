@@ -1,7 +1,7 @@
 // The document of a step, opened: what it says, what each token of it cost, where it is from, how it went.
 
-import { ask, Refusal } from "./api.js";
-import { button, byId, el, empty, plainly, shown, table } from "./elements.js";
+import { ask, Away, Refusal } from "./api.js";
+import { button, byId, el, empty, shown, table, textBox } from "./elements.js";
 import { count, fixed, percent, significant } from "./format.js";
 import { key, tokenText, tokenWords } from "./tokens.js";
 
@@ -11,6 +11,8 @@ const SURPRISES = 12;
 
 export function closeReader() {
   asked?.abort();
+  byId("reader").removeAttribute("aria-busy");
+  byId("tip").hidden = true;
   byId("reader").replaceChildren(
     el("h2", {}, "No document is open"),
     empty("Click a point of a curve, or a line of the lists below. ", el("kbd", {}, "←"), " and ", el("kbd", {}, "→"), " go to the document before and after, ", el("kbd", {}, "Esc"), " closes it. The address of the page then is a link to it."),
@@ -18,7 +20,8 @@ export function closeReader() {
 }
 
 // Shows the document of `step` and returns it, if it is there; `open` is called with another step where one is chosen here.
-export async function readDocument(step, open) {
+// `again`: it is shown already, and may have got a next one.
+export async function readDocument(step, open, again = false) {
   asked?.abort();
   asked = new AbortController();
   const mine = asked;
@@ -29,22 +32,29 @@ export async function readDocument(step, open) {
     document = await ask(`documents/${step}`, {}, mine.signal);
     content = page(document, open);
   } catch (error) {
-    if (error.name === "AbortError") return null;
+    if (error.name === "AbortError" || again) return null;
+    if (!(error instanceof Refusal || error instanceof Away)) throw error;
     const why = error instanceof Refusal ? error.message : "The server does not answer: what is shown was read before.";
     content = [head(step, { previous: step ? step - 1 : null, next: null }, open), el("p", { class: "empty" }, `${why}.`.replace("..", "."))];
   }
   if (mine !== asked) return null;
-  reader.replaceChildren(...content);
   reader.removeAttribute("aria-busy");
+  if (again) {
+    reader.querySelector(".steps").replaceWith(head(step, document, open));
+    return document;
+  }
+  reader.replaceChildren(...content);
   reader.scrollTop = 0;
+  byId("tip").hidden = true;
+  byId("said").textContent = document ? `Step ${count(step)} is open: loss ${fixed(document.loss, 2)}` : `Step ${count(step)} can't be opened`;
   return document;
 }
 
 function head(step, document, open) {
   return el("div", { class: "steps" },
     el("h2", { id: "reader-title" }, `Step ${count(step)}`),
-    button("◀ previous", () => open(document.previous), { disabled: document.previous === null, "aria-keyshortcuts": "ArrowLeft" }),
-    button("next ▶", () => open(document.next), { disabled: document.next === null, "aria-keyshortcuts": "ArrowRight" }),
+    button("◀ previous", () => open(document.previous, true), { disabled: document.previous === null, "aria-keyshortcuts": "ArrowLeft" }),
+    button("next ▶", () => open(document.next, true), { disabled: document.next === null, "aria-keyshortcuts": "ArrowRight" }),
     button("✕", () => open(null), { "aria-label": "Close", "aria-keyshortcuts": "Escape" }));
 }
 
@@ -76,7 +86,7 @@ function facts(document) {
 
 function readWords(document) {
   if (document.tokens_read === null) return "its tokens are not kept";
-  const whole = document.about_tokens === document.tokens_read || (document.bytes_read !== null && document.bytes_read >= document.document_bytes);
+  const whole = document.bytes_read !== null && document.bytes_read === document.document_bytes;
   if (document.about_tokens === null) return `${count(document.tokens_read)} tokens`;
   if (whole) return `all of its ${count(document.tokens_read)} tokens (${count(document.document_bytes)} bytes)`;
   return `${count(document.tokens_read)} of about ${count(document.about_tokens)} tokens (${count(document.bytes_read)} of ${count(document.document_bytes)} bytes)`;
@@ -89,7 +99,7 @@ function surprises(document) {
     [el("span", { class: "given" }, ...shown(document.texts.slice(Math.max(0, place - 6), place).join("").replaceAll("\n", "⏎"))), el("b", { title: tokenWords(document.texts[place], document.losses[place], document.ranks?.[place]) }, ...shown(document.texts[place].replaceAll("\n", "⏎")))],
     fixed(document.losses[place], 2), count(document.ranks?.[place] ?? null),
   ]);
-  const heads = [{ name: "token, after what came before it" }, { name: "loss", kind: "number" }, { name: "rank", kind: "number" }];
+  const heads = [{ name: "token, after what came before it" }, { name: "loss", kind: "number" }, { name: "held likelier", kind: "number" }];
   const every = el("details", {}, el("summary", {}, `All ${count(document.texts.length - 1)} predictions as a table`));
   every.addEventListener("toggle", () => {
     if (every.open && every.children.length === 1) every.append(table(heads, rows(document.losses.map((_, place) => place).slice(1)), "All predictions, in order"));
@@ -97,13 +107,14 @@ function surprises(document) {
   return [el("h3", {}, "What surprised it most"), table(heads, rows(places.slice(0, SURPRISES)), "The tokens that surprised most"), every];
 }
 
+export const output = (sample) => (sample.error ? el("span", { class: "bad" }, ...shown(`it failed: ${sample.error}`)) : el("b", {}, ...shown(sample.output ?? "")));
+
 // What the model wrote: from the beginning of a document, or to a prompt.
-export function written(sample) {
-  const box = (...content) => el("div", { class: "text plain", dir: "ltr" }, ...content);
+function written(sample) {
   return [
     el("h3", {}, sample.reference === null ? "What it wrote to a prompt" : "What it wrote, before it learned from this document"),
-    box(el("span", { class: "given" }, ...shown(sample.prompt ?? "")), sample.error ? el("span", { class: "bad" }, ...shown(`  it failed: ${sample.error}`)) : el("b", {}, ...shown(sample.output ?? ""))),
-    ...(sample.reference === null ? [] : [el("h3", {}, "What the document really says there"), box(el("span", { class: "given" }, ...shown(sample.prompt ?? "")), ...shown(sample.reference))]),
+    textBox(el("span", { class: "given" }, ...shown(sample.prompt ?? "")), output(sample)),
+    ...(sample.reference === null ? [] : [el("h3", {}, "What the document really says there"), textBox(el("span", { class: "given" }, ...shown(sample.prompt ?? "")), ...shown(sample.reference))]),
   ];
 }
 
@@ -111,5 +122,3 @@ export function written(sample) {
 export function lineOf(entry, open) {
   return button(count(entry.step), () => open(entry.step), { class: "link", "aria-label": `Open the document of step ${count(entry.step)}` });
 }
-
-export const sourceWords = (source) => plainly(source || "unknown");

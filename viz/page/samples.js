@@ -1,19 +1,20 @@
 // The tab of what the model wrote: to the documents it was about to learn from, and to prompts that are asked again.
 
 import { ask } from "./api.js";
-import { button, el, empty, plainly, shown } from "./elements.js";
+import { button, el, empty, plainly, shown, textBox } from "./elements.js";
 import { count, documents } from "./format.js";
+import { output } from "./reader.js";
 
 let place = null; // of the slider; null: at the newest
 
-const box = (...content) => el("div", { class: "text plain", dir: "ltr" }, ...content);
-const wrote = (sample) => (sample.error ? el("span", { class: "bad" }, ...shown(`it failed: ${sample.error}`)) : el("b", {}, ...shown(sample.output ?? "")));
+const MOST_PROMPTS = 10;
 
 export const samples = {
   name: "samples", title: "Samples",
+  forget: () => { place = null; },
   async show(panel, { open }) {
     const answer = await ask("samples", { limit: 300 });
-    const asked = await Promise.all(answer.prompts.map((one) => ask("samples", { prompt: one.prompt, limit: 24 })));
+    const asked = await Promise.all(answer.prompts.slice(0, MOST_PROMPTS).map((_, number) => ask("samples", { prompt: number, limit: 24 })));
     if (!answer.samples.length && !asked.length) return panel.replaceChildren(empty("The model has not written anything yet (--display-samples N lets it write at each step divisible by N)."));
     const view = el("div", {});
     const last = answer.samples.length - 1;
@@ -25,13 +26,13 @@ export const samples = {
       slider.setAttribute("aria-valuetext", `step ${count(sample.step)}`);
       words.replaceChildren("before it learned from step ", button(count(sample.step), () => open(sample.step), { class: "link" }));
       view.replaceChildren(el("div", { class: "columns" },
-        el("div", {}, el("h3", {}, "It was given"), box(...shown(sample.prompt ?? ""))),
-        el("div", {}, el("h3", {}, "It wrote"), box(wrote(sample))),
-        el("div", {}, el("h3", {}, "The document says"), box(...shown(sample.reference ?? "")))));
+        el("div", {}, el("h3", {}, "It was given"), textBox(...shown(sample.prompt ?? ""))),
+        el("div", {}, el("h3", {}, "It wrote"), textBox(output(sample))),
+        el("div", {}, el("h3", {}, "The document says"), textBox(...shown(sample.reference ?? "")))));
     }
     const again = asked.flatMap((one, i) => [
       el("h3", {}, `Asked again and again (${count(one.total)} times): “${plainly(answer.prompts[i].prompt).slice(0, 120)}”`),
-      el("div", { class: "cards", tabindex: 0, role: "group", "aria-label": "What it wrote to this prompt, over time" }, ...one.samples.map((sample) => el("div", {}, el("span", { class: "quiet" }, `step ${count(sample.step)}`), box(el("span", { class: "given" }, ...shown(sample.prompt ?? "")), wrote(sample))))),
+      el("div", { class: "cards", tabindex: 0, role: "group", "aria-label": "What it wrote to this prompt, over time" }, ...one.samples.map((sample) => el("div", {}, el("span", { class: "quiet" }, `step ${count(sample.step)}`), textBox(el("span", { class: "given" }, ...shown(sample.prompt ?? "")), output(sample))))),
     ]);
     const spread = answer.total > answer.samples.length ? `; ${count(answer.samples.length)} of ${count(answer.total)}, evenly spread` : "";
     panel.replaceChildren(...(answer.samples.length ? [el("div", { class: "tools" }, slider, words, el("span", { class: "quiet" }, `${documents(answer.total)} went on with${spread}`)), view] : []), ...again);

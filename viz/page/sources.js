@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { el, empty, shown, table } from "./elements.js";
 import { count, fixed, percent } from "./format.js";
-import { axis, colour, config, dashOf, label, layout, sourceColour, stepAxis } from "./plots.js";
+import { axis, colour, config, dashOf, label, layout, onAxis, sourceColour, stepAxis } from "./plots.js";
 
 const hidden = new Set();
 
@@ -13,16 +13,18 @@ export const sources = {
     const answer = await ask("sources", { points: 800, window, scale: logSteps ? "log" : "linear" });
     if (!answer.sources.length) return panel.replaceChildren(empty("No document yet."));
     const figure = panel.querySelector(".figure") ?? el("div", { class: "figure", role: "img", "aria-label": "Average loss by source over the steps" });
-    const rows = answer.sources.map((one, place) => [
+    // A source keeps its colour: they are numbered by their first document.
+    const order = answer.sources.map((one) => one.first_step).sort((a, b) => a - b);
+    const numbered = answer.sources.map((one) => [one, order.indexOf(one.first_step)]);
+    const rows = numbered.map(([one, place]) => [
       el("label", {}, el("input", { type: "checkbox", checked: !hidden.has(one.source), onchange: (event) => { event.target.checked ? hidden.delete(one.source) : hidden.add(one.source); again(); } }), " ",
         el("span", { class: "swatch", style: `border-color:${sourceColour(place)};border-top-style:${place ? "dashed" : "solid"}` }), ...shown(one.source || "unknown")),
       fixed(one.average, 3), count(one.documents), [percent(one.share), " ", el("span", { class: "bar wide", style: `width:${Math.round(80 * one.share)}px` })], count(one.tokens), percent(one.share_of_tokens),
     ]);
-    const heads = [{ name: "source" }, { name: "loss now", kind: "number" }, { name: "documents", kind: "number" }, { name: "share" }, { name: "tokens", kind: "number wide" }, { name: "share of tokens", kind: "number wide" }];
-    rows.forEach((row) => row.splice(4, 2, row[4], row[5]));
+    const heads = [{ name: "source" }, { name: "loss now", kind: "number" }, { name: "documents", kind: "number" }, { name: "share" }, { name: "predictions", kind: "number wide" }, { name: "share of them", kind: "number wide" }];
     panel.replaceChildren(figure, table(heads, rows, "Sources"));
-    const traces = answer.sources.map((one, place) => ({
-      x: logSteps ? one.curve.steps.map((step) => Math.max(step, 1)) : one.curve.steps, y: one.curve.values, customdata: one.curve.steps, visible: !hidden.has(one.source), mode: one.curve.steps.length === 1 ? "markers" : "lines",
+    const traces = numbered.map(([one, place]) => ({
+      x: onAxis(one.curve.steps, logSteps), y: one.curve.values, customdata: one.curve.steps, visible: !hidden.has(one.source), mode: one.curve.steps.length === 1 ? "markers" : "lines",
       line: { color: sourceColour(place), width: place ? 1.6 : 2.4, dash: dashOf(place) }, hovertemplate: `${label(one.source || "unknown")}, step %{customdata:,}: %{y:.3f}<extra></extra>`,
     }));
     await Plotly.react(figure, traces, layout({ xaxis: stepAxis(logSteps), yaxis: axis({ title: { text: "loss, nats per token", font: { color: colour("quiet") } } }), dragmode: false }), config);

@@ -14,15 +14,15 @@ export function key() {
 // What one token was to the model.
 export function tokenWords(text, loss, rank) {
   const quoted = `“${plainly(text.replaceAll("\n", "⏎").replaceAll("\t", "⇥")) || "(a part of a character)"}”`;
-  if (loss === undefined) return `${quoted}  the first token: nothing predicts it`;
+  if (loss === undefined) return `${quoted}  nothing predicts the first token`;
   const cost = loss === null ? "loss not finite" : `loss ${fixed(loss, 2)}`;
   return `${quoted}  ${cost}${rank === null || rank === undefined ? "" : rank === 0 ? ", the likeliest" : `, ${count(rank)} ${rank === 1 ? "was" : "were"} held likelier`}`;
 }
 
-export function tokenText(document, name = "Text of the document") {
-  return textOf(document.texts, name, (place) => ({
-    look: document.losses && place ? shade(document.losses[place]) || "l8" : "",
-    words: tokenWords(document.texts[place], place ? document.losses?.[place] ?? null : undefined, document.ranks?.[place]),
+export function tokenText({ texts, losses, ranks }) {
+  return textOf(texts, "Text of the document", (place) => ({
+    look: losses && place ? shade(losses[place]) || "l8" : "",
+    words: losses ? tokenWords(texts[place], place ? losses[place] : undefined, ranks?.[place]) : "what it cost is not kept",
   }));
 }
 
@@ -32,7 +32,7 @@ export function changedText(texts, before, later) {
     const change = place ? later[place] - before[place] : 0;
     const grade = Math.min(3, Math.floor(Math.abs(change) / 0.5));
     const look = grade === 0 ? "" : change < 0 ? `d${grade}` : ["", "l2", "l4", "l6"][grade];
-    return { look, words: place ? `“${plainly(texts[place])}”  ${fixed(before[place], 2)} → ${fixed(later[place], 2)} (${signed(change, 2)})` : "the first token: nothing predicts it" };
+    return { look, words: place ? `“${plainly(texts[place])}”  ${fixed(before[place], 2)} → ${fixed(later[place], 2)} (${signed(change, 2)})` : "nothing predicts the first token" };
   });
 }
 
