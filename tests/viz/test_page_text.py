@@ -148,7 +148,9 @@ def test_the_page(visit: Visit, address: str) -> None:
     assert TAGS[:60] in row  # the first words of a document
     holds(page, "#panel")
     page.get_by_label("Source", exact=True).select_option(index=1)
-    until(page, "document.getElementById('panel').dataset.ready === 'spikes'")
+    sources = "new Set([...document.querySelectorAll('#panel tbody tr')].map((row) => row.cells[4].textContent))"
+    until(page, f"{sources}.size === 1")
+    assert TAGS in page.evaluate(f"[...{sources}][0]")
     choose(page, "sources")
     holds(page, "#panel table")
     label = hover_label(page, "#panel .figure")
