@@ -6,7 +6,9 @@ import numpy as np
 
 from viz.curves import Curve
 from viz.document_answers import DocumentAnswers
+from viz.live_run import LiveRun
 from viz.reduction import finite, number, numbers, outline
+from viz.runs import find_runs
 from viz.series import Series
 from viz.smoothing import WINDOW, debiased_average
 from viz.verdict import verdict
@@ -24,6 +26,11 @@ SECRET = ("tokenizer", "id")
 
 class Answers(DocumentAnswers):
     """Answers about the run as a whole, too; under its lock, as those of `DocumentAnswers`."""
+
+    def __init__(self, live: LiveRun) -> None:
+        super().__init__(live)
+        self._resume: tuple[int, str | None] = (-1, None)
+        """Of which edition, and the command that goes on with it."""
 
     def run(self) -> Answer:
         """What the run is, how far it has come, and what its numbers say."""
@@ -50,9 +57,18 @@ class Answers(DocumentAnswers):
                 "seconds_left": number(view.seconds_left) if self.live.state == "running" else None,
                 "verdict": verdict(view),
                 "latest": latest,
+                "resume_command": self._resume_command() if self.live.state == "stopped" else None,
                 "repeats_from": view.repeats_from,
                 "run": finite({name: value for name, value in run.items() if name not in SECRET}),
             }
+
+    def _resume_command(self) -> str | None:
+        """What goes on with this run, to be typed where the server was started; None where nothing does."""
+        if self._resume[0] != self.live.edition:
+            runs = find_runs(self.live.record)
+            mine = [run.resume_command for run in runs if run.run_id == self.live.run.get("run_id")]
+            self._resume = (self.live.edition, mine[0] if mine else None)
+        return self._resume[1]
 
     def series(
         self, first: int = 0, below: int | None = None, points: int = POINTS, window: int = WINDOW, log: bool = False
@@ -70,7 +86,7 @@ class Answers(DocumentAnswers):
                 "loss": averages.loss, "accuracy": averages.accuracy, "throughput": averages.tokens_per_second,
                 "learning_rate": None, "gradient_norm": averages.gradient_norm,
             }  # fmt: skip
-            for name, average in of_lane.items() if high > low else ():
+            for name, average in of_lane.items() if series.size else ():
                 steps = series["steps"]
                 rows = outline(series.column(name), steps, low, high, points, log=log)
                 lanes[name] = {"steps": steps[rows].tolist(), "values": numbers(series[name][rows])}

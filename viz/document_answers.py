@@ -51,9 +51,12 @@ class DocumentAnswers:
             excess = series.excess.values()
             wanted = (excess < 0) if best else (excess > 0)  # neither where nothing was usual yet
             wanted[: series.rows_below(first)] = False
+            if source is not None and source not in series.sources:
+                known = ", ".join(sorted(series.sources)[:20]) or "none"
+                raise NotThere(f"no source {source[:100]!r} in this run; known: {known}")
             if source is not None:
                 mine = np.zeros_like(wanted)
-                mine[series.sources[source].rows.values() if source in series.sources else []] = True
+                mine[series.sources[source].rows.values()] = True
                 wanted &= mine
             rows = np.flatnonzero(wanted)
             height = excess[rows] if best else -excess[rows]
@@ -120,7 +123,9 @@ class DocumentAnswers:
                 "edition": self.live.edition,
                 "total": len(places),
                 "samples": [_sample(row) for row in rows],
-                "prompts": [{"prompt": text, "times": times} for text, times in store.prompts()],
+                "prompts": [
+                    {"prompt": text, "times": len(store.samples_between(0, 2**62, text))} for text, _ in store.prompts()
+                ],
             }
 
     def judged(self) -> list[int]:
@@ -152,9 +157,19 @@ class DocumentAnswers:
                         "step": row["step"],
                         "loss": number(row["loss"]),
                         "accuracy": number(row["accuracy"]),
+                        "average": self._average_of(found[step].get("source", ""), row["step"]),
                     }
                 )
             return {"edition": self.live.edition, "probes": list(found.values())}
+
+    def _average_of(self, source: str, step: int) -> float | None:
+        """The running average of a source's losses behind a step, nats per token."""
+        series = self.live.series
+        if source not in series.sources:
+            return None
+        rows = series.sources[source].rows.values()
+        place = int(np.searchsorted(rows, series.rows_below(step + 1)))
+        return number(float(series.sources[source].average.values()[place - 1])) if place else None
 
     def probe(self, step: int) -> Answer:
         """One of these documents token by token, before it was learned from (`distance` is None) and each time after.
@@ -180,7 +195,7 @@ def _sample(row: Mapping[str, Any]) -> Answer:
 def _document(document: OpenedDocument, has_tokenizer: bool) -> Answer:
     gone = None
     if document.ids is None:
-        gone = "The document of this step is no longer kept"
+        gone = "The tokens of this document are no longer kept (--keep-documents says how many are)"
     elif not has_tokenizer:
         gone = "The record holds no tokenizer that could spell this document"
     first: list[float | None] = [None]  # nothing predicts the first token

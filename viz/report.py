@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ POINTS = 1500
 LISTED = 100
 """Documents of each list, each of which can be opened in the report."""
 SAMPLES, MOMENTS = 200, 24
+PLACED = ("run", "folder", "shard", "source", "judged", "detail", "resume_command")
+"""Keys of what names files and folders."""
 
 
 def make_report(folder: Path, others: Sequence[Path] = ()) -> bytes:
@@ -30,7 +34,10 @@ def make_report(folder: Path, others: Sequence[Path] = ()) -> bytes:
     live = LiveRun(folder)
     pairs = Pairs(live, others)
     try:
-        return _html(_answers(Answers(live), pairs, others))
+        found = _answers(Answers(live), pairs, others)
+        # What is mailed to others says nothing of where it was made.
+        places = {f"{live.record.resolve().parent}{os.sep}": "", f"{Path.home()}{os.sep}": f"~{os.sep}"}
+        return _html(_renamed(found, {place: name for place, name in places.items() if len(place) > 1}))
     except (NoRun, NotThere) as error:
         raise ValueError(str(error)) from error
     finally:
@@ -42,6 +49,7 @@ def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str
     """By the names under which `page/api.js` looks for them."""
     run = answers.run()
     found: dict[str, Any] = {
+        "made": time.time(),
         "run": run,
         "series": answers.series(points=POINTS),
         "sources": answers.sources(points=POINTS),
@@ -58,7 +66,8 @@ def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str
         run_id = _run_id(others[0])
         found[f"compare {run_id}"] = pairs.compare(run_id, POINTS)
         found[f"series {run_id}"] = pairs.answers_of(run_id).series(points=POINTS)
-        found["runs"] = {"runs": [one for one in pairs.known() if one["run_id"] == run_id]}
+        there = [one for one in pairs.known() if one["run_id"] == run_id]
+        found["runs"] = {"runs": [one | {"folder": "/".join(Path(one["folder"]).parts[-2:])} for one in there]}
     probed = {probe["step"] for probe in found["probes"]["probes"]}
     found |= {f"probes/{step}": answers.probe(step) for step in probed}
     steps = {entry["step"] for side in ("above", "below") for entry in found[f"spikes {side}"]["documents"]}
@@ -66,6 +75,18 @@ def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str
     if run["steps"]:
         steps |= {run["first_step"], run["steps"] - 1}
     return found | {f"documents/{step}": answers.document(step) for step in sorted(steps)}
+
+
+def _renamed(value: Any, places: Mapping[str, str], *, names_places: bool = False) -> Any:
+    """The same, nested as it is, with each of `places` by its other name wherever places are named, never in a text."""
+    if isinstance(value, str) and names_places:
+        for place, name in places.items():
+            value = value.replace(place, name)
+    elif isinstance(value, dict):
+        return {key: _renamed(item, places, names_places=names_places or key in PLACED) for key, item in value.items()}
+    elif isinstance(value, list):
+        return [_renamed(item, places, names_places=names_places) for item in value]
+    return value
 
 
 def _run_id(folder: Path) -> str:

@@ -50,15 +50,22 @@ def application(service: Service, names: Sequence[str] = ()) -> ASGIApp:
 
 def _question(told: set[str], service: Service, name: str) -> Callable[[Request], Response]:
     answer, known = QUERIES[name]
-    return lambda request: _json(told, lambda: answer(service, Query(request.query_params, known)))
+    return lambda request: _json(told, lambda: answer(service, _query(request, known)))
 
 
 def _of_step(told: set[str], answer: Callable[[int], dict[str, Any]]) -> Callable[[Request], Response]:
     def asked(request: Request) -> dict[str, Any]:
-        Query(request.query_params, ())
+        _query(request, ())
         return answer(whole_number(request.path_params["step"], "step"))
 
     return lambda request: _json(told, lambda: asked(request))
+
+
+def _query(request: Request, known: Sequence[str]) -> Query:
+    given = request.query_params.multi_items()
+    if len(dict(given)) < len(given):
+        raise BadQuery("a parameter is there twice")
+    return Query(dict(given), known)
 
 
 def _json(told: set[str], answer: Callable[[], dict[str, Any]]) -> Response:

@@ -4,6 +4,10 @@ const packed = document.getElementById("answers");
 const answers = packed ? JSON.parse(packed.textContent) : null;
 
 export const isReport = answers !== null;
+export const made = answers?.made; // when the report was
+
+// The documents that a report holds, in order.
+export const included = answers && Object.entries(answers).filter(([key]) => key.startsWith("documents/")).map(([, document]) => document);
 
 export class Refusal extends Error {
   constructor(message, status, state) {
@@ -23,7 +27,7 @@ export async function ask(name, parameters = {}, signal = undefined) {
   if (isReport) {
     const key = [name, ...NAMING.map((one) => parameters[one]).filter((value) => value !== null && value !== undefined)].join(" ");
     if (key in answers) return answers[key];
-    throw new Refusal("This is not in the report: python -m viz serve has all of the run", 404);
+    throw new Refusal("It is not in this report, which holds the documents with a ring; the run itself has all", 404);
   }
   let response, answer;
   try {

@@ -7,7 +7,7 @@ const LANES = [
   { name: "loss", title: "Loss", unit: "nats per token", share: 6, format: ".3f", words: (value) => fixed(value, 3) },
   { name: "accuracy", title: "Next token right", unit: "share of predictions", share: 2, format: ".1%", words: (value) => percent(value) },
   { name: "throughput", title: "Tokens a second", unit: "waiting included", share: 2, format: ",.0f", words: (value) => count(Math.round(value)) },
-  { name: "learning_rate", title: "Learning rate", unit: "base rate", share: 1.3, format: ".3~g", words: significant },
+  { name: "learning_rate", title: "Learning rate", unit: "of the step", share: 1.3, format: ".3~g", words: significant },
   { name: "gradient_norm", title: "Gradient norm", unit: "before clipping, log axis", share: 2, log: true, format: ".3~g", words: significant },
 ];
 const SYMBOLS = { checkpoint: "triangle-up", resume: "diamond", "roll-back": "triangle-left", spike: "x", "skipped update": "x", retry: "square", "bad row": "cross-thin-open", epoch: "line-ns-open" };
@@ -26,7 +26,8 @@ export function drawChart(element, state) {
   const height = element.clientHeight - margin.t - margin.b;
   const eventsHeight = kinds.length ? kinds.length * KIND + GAP : 0;
   const unit = (height - eventsHeight - (LANES.length - 1) * GAP) / LANES.reduce((sum, lane) => sum + lane.share, 0);
-  const traces = [], annotations = [], axes = {}, x = stepAxis(state.logSteps);
+  const traces = [], annotations = [], axes = {}, view = state.view ?? [run?.first_step ?? 0, Math.max(series.steps, 2)];
+  const x = stepAxis(state.logSteps, Math.log10(Math.max(view[1], 2) / Math.max(view[0], 1)));
   let top = height;
   LANES.forEach((lane, place) => {
     const bottom = top - lane.share * unit;
@@ -36,6 +37,7 @@ export function drawChart(element, state) {
     axes[`yaxis${place ? place + 1 : ""}`] = axis({
       domain: [Math.max(bottom / height, 0), Math.min(top / height, 1)], anchor: "x", fixedrange: true, nticks: lane.share > 3 ? 7 : 3,
       type: logarithmic ? "log" : "linear", tickformat: lane.name === "accuracy" ? ".0%" : lane.name === "throughput" ? ",d" : "~g",
+      ...(lane.name === "loss" && logarithmic ? { tickvals: [0.1, 0.2, 0.5, 1, 2, 3, 5, 7, 10, 20, 50] } : {}),
       ...(data ? rangeOf(data, logarithmic, lane.name) : {}),
     });
     if (data) traces.push(...laneTraces(lane, data, id, state, axes[`yaxis${place ? place + 1 : ""}`].range, logarithmic));
@@ -68,11 +70,15 @@ export function drawChart(element, state) {
     const at = state.logSteps ? Math.max(state.selected, 1) : state.selected;
     shapes.push({ type: "line", xref: "x", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line: { color: colour("ink"), width: 1, dash: "2px,3px" } });
   }
+  if (state.included && series.lanes.loss) traces.push({
+    x: onAxis(state.included.map((one) => one.step), state.logSteps), y: state.included.map((one) => one.loss === null ? null : Math.min(one.loss, heightOf(axes.yaxis.range, state.logLoss))),
+    customdata: state.included.map((one) => one.step), mode: "markers", yaxis: "y", marker: { symbol: "circle-open", size: 7, color: colour("second") }, hovertemplate: "step %{customdata:,}: in this report<extra></extra>",
+  });
   if (state.selectedLoss !== null && state.selectedLoss !== undefined && series.lanes.loss) traces.push({
     x: onAxis([state.selected], state.logSteps), y: [Math.min(state.selectedLoss, heightOf(axes.yaxis.range, state.logLoss))], mode: "markers", yaxis: "y", hoverinfo: "skip",
     marker: { symbol: "circle-open", size: 13, color: colour("second"), line: { width: 2.5 } },
   });
-  const [from, to] = state.view ?? [run?.first_step ?? 0, Math.max(series.steps, 2)];
+  const [from, to] = view;
   x.range = state.logSteps ? [Math.log10(Math.max(from, 1)) - 0.02, Math.log10(Math.max(to, 2)) + 0.01] : [from - (to - from) * 0.004, to + (to - from) * 0.006];
   x.anchor = kinds.length ? `y${LANES.length + 1}` : `y${LANES.length}`;
   element.setAttribute("aria-label", `Curves of steps ${count(Math.round(from))} to ${count(Math.round(to))}: loss ${fixed(series.lanes.loss?.average.values.at(-1), 2)} nats per token at the end`);
@@ -84,7 +90,7 @@ const coloured = (name, words) => `<span style="color:${colour(name)}">${words}<
 // What is drawn in the lane of the loss beside the average of the run.
 function legend({ series, run, overlay }) {
   const held = (series.evaluations ?? []).at(-1);
-  const guess = run?.run.vocab_size ? `dotted: guessing ${fixed(Math.log(run.run.vocab_size), 2)}` : "";
+  const guess = run?.run.vocab_size ? `dotted: guessing would be ${fixed(Math.log(run.run.vocab_size), 2)}` : "";
   return [held && coloured("held-out", `held-out documents ${fixed(held.loss, 3)}`), overlay && coloured("second", "the other run"), guess].filter(Boolean).map((words) => ` · ${words}`).join("");
 }
 

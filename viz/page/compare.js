@@ -5,6 +5,7 @@ import { button, el, empty, plainly, shown, table } from "./elements.js";
 import { count, documents, fixed, signed } from "./format.js";
 import { axis, colour, config, layout, onAxis, stepAxis, transparent, withBand } from "./plots.js";
 
+const capital = (words) => words.slice(0, 1).toUpperCase() + words.slice(1);
 const chosen = { run: null, answer: null };
 
 export const compare = {
@@ -31,14 +32,14 @@ export const compare = {
         chosen.answer = { refused: error.message };
       }
     }
-    if (chosen.answer && !isReport) tools.append(button("Take it away", () => { chosen.run = chosen.answer = null; lay(null).catch(() => {}); again(); }));
+    if (chosen.answer && !isReport) tools.append(button("Remove it from the curves", () => { chosen.run = chosen.answer = null; lay(null).catch(() => {}); again(); }));
     if (!chosen.answer) return panel.replaceChildren(tools, empty("Two runs that read the same documents are held against each other document by document: what makes single documents hard is in both, and cancels."));
     if (chosen.answer.refused) return panel.replaceChildren(tools, empty(plainly(chosen.answer.refused)));
     const answer = chosen.answer;
     const figure = panel.querySelector(".figure") ?? el("div", { class: "figure tall", role: "img" });
     figure.setAttribute("aria-label", answer.sentence);
     const rows = answer.sources.map((one) => [[...shown(one.source || "unknown")], one.half_width === null ? signed(one.difference, 4) : `${signed(one.difference, 4)} ± ${fixed(one.half_width, 4)}`, count(one.documents)]);
-    panel.replaceChildren(tools, el("p", { class: "sentence" }, plainly(answer.sentence)), el("ul", { class: "notes" }, ...answer.notes.map((note) => el("li", {}, plainly(note)))), figure,
+    panel.replaceChildren(tools, el("p", { class: "sentence" }, plainly(answer.sentence)), el("ul", { class: "notes" }, ...answer.notes.map((note) => el("li", {}, capital(plainly(note))))), figure,
       table([{ name: "source" }, { name: `this run − the other, ${answer.unit}`, kind: "number" }, { name: "documents", kind: "number" }], rows, "The difference by source"));
     await Plotly.react(figure, traces(answer, logSteps), layout({
       margin: { l: 58, r: 12, t: 22, b: 30 }, dragmode: false, xaxis: { ...stepAxis(logSteps), anchor: "y2" },

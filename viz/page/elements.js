@@ -35,7 +35,7 @@ export function shown(text, breaks = false) {
 function oddElement(character) {
   const code = character.codePointAt(0);
   const number = `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
-  return el("span", { class: "odd", title: `a character that has no look of its own, ${number}` }, code < 32 ? String.fromCharCode(0x2400 + code) : number);
+  return el("span", { class: "odd", title: "a character that has no look of its own" }, number);
 }
 
 // The same as one string: for labels and titles.
@@ -48,10 +48,21 @@ export const empty = (...words) => el("p", { class: "empty" }, ...words);
 // A box of text of the model or of a document, which reads from left to right.
 export const textBox = (...content) => el("div", { class: "text plain", dir: "ltr" }, ...content);
 
+// A row of a table; where something opens from it, the whole row does.
+function lineOfTable(cells) {
+  const line = el("tr", {}, ...cells), opens = line.querySelector("td:first-child > button.link");
+  if (!opens) return line;
+  line.classList.add("opens");
+  line.addEventListener("click", (event) => {
+    if (!event.target.closest("button, a, input, label") && getSelection().isCollapsed) opens.click();
+  });
+  return line;
+}
+
 // A table of rows of cells; a cell is a string, an element, or a list of these.
 export function table(heads, rows, caption) {
   const cell = (tag, content, head) => el(tag, { class: head.kind, scope: tag === "th" ? "col" : null }, ...[content].flat());
   return el("div", { class: "table" }, el("table", { "aria-label": caption },
     el("thead", {}, el("tr", {}, ...heads.map((head) => cell("th", head.name, head)))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((content, place) => cell("td", content, heads[place])))))));
+    el("tbody", {}, ...rows.map((row) => lineOfTable(row.map((content, place) => cell("td", content, heads[place])))))));
 }

@@ -22,8 +22,8 @@ export const spikes = {
       entry.judged ? el("span", { class: "bad" }, "spike") : "", entry.words === null ? "its text is no longer kept" : [...shown(entry.words)],
     ]);
     panel.replaceChildren(
-      el("div", { class: "tools" }, side, isReport ? "" : source, el("span", { class: "quiet" }, `by the distance to the average of its source just before it${answer.from ? `, from step ${count(answer.from)} on (the warm-up is left out)` : ""}`)),
-      rows.length ? table([{ name: "step" }, { name: "distance", kind: "number" }, { name: "loss", kind: "number" }, { name: "average", kind: "number wide" }, { name: "source" }, { name: "judge" }, { name: "first words" }].map((head, i) => (i === 6 ? { ...head, kind: "words" } : head)), rows, "Documents by their distance to the average")
+      el("div", { class: "tools" }, side, isReport ? "" : source, el("span", { class: "quiet" }, `the furthest ${chosen.side} the average of their source just before${answer.from ? `, from step ${count(answer.from)} on (the warm-up is left out)` : ""}`)),
+      rows.length ? table([{ name: "step" }, { name: chosen.side, kind: "number" }, { name: "loss", kind: "number" }, { name: "average", kind: "number wide" }, { name: "source" }, { name: "judged" }, { name: "first words" }].map((head, i) => (i === 6 ? { ...head, kind: "words" } : head)), rows, "Documents by their distance to the average")
         : empty(run.steps < 40 ? "An average of a source needs 20 documents first." : "No such document yet."));
   },
 };
@@ -59,8 +59,9 @@ export const search = {
         [el("span", { class: "given" }, "…", ...shown(hit.before.replace(/\s+/g, " "))), el("span", { class: "hit" }, ...shown(hit.hit)), el("span", { class: "given" }, ...shown(hit.after.replace(/\s+/g, " ")), "…")]]);
       const isPart = answer.indexed_below < answer.steps && !answer.problem;
       const missing = isPart ? ` (read so far: ${count(answer.indexed_below)} of ${documents(answer.steps)}) …` : "";
+      const kept = answer.problem ? "" : ` of the ${documents(answer.searched)} whose text is kept`;
       found.replaceChildren(
-        el("p", {}, el("b", {}, answer.problem ? plainly(answer.problem) : answer.total ? `Yes: in ${documents(answer.total)}` : isPart ? "Not found yet" : "No: in none of its documents"), missing, answer.total > answer.hits.length ? `; the first ${count(answer.hits.length)}:` : ""),
+        el("p", {}, el("b", {}, answer.problem ? plainly(answer.problem) : answer.total ? `Yes: in ${count(answer.total)}` : isPart ? "Not so far" : "No: in none"), kept, missing, answer.total > answer.hits.length ? `; the first ${count(answer.hits.length)}:` : ""),
         rows.length ? table([{ name: "step" }, { name: "loss", kind: "number" }, { name: "source" }, { name: "" }], rows, "Documents with this text") : "");
       if (isPart && asked === searched && found.isConnected) await look();
     }

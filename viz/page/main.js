@@ -1,9 +1,10 @@
 // The page: follows the run, and puts the curves, the open document and the tabs together.
 
-import { ask, isReport, Refusal } from "./api.js";
+import { ask, Away, included, isReport, made, Refusal } from "./api.js";
 import { drawChart } from "./chart.js";
 import { compare } from "./compare.js";
 import { button, byId, el, plainly } from "./elements.js";
+import { moment } from "./format.js";
 import { events, search, spikes } from "./lists.js";
 import { probes } from "./probes.js";
 import { closeReader, readDocument } from "./reader.js";
@@ -18,10 +19,10 @@ const TAB_REST = 6000; // between two new looks of a tab, while the run goes on
 
 const page = {
   run: null, series: null, kinds: [], view: null, window: 200, logSteps: false, logLoss: false, selected: null, selectedLoss: null,
-  other: null, overlay: null, tab: spikes, drawnTab: 0, asked: null, shown: "",
+  other: null, overlay: null, tab: spikes, drawnTab: 0, asked: null, shown: "", included, opening: 0, cameFrom: null,
 };
 
-const fail = (error) => error.name !== "AbortError" && sayFailure(error);
+const fail = (error) => error.name !== "AbortError" && sayFailure(error, page.run);
 
 // ---- following the run
 
@@ -51,7 +52,8 @@ async function goOn(isOther) {
   await (isDone ? draw() : load());
   if (isOther) {
     await showTab();
-    if (page.selected !== null) await select(page.selected);
+    if (page.selected !== null && page.shown && page.selected >= page.run.steps) open(null); // it was of another run
+    else if (page.selected !== null) await select(page.selected);
   } else {
     if (page.selected !== null && byId("reader").querySelector('[aria-keyshortcuts="ArrowRight"]:disabled')) await readDocument(page.selected, open, true);
     if (page.tab !== search && page.tab !== compare && Date.now() - page.drawnTab > TAB_REST && !isBusy(byId("panel"))) await showTab();
@@ -111,7 +113,10 @@ function bindChart() {
   chart.on("plotly_click", (event) => {
     const found = event.points.map((point) => point.customdata).find((data) => data !== undefined && data !== null);
     const step = Array.isArray(found) ? found[0] : found;
-    if (typeof step === "number") open(Math.min(step, page.run.steps - 1));
+    if (typeof step !== "number") return;
+    clearTimeout(page.opening);
+    // A second click may follow, to see all again: only where there is more to see is it waited for.
+    page.opening = setTimeout(() => open(Math.min(step, page.run.steps - 1)), page.view ? 280 : 0);
   });
   chart.on("plotly_relayout", (change) => {
     const from = change["xaxis.range[0]"], to = change["xaxis.range[1]"];
@@ -119,7 +124,7 @@ function bindChart() {
     const at = (value) => (page.logSteps ? 10 ** value : value);
     zoom(at(from), at(to));
   });
-  chart.on("plotly_doubleclick", () => look(null));
+  chart.on("plotly_doubleclick", () => { clearTimeout(page.opening); look(null); });
 }
 
 // ---- the open document, and the link to it
@@ -132,6 +137,8 @@ function open(step, inPassing = false) {
     history.replaceState(null, "", location.pathname + location.search);
     closeReader();
     draw();
+    if (page.cameFrom?.element.isConnected) page.cameFrom.element.focus({ preventScroll: true });
+    if (page.cameFrom) scrollTo({ top: page.cameFrom.top });
     return;
   }
   const target = `#step=${step}`;
@@ -141,6 +148,7 @@ function open(step, inPassing = false) {
 
 async function select(step) {
   const wasClosed = page.selected === null;
+  if (wasClosed) page.cameFrom = { element: document.activeElement, top: scrollY };
   page.selected = step;
   page.selectedLoss = null;
   draw();
@@ -152,10 +160,18 @@ async function select(step) {
   if (wasClosed && matchMedia("(max-width: 1000px)").matches) byId("reader").scrollIntoView({ block: "start" });
 }
 
+function stepOf(address) {
+  const found = /^#step=(\d{1,15})$/.exec(address);
+  return found && Number(found[1]);
+}
+
 function fromAddress() {
-  const found = /^#step=(\d{1,15})$/.exec(location.hash);
-  if (found) select(Number(found[1])).catch(fail);
-  else if (page.selected !== null) open(null);
+  const step = stepOf(location.hash);
+  if (step !== null) select(step).catch(fail);
+  else {
+    byId("go-words").textContent = location.hash ? "the address names no step" : "";
+    if (page.selected !== null) open(null);
+  }
 }
 
 // ---- tabs
@@ -174,6 +190,7 @@ async function showTab() {
   } catch (error) {
     if (error instanceof Refusal && !error.state) panel.replaceChildren(el("p", { class: "empty" }, plainly(error.message)));
     else fail(error);
+    if (error instanceof Away && !panel.children.length) panel.replaceChildren(el("p", { class: "empty" }, "The server does not answer."));
   }
   // What had the focus was made anew: it has it again, and what was scrolled is where it was.
   if (place && document.activeElement === document.body) panel.querySelector(`[aria-label="${CSS.escape(place)}"]`)?.focus({ preventScroll: true });
@@ -204,7 +221,8 @@ function makeTabs() {
 
 async function toSearch() {
   await chooseTab(search);
-  byId("panel").querySelector("input")?.focus();
+  byId("more").scrollIntoView({ block: "start" });
+  byId("panel").querySelector("input")?.focus({ preventScroll: true });
 }
 
 async function begin() {
@@ -216,7 +234,9 @@ async function begin() {
   bindChart();
   addEventListener("popstate", fromAddress);
   addEventListener("hashchange", fromAddress);
-  fromAddress();
+  page.selected = stepOf(location.hash); // opened once the run is known
+  if (location.hash && page.selected === null) fromAddress();
+  if (isReport) byId("hint").textContent = `A report of ${moment(made)}: the ${included.length} documents with a ring can be opened.`;
   await follow();
 }
 

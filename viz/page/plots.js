@@ -8,6 +8,17 @@ export const sourceColour = (place) => colour(`source-${place % 7}`);
 const DASHES = ["solid", "6px,2px", "3px,1.5px", "1px,1.2px", "6px,1.5px,1px,1.5px", "10px,2px", "3px,3px"];
 export const dashOf = (place) => DASHES[(place + Math.floor(place / 7)) % 7]; // an eighth has the colour of the first, not its dash
 
+// A piece of the line of a source, as its figure draws it.
+export function swatch(place) {
+  const [drawing, line] = ["svg", "line"].map((name) => document.createElementNS("http://www.w3.org/2000/svg", name));
+  const dash = dashOf(place);
+  for (const [key, value] of Object.entries({ x1: 0, x2: 26, y1: 3, y2: 3, stroke: sourceColour(place), "stroke-width": 2.4, ...(dash === "solid" ? {} : { "stroke-dasharray": dash.replaceAll("px", "") }) })) line.setAttribute(key, value);
+  drawing.setAttribute("class", "swatch");
+  drawing.setAttribute("aria-hidden", "true");
+  drawing.append(line);
+  return drawing;
+}
+
 // Plotly reads its texts as markup: what a document or a source says must not be read so.
 export const label = (text) => plainly(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("%{", "% {");
 
@@ -29,7 +40,8 @@ export function axis(changes = {}) {
   return { gridcolor: colour("rule"), linecolor: colour("rule"), zeroline: false, tickcolor: colour("rule"), automargin: false, ...changes };
 }
 
-export const stepAxis = (logarithmic) => axis(logarithmic ? { type: "log", dtick: 1, tickformat: ",d" } : { tickformat: ",d", nticks: 9 });
+export const stepAxis = (logarithmic, decades = 3) =>
+  axis(!logarithmic ? { tickformat: ",d", nticks: 9 } : { type: "log", tickformat: ",d", ...(decades > 1.5 ? { dtick: 1 } : { nticks: 9 }) });
 
 // Where steps stand on it: on a logarithmic one step 0 stands with step 1.
 export const onAxis = (steps, logarithmic) => (logarithmic ? steps.map((step) => Math.max(step, 1)) : steps);

@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { el, empty, shown } from "./elements.js";
 import { count, fixed } from "./format.js";
-import { axis, colour, config, layout, sourceColour } from "./plots.js";
+import { axis, colour, config, dashOf, layout, sourceColour, swatch, transparent } from "./plots.js";
 import { lineOf } from "./reader.js";
 import { changedText } from "./tokens.js";
 
@@ -17,7 +17,7 @@ export const probes = {
   async show(panel, { open, run, again }) {
     const answer = await ask("probes");
     if (!answer.probes.length) {
-      return panel.replaceChildren(empty(run.run.config.probes === false ? "This run measures no documents again (--no-probes)." : "Four documents of a run are measured again 0, 1, 2, 4, 8 … documents after they were trained on. None was yet: that may take 1 % of the run's time, which has to be earned first."));
+      return panel.replaceChildren(empty(run.run.config.probes === false ? "This run measures no documents again (--no-probes)." : run.run.config.probes === undefined ? "This run was made by a version that measured no documents again." : run.state !== "running" ? "No document of this run was measured again: that may take 1 % of its time, and it was too short." : "Four documents of a run are measured again 0, 1, 2, 4, 8 … documents after they were trained on. None was yet: that may take 1 % of the run's time, which has to be earned first."));
     }
     const figure = panel.querySelector(".figure") ?? el("div", { class: "figure", role: "img", "aria-label": "Loss of the probed documents over the documents trained on since" });
     const parts = [];
@@ -25,17 +25,21 @@ export const probes = {
       const told = [[null, probe.first], ...probe.measured.map((one) => [one.distance, one.loss])];
       const few = told.length <= 5 ? told : [told[0], told[1], ...[0.34, 0.67, 1].map((share) => told[Math.round(1 + share * (told.length - 2))])];
       const place = answer.probes.indexOf(probe);
-      parts.push(el("h3", {}, el("span", { class: "swatch", style: `border-color:${sourceColour(place)}` }), "Step ", lineOf(probe, open), "  ", ...shown(probe.words ?? "its text is not kept")),
+      parts.push(el("h3", {}, swatch(place), "Step ", lineOf(probe, open), "  ", ...shown(probe.words ?? "its text is not kept")),
         el("p", {}, ...few.flatMap(([distance, loss], i) => [i ? " → " : "", `${when(distance)} `, el("b", {}, fixed(loss, 2))])),
         await byToken(probe, again));
     }
-    panel.replaceChildren(figure, el("p", { class: "quiet" }, "Nats per token of the same document, before and after the model learned from it. What rises again is forgotten."), ...parts);
+    panel.replaceChildren(figure, el("p", { class: "quiet" }, "Nats per token of the same document, before and after the model learned from it. Much of a slow fall is what it learned from all other documents meanwhile: the thin line is the average of the source at that time. A fall against it was learned here, a rise against it is forgotten again."), ...parts);
     const ticks = [...new Set(answer.probes.flatMap((probe) => probe.measured.map((one) => one.distance)))].sort((a, b) => a - b);
     const at = (distance) => (distance === null ? -1 : distance === 0 ? 0 : Math.log2(distance) + 1);
     const traces = answer.probes.map((probe, place) => ({
       x: [-1, ...probe.measured.map((one) => at(one.distance))], y: [probe.first, ...probe.measured.map((one) => one.loss)], mode: "lines+markers",
-      text: [null, ...probe.measured.map((one) => one.distance)].map(when), line: { color: sourceColour(place), width: 2 }, marker: { size: 6, symbol: ["circle", "square", "diamond", "triangle-up"][place % 4] },
+      text: [null, ...probe.measured.map((one) => one.distance)].map(when), line: { color: sourceColour(place), width: 2, dash: dashOf(place) }, marker: { size: 6, symbol: ["circle", "square", "diamond", "triangle-up"][place % 4] },
       hovertemplate: `step ${count(probe.step)}, %{text}: %{y:.3f}<extra></extra>`,
+    }));
+    answer.probes.forEach((probe, place) => traces.push({
+      x: [-1, ...probe.measured.map((one) => at(one.distance))], y: [probe.usual, ...probe.measured.map((one) => one.average)], mode: "lines", hoverinfo: "skip",
+      line: { color: transparent(sourceColour(place), 0.45), width: 1, dash: "2px,2px" },
     }));
     const far = Math.max(0, ...ticks.map(at));
     const every = Math.ceil((far + 2) / (figure.clientWidth / 62));

@@ -1,6 +1,6 @@
 // The document of a step, opened: what it says, what each token of it cost, where it is from, how it went.
 
-import { ask, Away, Refusal } from "./api.js";
+import { ask, Away, included, Refusal } from "./api.js";
 import { button, byId, el, empty, shown, table, textBox } from "./elements.js";
 import { count, fixed, percent, significant } from "./format.js";
 import { key, tokenText, tokenWords } from "./tokens.js";
@@ -30,6 +30,7 @@ export async function readDocument(step, open, again = false) {
   let content, document = null;
   try {
     document = await ask(`documents/${step}`, {}, mine.signal);
+    if (included) document = { ...document, previous: included.findLast((one) => one.step < step)?.step ?? null, next: included.find((one) => one.step > step)?.step ?? null };
     content = page(document, open);
   } catch (error) {
     if (error.name === "AbortError" || again) return null;

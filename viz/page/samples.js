@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { button, el, empty, plainly, shown, textBox } from "./elements.js";
-import { count, documents } from "./format.js";
+import { count } from "./format.js";
 import { output } from "./reader.js";
 
 let place = null; // of the slider; null: at the newest
@@ -34,8 +34,8 @@ export const samples = {
       el("h3", {}, `Asked again and again (${count(one.total)} times): “${plainly(answer.prompts[i].prompt).slice(0, 120)}”`),
       el("div", { class: "cards", tabindex: 0, role: "group", "aria-label": "What it wrote to this prompt, over time" }, ...one.samples.map((sample) => el("div", {}, el("span", { class: "quiet" }, `step ${count(sample.step)}`), textBox(el("span", { class: "given" }, ...shown(sample.prompt ?? "")), output(sample))))),
     ]);
-    const spread = answer.total > answer.samples.length ? `; ${count(answer.samples.length)} of ${count(answer.total)}, evenly spread` : "";
-    panel.replaceChildren(...(answer.samples.length ? [el("div", { class: "tools" }, slider, words, el("span", { class: "quiet" }, `${documents(answer.total)} went on with${spread}`)), view] : []), ...again);
+    const spread = answer.total > answer.samples.length ? `; here are ${count(answer.samples.length)} of them, evenly spread` : "";
+    panel.replaceChildren(...(answer.samples.length ? [el("div", { class: "tools" }, slider, words, el("span", { class: "quiet" }, `${count(answer.total)} times it went on from the beginning of a document${spread}`)), view] : []), ...again);
     draw();
   },
 };

@@ -39,7 +39,9 @@ export function bindSettings(page, { draw, load, showTab, look, turn, open, toSe
     const digits = byId("go-step").value.replace(/[,.\s]/g, "");
     const known = /^\d{1,15}$/.test(digits);
     byId("go-words").textContent = known ? "" : "a step is a whole number, from 0 on";
-    if (known) open(Number(digits));
+    if (!known) return;
+    open(Number(digits));
+    byId("reader").focus(); // so that the arrows are those of the page again
   });
   byId("skip").addEventListener("click", (event) => { event.preventDefault(); byId("reader").focus(); });
   colours(() => { draw(); showTab(); });

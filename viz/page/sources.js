@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { el, empty, shown, table } from "./elements.js";
 import { count, fixed, percent } from "./format.js";
-import { axis, colour, config, dashOf, label, layout, onAxis, sourceColour, stepAxis } from "./plots.js";
+import { axis, colour, config, dashOf, label, layout, onAxis, sourceColour, stepAxis, swatch } from "./plots.js";
 
 const hidden = new Set();
 
@@ -18,7 +18,7 @@ export const sources = {
     const numbered = answer.sources.map((one) => [one, order.indexOf(one.first_step)]);
     const rows = numbered.map(([one, place]) => [
       el("label", {}, el("input", { type: "checkbox", checked: !hidden.has(one.source), onchange: (event) => { event.target.checked ? hidden.delete(one.source) : hidden.add(one.source); again(); } }), " ",
-        el("span", { class: "swatch", style: `border-color:${sourceColour(place)};border-top-style:${place ? "dashed" : "solid"}` }), ...shown(one.source || "unknown")),
+        swatch(place), el("span", { class: "name" }, ...shown(one.source || "unknown"))),
       fixed(one.average, 3), count(one.documents), [percent(one.share), " ", el("span", { class: "bar wide", style: `width:${Math.round(80 * one.share)}px` })], count(one.tokens), percent(one.share_of_tokens),
     ]);
     const heads = [{ name: "source" }, { name: "loss now", kind: "number" }, { name: "documents", kind: "number" }, { name: "share" }, { name: "predictions", kind: "number wide" }, { name: "share of them", kind: "number wide" }];

@@ -5,12 +5,12 @@ import { byId, el, plainly, shown } from "./elements.js";
 import { count, documents, duration, fixed, percent, significant } from "./format.js";
 
 const GONE = {
-  waiting: "There is no run here yet. Start one (python train_slimpajama.py --test): this page shows it as soon as it begins.",
+  waiting: "This page shows it as soon as it begins; python train_slimpajama.py starts one (--out and --viz-dir say where).",
   gone: "The record is gone: it was deleted or moved away. What is shown was read before.",
   unreadable: "The record can't be read.",
 };
-const STOPPED = "This run stopped without an end: it was killed, or this is a copy of one that went on elsewhere. python train_slimpajama.py --resume goes on with it.";
-const AWAY = "The server does not answer: it was stopped, or the tunnel to it is closed. What is shown was read before; python -m viz serve starts it again, and this page goes on by itself.";
+const STOPPED = "This run stopped without an end: it was killed, or this is a copy of one that went on elsewhere.";
+const AWAY = "The server does not answer: it was stopped, or the tunnel to it is closed. What is shown was read before; this page goes on by itself once the server is there again";
 
 const put = (id, words) => { if (byId(id).textContent !== words) byId(id).textContent = words; };
 
@@ -26,10 +26,10 @@ function state(name, words = name) {
   put("state", words);
 }
 
-export function sayFailure(error) {
+export function sayFailure(error, run) {
   if (error instanceof Away) {
     state("no server");
-    return banner(AWAY);
+    return banner(run ? `${AWAY}: python -m viz serve ${plainly(run.folder)} --port ${location.port}` : `${AWAY}.`);
   }
   if (!(error instanceof Refusal)) {
     console.error(error);
@@ -37,7 +37,7 @@ export function sayFailure(error) {
   }
   if (!Object.hasOwn(GONE, error.state)) return banner(plainly(error.message));
   state(error.state);
-  banner(error.state === "waiting" ? GONE.waiting : `${GONE[error.state]} (${plainly(error.message)})`);
+  banner(error.state === "waiting" ? `There is ${plainly(error.message)}. ${GONE.waiting}` : `${GONE[error.state]} (${plainly(error.message)})`);
 }
 
 export function sayRun(run) {
@@ -53,7 +53,7 @@ export function sayRun(run) {
   const { loss, accuracy, throughput, gradient_norm } = run.latest;
   const items = [["loss", fixed(loss, 3)], ["next token right", percent(accuracy)], ["tokens/s", count(throughput === null ? null : Math.round(throughput))], ["gradient norm", significant(gradient_norm)]];
   byId("latest").replaceChildren(...items.map(([item, value]) => el("div", {}, el("dt", {}, item), el("dd", {}, value))));
-  if (name === "stopped") banner(STOPPED);
+  if (name === "stopped") banner(run.resume_command ? `${STOPPED} ${plainly(run.resume_command)} goes on with it.` : STOPPED);
   else if (noSteps) banner(name === "ended" ? "This run ended before its first document." : "The run has begun; its first document is not done yet.");
   else banner(run.steps - run.first_step === 1 ? "One document so far: averages need more." : "");
 }
