@@ -37,7 +37,7 @@ class LiveRun:
         self.folder = folder
         self.record = folder
         """Where `run.db` is, or was last."""
-        self.edition = 0
+        self.edition = time.time_ns() // 1_000_000  # another server has others
         """Changes when steps may have been made again, or the run is another: what was read before is void."""
         self._store: StoreReader | None = None
         self._identity: tuple[int, int] | None = None

@@ -188,7 +188,8 @@ def test_few_points_still_hold_every_spike_with_its_step(run: Path, log: bool) -
 
 def test_an_empty_part_is_empty(run: Path) -> None:
     told = strict(answers_of(run).series(500))
-    assert told["documents"] == 0 and told["lanes"] == {} and told["evaluations"] == []
+    assert told["documents"] == 0 and told["evaluations"] == []
+    assert all(lane["steps"] == lane["values"] == [] for lane in told["lanes"].values()) and "loss" in told["lanes"]
 
 
 def test_a_part_that_ends_before_it_begins_has_no_documents(run: Path) -> None:
@@ -220,7 +221,8 @@ def test_spikes_are_filtered(run: Path) -> None:
     assert steps(2) == [75, 60]
     assert steps(50, "easy") == [75, 101]
     assert steps(50, "hard") == [60, 90]
-    assert steps(50, "nobody") == []
+    with pytest.raises(NotThere, match="known: easy, hard"):
+        steps(50, "nobody")
     assert steps(50, None, 0)[0] == 41  # the warm-up too
     assert steps(50, None, 91) == [101]
     assert steps(50, "easy", 0) == [41, 75, 101]

@@ -19,7 +19,7 @@ const TAB_REST = 6000; // between two new looks of a tab, while the run goes on
 
 const page = {
   run: null, series: null, kinds: [], view: null, window: 200, logSteps: false, logLoss: false, selected: null, selectedLoss: null,
-  other: null, overlay: null, tab: spikes, drawnTab: 0, asked: null, shown: "", included, opening: 0, cameFrom: null,
+  other: null, overlay: null, tab: spikes, tabs: {}, drawnTab: 0, asked: null, shown: "", included, opening: 0, cameFrom: null,
 };
 
 const fail = (error) => error.name !== "AbortError" && sayFailure(error, page.run);
@@ -176,25 +176,29 @@ function fromAddress() {
 
 // ---- tabs
 
+const CONTROLS = "button, input, select, summary, [tabindex]";
+
 async function showTab() {
   page.drawnTab = Date.now();
   const panel = byId("panel"), tab = page.tab;
   panel.setAttribute("aria-labelledby", `tab-${tab.name}`);
-  if (panel.dataset.tab !== tab.name) { panel.replaceChildren(); panel.dataset.tab = tab.name; }
+  // Each tab has its own element: an answer that comes late is written where nobody looks.
+  const own = (page.tabs[tab.name] ??= el("div"));
+  if (own.parentNode !== panel) panel.replaceChildren(own);
   if (!page.run) return;
-  const place = panel.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
-  const scrolled = [...panel.querySelectorAll(".cards")].map((cards) => cards.scrollLeft);
+  const focused = [...own.querySelectorAll(CONTROLS)].indexOf(document.activeElement);
+  const scrolled = [...own.querySelectorAll(".cards")].map((cards) => cards.scrollLeft);
   try {
-    await tab.show(panel, { run: page.run, window: page.window, logSteps: page.logSteps, open, isReport, again: showTab, lay });
-    panel.dataset.ready = tab.name;
+    await tab.show(own, { run: page.run, window: page.window, logSteps: page.logSteps, open, isReport, again: showTab, lay });
+    if (page.tab === tab) panel.dataset.ready = tab.name;
   } catch (error) {
-    if (error instanceof Refusal && !error.state) panel.replaceChildren(el("p", { class: "empty" }, plainly(error.message)));
+    if (error instanceof Refusal && !error.state) own.replaceChildren(el("p", { class: "empty" }, plainly(error.message)));
     else fail(error);
-    if (error instanceof Away && !panel.children.length) panel.replaceChildren(el("p", { class: "empty" }, "The server does not answer."));
+    if (error instanceof Away && !own.children.length) own.replaceChildren(el("p", { class: "empty" }, "The server does not answer."));
   }
-  // What had the focus was made anew: it has it again, and what was scrolled is where it was.
-  if (place && document.activeElement === document.body) panel.querySelector(`[aria-label="${CSS.escape(place)}"]`)?.focus({ preventScroll: true });
-  panel.querySelectorAll(".cards").forEach((cards, i) => (cards.scrollLeft = scrolled[i] ?? 0));
+  // What had the focus was made anew: its successor has it, and what was scrolled is where it was.
+  if (focused >= 0 && document.activeElement === document.body) own.querySelectorAll(CONTROLS)[focused]?.focus({ preventScroll: true });
+  own.querySelectorAll(".cards").forEach((cards, i) => (cards.scrollLeft = scrolled[i] ?? 0));
 }
 
 function chooseTab(tab, focus = false) {

@@ -44,8 +44,11 @@ export async function readDocument(step, open, again = false) {
     reader.querySelector(".steps").replaceWith(head(step, document, open));
     return document;
   }
+  const focused = globalThis.document.activeElement, way = reader.contains(focused) && focused.getAttribute("aria-keyshortcuts");
   reader.replaceChildren(...content);
   reader.scrollTop = 0;
+  // Who went on by a button goes on from there.
+  if (way) (reader.querySelector(`[aria-keyshortcuts="${way}"]:not(:disabled)`) ?? reader).focus();
   byId("tip").hidden = true;
   byId("said").textContent = document ? `Step ${count(step)} is open: loss ${fixed(document.loss, 2)}` : `Step ${count(step)} can't be opened`;
   return document;
