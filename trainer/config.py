@@ -179,7 +179,7 @@ class TrainingConfig:
     )
     compile: bool | None = _setting(
         None,
-        "compile the step (default: on a CPU, where the run is long enough to end sooner with it)",
+        "compile the step (default: where the run is long enough to end sooner with it)",
         "--compile",
         typed=True,
         undecided=None,

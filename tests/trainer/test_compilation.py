@@ -1,11 +1,19 @@
 import importlib.util
 import sysconfig
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from trainer.compilation import GAIN, SECONDS_TO_COMPILE, compiler_settings, compiling_pays, why_not_compile
+from trainer.compilation import (
+    GAIN,
+    SECONDS_TO_COMPILE,
+    compile_where_it_pays,
+    compiler_settings,
+    compiling_pays,
+    why_not_compile,
+)
 
 CPU = torch.device("cpu")
 
@@ -31,12 +39,36 @@ def test_missing_headers_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "headers" in why_not_compile(CPU)
 
 
-def test_it_pays_once_a_run_is_long_enough() -> None:
-    pays = [compiling_pays(steps, 0.1) for steps in (100, 1_000, 5_000, 10_000, 20_000, 1_000_000)]
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_it_pays_once_a_run_is_long_enough(kind: str) -> None:
+    pays = [compiling_pays(steps, 0.1, kind) for steps in (100, 1_000, 5_000, 10_000, 20_000, 1_000_000)]
     assert pays == sorted(pays) and not pays[0] and pays[-1]
-    first = next(steps for steps in range(1, 10**6) if compiling_pays(steps, 0.1))
-    assert first == pytest.approx(SECONDS_TO_COMPILE / GAIN / 0.1, abs=1)
-    assert compiling_pays(first // 2 + 1, 0.2)  # what counts is the time
+    first = next(steps for steps in range(1, 10**6) if compiling_pays(steps, 0.1, kind))
+    assert first == pytest.approx(SECONDS_TO_COMPILE[kind] / GAIN[kind] / 0.1, abs=1)
+    assert compiling_pays(first // 2 + 1, 0.2, kind)  # what counts is the time
+
+
+def test_where_it_was_never_measured_it_is_not_done_unasked() -> None:
+    assert not compiling_pays(10**9, 1.0, "mps")
+
+
+@pytest.mark.parametrize(("steps", "is_compiled"), [(1_000, False), (10_000, True)])
+def test_a_run_on_a_gpu_is_compiled_if_it_is_long(
+    monkeypatch: pytest.MonkeyPatch, steps: int, is_compiled: bool
+) -> None:
+    monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    made: list[bool] = []
+    found = compile_where_it_pays(
+        lambda: made.append(True),
+        None,
+        torch.device("cuda:0"),
+        steps=steps,
+        seconds=0.028,
+        say=lambda line: None,
+        compiling=nullcontext,
+    )
+    assert found == bool(made) == is_compiled
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
