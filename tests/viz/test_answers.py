@@ -471,3 +471,68 @@ def test_settings_that_are_not_finite_are_json_too(tmp_path: Path, metrics: Metr
 def test_control_an_answer_with_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         strict({"loss": np.float64("nan")})
+
+
+def test_the_judge_speaks_of_the_documents_that_are_there(run: Path, metrics: Metrics) -> None:
+    """Events are never deleted: what was said before the run went back is of documents that are not there any more."""
+    writer = StoreWriter(run / "run.db", {}, resume=True)
+    for step, kind, detail in ((55, "spike", "of old 55"), (56, "skipped update", "of old 56")):
+        writer.add("events", {"time": 1.0, "step": step, "kind": kind, "detail": detail})
+    writer.close()
+    answers = answers_of(run)
+    assert strict(answers.document(55))["judged"] == ["of old 55"]  # control: nothing went back yet
+    writer = StoreWriter(run / "run.db", {}, resume=True)
+    writer.add("events", {"time": 2.0, "step": 56, "kind": "roll-back", "detail": "to 56"})
+    writer.add("events", {"time": 3.0, "step": 57, "kind": "spike", "detail": "of new 57"})
+    writer.close()
+    answers = answers_of(run)
+    assert strict(answers.document(55))["judged"] == ["of old 55"] and strict(answers.document(56))["judged"] == []
+    assert strict(answers.document(57))["judged"] == ["of new 57"]
+    assert {55, 57} <= set(answers.judged()) and not {56, 60} & set(answers.judged())
+
+
+def test_what_was_measured_again_stands_beside_the_average_of_its_source(run: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(run / "run.db", {}, resume=True)
+    count = len(encode("one two three"))
+    for distance, loss in ((0, 7.0), (1, 6.5), (4, 6.0)):
+        about = {"document": 60, "loss": loss, "accuracy": 0.5, "token_losses": np.full(count - 1, loss)}
+        writer.add("probes", {"step": 60 + distance, **about})
+    writer.add_rows(rows_of(metrics(120, source="hard", loss=8.0, token_ids=encode("one two three"))))
+    writer.close()
+    answers = answers_of(run)
+    (probe,) = strict(answers.probes())["probes"]
+    assert probe["step"] == 60 and probe["first"] == pytest.approx(loss_of(60))
+    assert [(one["distance"], one["step"], one["loss"]) for one in probe["measured"]] == [
+        (0, 60, 7.0), (1, 61, 6.5), (4, 64, 6.0),
+    ]  # fmt: skip
+    for one in probe["measured"]:
+        hard = [loss_of(step) for step in range(one["step"] + 1) if source_of(step) == "hard"]
+        assert one["average"] == pytest.approx(average(hard), rel=1e-5)
+    told = strict(answers.probe(60))
+    assert [moment["distance"] for moment in told["moments"]] == [None, 0, 1, 4]
+    assert all(len(moment["losses"]) == len(told["moments"][1]["losses"]) for moment in told["moments"][1:])
+    with pytest.raises(NotThere, match="step 61 was not measured again"):
+        answers.probe(61)
+
+
+def test_a_character_that_is_cut_is_not_counted_as_read(tmp_path: Path) -> None:
+    text = "words and 😀"
+    ids = encode(text)[:-1]  # three of the four bytes of the last character
+    writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
+    writer.add_rows(rows_of({"step": 0, "loss": 1.0, "token_ids": ids, "document_bytes": len(text.encode())}))
+    writer.add_rows(rows_of({"step": 1, "loss": 1.0, "token_ids": encode(text), "document_bytes": len(text.encode())}))
+    writer.close()
+    cut, whole = (strict(answers_of(tmp_path).document(step)) for step in (0, 1))
+    assert cut["bytes_read"] == len("words and ") and cut["about_tokens"] >= cut["tokens_read"]
+    assert whole["bytes_read"] == whole["document_bytes"] and whole["about_tokens"] == whole["tokens_read"]
+
+
+def test_a_run_laid_over_itself_is_the_same_curve(run: Path) -> None:
+    service = Service.of(run)
+    try:
+        service.live.refresh()
+        own = ask(service, "series", window="50")
+        over = ask(service, "series", window="50", run=str(service.live.run["run_id"]))
+        assert over["lanes"] == own["lanes"]
+    finally:
+        service.close()
