@@ -1,6 +1,7 @@
 """Fifty readers of a page while its run trains: they are answered, and training does not feel it."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from tests.runs.conftest import Train, table
 from tests.viz.holding import hold
+from viz.connection import StoreConnection
 from viz.page_process import PageProcess, listen
 from viz.store import StoreWriter
 from viz.visualizer import TrainingVisualizer
@@ -70,10 +72,24 @@ def timed(function: Callable[..., Any], into: list[float]) -> Callable[..., Any]
     return call
 
 
+def count_waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An entry for each time that a transaction of ours was kept waiting by another program."""
+    held: list[str] = []
+    wait = StoreConnection._wait
+
+    def counted(connection: StoreConnection, error: sqlite3.OperationalError) -> None:
+        held.append(str(error))
+        wait(connection, error)
+
+    monkeypatch.setattr(StoreConnection, "_wait", counted)
+    return held
+
+
 def test_fifty_readers_are_answered_and_training_waits_for_none(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds: list[float] = []
+    held = count_waits(monkeypatch)
     monkeypatch.setattr(TrainingVisualizer, "update", timed(TrainingVisualizer.update, seconds))
     page = PageProcess(tmp_path, listen(0))  # before the run: it waits for one
     command = [sys.executable, "-c", READERS, str(page.port)]
@@ -88,11 +104,15 @@ def test_fifty_readers_are_answered_and_training_waits_for_none(
     assert table(record, "SELECT count(*), max(step) FROM steps") == [(STEPS, STEPS - 1)]
     assert table(record, "SELECT count(*) FROM documents") == [(STEPS,)]
     assert len(seconds) >= STEPS and max(seconds) < LONGEST
+    assert held == []  # nor did the thread that writes find the store held, not once
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_control_a_call_that_waited_for_the_commit_would_be_seen(tmp_path: Path, waits: bool) -> None:
+def test_control_a_call_that_waited_for_the_commit_would_be_seen(
+    tmp_path: Path, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same measure, while another program holds the store: `add` is below it, `add` and `flush` are not."""
+    held = count_waits(monkeypatch)
     writer, seconds = StoreWriter(tmp_path / "run.db", {}), []
 
     def add(step: int) -> None:
@@ -108,5 +128,5 @@ def test_control_a_call_that_waited_for_the_commit_would_be_seen(tmp_path: Path,
             timed(add, seconds)(step)
         holder.lets_go()
     writer.close()
-    assert (max(seconds) >= LONGEST) is waits
+    assert (max(seconds) >= LONGEST) is waits and "database is locked" in held
     assert table(tmp_path, "SELECT count(*) FROM steps") == [(50,)]

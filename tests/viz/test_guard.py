@@ -200,6 +200,19 @@ def test_pages_of_strangers_get_nothing(port: int, origin: str, status: int) -> 
     assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("path", "site", "status"),
+    [
+        ("/api/run", "cross-site", 403),  # an image or a script of a stranger's page sends no Origin
+        ("/api/run", "same-origin", 200),
+        ("/api/run", "none", 200),
+        ("/", "cross-site", 200),  # somebody has clicked a link to a step
+    ],
+)
+def test_pages_of_strangers_may_link_here_and_ask_nothing(port: int, path: str, site: str, status: int) -> None:
+    assert ask(port, path, headers=[("Sec-Fetch-Site", site)]).status == status
+
+
 def test_one_good_origin_does_not_let_a_bad_one_in(port: int) -> None:
     assert ask(port, headers=[("Origin", "http://localhost"), ("Origin", "http://evil.example")]).status == 403
 
