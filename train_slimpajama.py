@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import math
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -274,8 +273,7 @@ def _page(run: "RunFolder", listening: "socket.socket | None", say: Callable[[st
         yield
     finally:
         failure = page.stop()
-        why = f"ended early ({failure})" if failure else "has ended with the run"
-        say(f"The page {why}: python -m viz serve {shlex.quote(str(run.viz))} opens it again")
+        say(f"The page ended early ({failure})" if failure else "The page has ended with the run")
 
 
 def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", first: int) -> dict[Path, int]:

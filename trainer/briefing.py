@@ -85,9 +85,7 @@ def closing_lines(
     first, last, window = tally.first_and_last()
     bits, number = tally.bits_per_byte()
     speed, waited = tally.speed()
-    project = Path(__file__).resolve().parents[1]
-    path = "" if Path.cwd() == project else f"PYTHONPATH={shlex.quote(str(project))} "
-    generate = f"{path}python -m trainer.generate {shlex.quote(str(checkpoint))} --prompt TEXT"
+    generate = _module("trainer.generate", str(checkpoint), "--prompt", "TEXT")
     files = ("training_latest.png", "metrics_history.json", "text_samples.json", "run.json", "run.db")
     made = ", ".join(name for name in files if (viz / name).is_file())
     worse = f"That is worse than guessing ({guessing:.2f}): a lower --learning-rate or a longer --warmup-steps may help"
@@ -98,11 +96,19 @@ def closing_lines(
         f"{bits:.3f} bits per byte on the last {number}, where zstd -19 makes {zstd_bits_per_byte(texts):.3f}",
         *([worse] if last > guessing + 0.5 else []),
         f"{speed:,.1f} tokens/s in {format_time(tally.seconds)}, {waited:.1%} of it waiting for documents",
+        f"To read its documents: {_module('viz', 'serve', str(viz))}",
         f"Files: in {viz}/ {made}" + (f"; {checkpoint}" if checkpoint else "; no checkpoint"),
         f"To go on: {go_on}; to let it write: {generate}"
         if go_on
         else "To go on: not possible, no checkpoint was written",
     ]
+
+
+def _module(*words: str) -> str:
+    """The command that runs a module of this project, from where the person stands now."""
+    project = Path(__file__).resolve().parents[1]
+    path = "" if Path.cwd() == project else f"PYTHONPATH={shlex.quote(str(project))} "
+    return f"{path}python -m {shlex.join(words)}"
 
 
 def zstd_bits_per_byte(texts: Sequence[str]) -> float:

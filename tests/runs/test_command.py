@@ -121,10 +121,11 @@ def test_what_the_terminal_says(smoke: tuple[Path, str]) -> None:
     lines = smoke[1].splitlines()
     assert [line.split(":")[0].split()[0] for line in lines[:4]] == ["Data", "Model", "This", "Watch"]
     assert "python-library" in lines[0] and "13.8 M" in lines[1] and "MB on disk" in lines[2]
-    done, loss, speed, files, following = lines[-5:]
+    done, loss, speed, read, files, following = lines[-6:]
     assert re.match(r"Done: 100 documents trained \([\d,]+ tokens\)", done)
     assert "bits per byte" in loss and "zstd -19" in loss and "first and the last 50" in loss
     assert "tokens/s" in speed and "waiting" in speed
+    assert read.endswith("python -m viz serve training_viz")
     assert "training_latest.png" in files and "checkpoint_step_100.bin" in files
     assert following.startswith("To go on: ") and "--resume" in following and "trainer.generate" in following
     assert "Training:" not in smoke[1]  # no bar where there is no terminal
