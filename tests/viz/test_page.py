@@ -253,6 +253,7 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     page.keyboard.type("12")
     page.keyboard.press("Enter")
     shows(page, 12)
+    page.focus("#go-step")
     page.keyboard.press("ArrowLeft")  # in a field the arrows are the field's
     shows(page, 12)
     page.locator("#skip").focus()
@@ -269,6 +270,7 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     page.keyboard.press("Escape")
     expect(reader(page)).to_contain_text("No document is open")
     assert page.evaluate("location.hash") == ""
+    page.evaluate("document.activeElement.blur()")  # in a field it would be a letter
     page.keyboard.press("/")
     expect(page.get_by_role("searchbox")).to_be_focused()
     page.keyboard.type("Document 33 ")
@@ -280,7 +282,6 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     shows(page, 33)
 
 
-@pytest.mark.xfail(strict=True, reason="readDocument, showTab: what has the focus is made anew and is not found again")
 def test_what_is_made_anew_has_the_focus_again(visit: Visit, address: str) -> None:
     """A second press of the key does the same once more."""
     page = drawn(visit(f"{address}#step=12"))
@@ -417,7 +418,7 @@ def test_samples_comparison_search(visit: Visit, address: str) -> None:
     assert {row[0] for row in rows_of_panel(page)} == set(SOURCES)
     expect(page.locator("#panel .notes")).to_contain_text("seed")
     assert unnamed(page) == []
-    page.get_by_role("button", name="Take it away").click()
+    page.get_by_role("button", name="Remove it from the curves").click()
     until(page, f"() => !({OVERLAY})('{LIGHT.second}').length")
     expect(sentence).to_have_count(0)
 
@@ -426,22 +427,21 @@ def test_samples_comparison_search(visit: Visit, address: str) -> None:
     field.fill("DOCUMENT 33 begins")
     field.press("Enter")
     panel = page.locator("#panel")
-    expect(panel).to_contain_text("Yes: in 1 document")
+    expect(panel).to_contain_text("Yes: in 1 ")
     expect(panel.locator(".hit")).to_have_text("Document 33 begins")
     panel.locator("tbody button").click()
     shows(page, 33)
     field.fill("never written anywhere")
     field.press("Enter")
-    expect(panel).to_contain_text("No: in none of its documents")
+    expect(panel).to_contain_text("No: in none of ")
     assert unnamed(page) == []
 
 
-@pytest.mark.xfail(strict=True, reason="main.js, showTab: an answer that comes late replaces the tab chosen since")
 def test_a_late_answer_does_not_replace_the_tab_chosen_since(visit: Visit, address: str) -> None:
     page = drawn(visit(address))
     choose(page, "events")
     held: list[Route] = []
-    page.route("**/api/spikes?*", held.append)
+    page.route("**/api/spikes?*", lambda route: held.append(route))
     page.click("#tab-spikes")
     while not held:
         page.wait_for_timeout(20)

@@ -24,7 +24,7 @@ TAGS = (
     "<b style='position:fixed'>bold</b><!-- $x^2$ $$\\frac{ &lt;i&gt; &amp; %{x} %{y} %s {{a}} ${hacked = 1}"
 )
 MARKED = "Q1\0Q2\x07\x1b[31mQ3\u202eQ4\u2028Q5\u2066Q6\ufeffQ7\ud83dQ8\udc00Q9 😀 日本語 עברית e\u0301"
-SHOWN = "Q1␀Q2␇␛[31mQ3U+202EQ4U+2028Q5U+2066Q6U+FEFFQ7?Q8?Q9 😀 日本語 עברית e\u0301"
+SHOWN = "Q1U+0000Q2U+0007U+001B[31mQ3U+202EQ4U+2028Q5U+2066Q6U+FEFFQ7?Q8?Q9 😀 日本語 עברית e\u0301"
 """The same as the page has it: what has no look, or turns what follows around, by its number."""
 HOSTILE = f"{TAGS}{MARKED}"
 DOCUMENT = f"{HOSTILE} {WORD}"
@@ -165,7 +165,7 @@ def test_the_page(visit: Visit, address: str) -> None:
     choose(page, "search")
     page.get_by_role("searchbox").fill("<script>window")
     page.get_by_role("searchbox").press("Enter")
-    expect(page.locator("#panel")).to_contain_text("Yes: in 70 documents")
+    expect(page.locator("#panel")).to_contain_text("Yes: in 70 ")
     assert page.locator("#panel .hit").first.inner_text() == "<script>window"
     harmless(page)
     choose(page, "compare")
@@ -175,7 +175,7 @@ def test_the_page(visit: Visit, address: str) -> None:
     holds(page, "#panel table")
 
 
-@pytest.mark.xfail(strict=True, reason="style.css: select has no largest width, .names breaks no word")
+@pytest.mark.xfail(strict=True, reason="style.css: #state breaks no long word (here: the outcome)")
 def test_a_long_word_makes_nothing_wide(visit: Visit, address: str) -> None:
     page = drawn(visit(f"{address}#step={STEP}", viewport={"width": 390, "height": 844}))
     expect(page.locator("#reader-title")).to_have_text(f"Step {STEP}")
