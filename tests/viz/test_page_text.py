@@ -175,7 +175,6 @@ def test_the_page(visit: Visit, address: str) -> None:
     holds(page, "#panel table")
 
 
-@pytest.mark.xfail(strict=True, reason="style.css: #state breaks no long word (here: the outcome)")
 def test_a_long_word_makes_nothing_wide(visit: Visit, address: str) -> None:
     page = drawn(visit(f"{address}#step={STEP}", viewport={"width": 390, "height": 844}))
     expect(page.locator("#reader-title")).to_have_text(f"Step {STEP}")

@@ -5,18 +5,18 @@ import { el, empty, plainly, shown, table } from "./elements.js";
 import { count, documents, fixed, moment, signed } from "./format.js";
 import { lineOf } from "./reader.js";
 
-const chosen = { side: "above", source: "" };
+const chosen = { side: "above", source: null }; // null: all of them
 
 export const spikes = {
   name: "spikes", title: "Spikes",
-  forget: () => { chosen.source = ""; },
+  forget: () => { chosen.source = null; },
   async show(panel, { run, open, isReport, again }) {
     const known = await ask("sources", { points: 10 });
-    const answer = await ask("spikes", { side: chosen.side, source: chosen.source || null, limit: 100 });
+    const answer = await ask("spikes", { side: chosen.side, source: chosen.source, limit: 100 });
     const side = el("select", { "aria-label": "Which end", onchange: (event) => { chosen.side = event.target.value; again(); } },
       el("option", { value: "above", selected: chosen.side === "above" }, "what surprised it most"), el("option", { value: "below", selected: chosen.side === "below" }, "what it knew best"));
-    const source = el("select", { "aria-label": "Source", onchange: (event) => { chosen.source = event.target.value; again(); } },
-      el("option", { value: "" }, "all sources"), ...known.sources.map((one) => el("option", { value: one.source, selected: one.source === chosen.source }, plainly(one.source || "unknown"))));
+    const source = el("select", { "aria-label": "Source", onchange: (event) => { const place = Number(event.target.value); chosen.source = place < 0 ? null : known.sources[place].source; again(); } },
+      el("option", { value: -1 }, "all sources"), ...known.sources.map((one, place) => el("option", { value: place, selected: one.source === chosen.source }, plainly(one.source || "unknown"))));
     const rows = answer.documents.map((entry) => [
       lineOf(entry, open), entry.loss === null ? "∞" : signed(entry.excess, 2), entry.loss === null ? "not finite" : fixed(entry.loss, 2), fixed(entry.usual, 2), el("span", { class: "name" }, ...shown(entry.source || "unknown")),
       entry.judged ? el("span", { class: "bad" }, "spike") : "", entry.words === null ? "its text is no longer kept" : [...shown(entry.words)],

@@ -20,7 +20,7 @@ export function swatch(place) {
 }
 
 // Plotly reads its texts as markup: what a document or a source says must not be read so.
-export const label = (text) => plainly(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("%{", "% {");
+export const label = (text) => plainly(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("%{", "%&#123;");
 
 export const transparent = (hex, share) => `${hex}${Math.round(255 * share).toString(16).padStart(2, "0")}`;
 
