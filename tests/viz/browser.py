@@ -193,6 +193,8 @@ def free_port() -> int:
 # ---- runs to look at
 
 SPIKE, BEST = 97, 61
+PROBED, MEASURED = 40, {0: -0.75, 1: -1.5, 8: -0.25}
+"""The step of a document that was measured again; how many documents later: by how much its loss had changed."""
 SOURCES = ("web pages", "code", "books")
 GONE = range(20, 30)
 """Steps whose documents are no longer kept."""
@@ -214,11 +216,15 @@ def loss_of(step: int) -> float:
     return {SPIKE: 14.0, BEST: 1.0}.get(step, 5.0 + (step * 37 % 11) / 10 - step / 300)
 
 
+def token_losses(step: int, text: str) -> list[float]:
+    return [(place * 7 + step) % 20 / 2 for place in range(len(encode(text)) - 1)]
+
+
 def told(step: int, **changed: Any) -> list[tuple[str, Row]]:
     """The rows of a step as a trainer tells them. `text`: of its document; None where it is not kept."""
     text = changed.pop("text", text_of(step))
     ids = [] if text is None else encode(text)
-    losses = [(place * 7 + step) % 20 / 2 for place in range(len(ids) - 1)]
+    losses = [] if text is None else token_losses(step, text)
     content = {
         "token_ids": ids, "token_losses": np.array(losses, np.float32),
         "token_ranks": np.arange(len(losses), dtype=np.int32),
@@ -259,6 +265,11 @@ def write_run(folder: Path, count: int = 150, tell: Told = told, *, ended: bool 
             writer.add("events", {"time": 1.7e9 + step, "step": step, "kind": kind, "detail": detail})
         whole = {"split": "held-out", "source": "", "loss": 5.25, "accuracy": 0.3, "bits_per_byte": 1.5}
         writer.add("evaluations", {"step": count - 1} | whole)
+    if count > PROBED + 8:
+        for distance, change in MEASURED.items():
+            losses = np.array(token_losses(PROBED, text_of(PROBED)), np.float32) + change
+            about = {"document": PROBED, "loss": loss_of(PROBED) + change, "accuracy": 0.5, "token_losses": losses}
+            writer.add("probes", {"step": PROBED + distance} | about)
     if ended:
         writer.update_run(ended=time.time(), outcome="done")
     writer.close()

@@ -19,7 +19,7 @@ chromium, visit = browser.chromium, browser.visit
 
 PHONE: ViewportSize = {"width": 390, "height": 844}
 DESKTOP: ViewportSize = {"width": 1600, "height": 1000}
-TABS = ("spikes", "sources", "samples", "events", "compare", "search")
+TABS = ("spikes", "sources", "samples", "probes", "events", "compare", "search")
 SOURCE = "RedPajamaStackExchangeAndCommonCrawl"
 
 
