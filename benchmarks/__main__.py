@@ -1,4 +1,4 @@
-"""`python -m benchmarks step | run | growth | generate | startup | chart`: each prints one table, measured now."""
+"""`python -m benchmarks step | run | growth | generate | startup | chart | page`: a table each, measured now."""
 
 import argparse
 import importlib
@@ -15,6 +15,7 @@ WHAT = {
     "growth": "step time and memory of `tiny` at the beginning and at the end of a long run",
     "generate": "a hundred tokens, against transformers",
     "chart": "a look at a run and its picture, by the length of the run",
+    "page": "the page in a browser, by the length of the run",
     "startup": "--test from the return key to the last file",
 }
 
@@ -27,7 +28,7 @@ def main(words: list[str] | None = None) -> int:
         if name == "growth":
             command.add_argument("--steps", type=whole_number(3 * WINDOW), default=100_000, help="default: 100,000")
             continue
-        if name == "chart":
+        if name in ("chart", "page"):
             lengths = {"type": whole_number(1), "nargs": "+", "default": [100, 10_000, 100_000, 1_000_000]}
             command.add_argument("--documents", metavar="N", help="lengths of the runs", **lengths)
             continue

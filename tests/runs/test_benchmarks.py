@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import chart, learning, learning_runs
+from benchmarks import chart, learning, learning_runs, page
 from benchmarks.learning_runs import Run
 
 
@@ -71,6 +71,13 @@ def test_a_run_with_another_recipe_counts_as_missing(tmp_path: Path) -> None:
     torch.save({**saved, "kept": path.read_text(), "done": 2}, state)
     learning_runs.train(run, tmp_path)  # from its first document, not from that state
     assert json.loads(path.read_text()) == kept
+
+
+@pytest.mark.full
+def test_what_a_page_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    page.main([60])
+    (row,) = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert row[0].strip() == "60" and all(float(cell) > 0 for cell in row[2:4])
 
 
 def test_what_a_chart_costs(capsys: pytest.CaptureFixture[str]) -> None:
