@@ -1,8 +1,8 @@
 """What the page costs at any length of a run, in the system's Chromium: reading, the first drawing, a zoom.
 
 Made-up runs in real stores (`benchmarks/chart.py`). The server is ready when a page is opened, the browser has started;
-the first page loads Plotly. A zoom is timed from the moment in which Plotly is told of it until the part that the server
-answers with is drawn; parts of a tenth to a thousandth of the run, in turns.
+the first page loads Plotly. A zoom is timed from the moment in which Plotly is told of it until the part that the
+server answers with is drawn; parts of a tenth to a thousandth of the run, in turns.
 """
 
 import shutil
@@ -26,7 +26,7 @@ REPEATS = 5
 ZOOM = """([from, to]) => new Promise((done) => {
   const chart = document.getElementById("chart"), began = performance.now();
   const drawn = () => {
-    if (chart.layout.xaxis.range[0] === from || chart.data[0].x[0] < from - 1) return; // Plotly's own, of what was there
+    if (chart.layout.xaxis.range[0] === from || chart.data[0].x[0] < from - 1) return; // Plotly's own
     chart.removeListener("plotly_afterplot", drawn);
     done(performance.now() - began);
   };
