@@ -265,6 +265,7 @@ def _page(run: "RunFolder", listening: "socket.socket | None", say: Callable[[st
     try:
         page = PageProcess(run.viz, listening)
     except OSError as error:  # no reason not to train
+        listening.close()
         say(f"There is no page in this run: its process can't be started ({error})")
         yield
         return

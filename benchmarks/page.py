@@ -64,8 +64,9 @@ def measured(service: Service, address: str, browser: Any, count: int) -> str:
     zooms = []
     for repeat in range(REPEATS):
         for share in (0.1, 0.01, 0.001):
-            begin = (0.2 + 0.1 * repeat) * count
-            zooms.append(page.evaluate(ZOOM, [begin, begin + max(share * count, 50)]))
+            width = max(share * count, 20)
+            begin = min((0.2 + 0.1 * repeat) * count, count - width)
+            zooms.append(page.evaluate(ZOOM, [begin, begin + width]))
             page.wait_for_timeout(300)
     page.close()
     later, answer, zoom = map(statistics.median, (pages[1:], series, zooms))

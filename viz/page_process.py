@@ -61,7 +61,7 @@ class PageProcess:
             pass_fds=[listening.fileno()],
             cwd=ROOT,
             env=environment(),
-            start_new_session=True,  # Ctrl-C reaches the whole group
+            start_new_session=True,  # Ctrl-C reaches the whole group: it is the trainer's, which ends this one
         )
         listening.close()
 

@@ -69,7 +69,6 @@ def _input_ends() -> None:
 
 def main(folder: Path, descriptor: int) -> None:
     """Answer on a socket that the parent has made listen, until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's, which ends us
     os.nice(10)
     listening = socket.socket(fileno=descriptor)
     serve(folder, (), listening, ready=lambda port: None, parent_is_gone=_input_ends)

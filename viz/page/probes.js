@@ -57,7 +57,7 @@ async function byToken(probe, again) {
   if (!answer.texts || answer.moments.length < 2) return "";
   const last = answer.moments.length - 1;
   const [from, to] = chosen.get(probe.step) ?? [0, last];
-  const choice = (value, name, place) => el("select", { "aria-label": name, onchange: (event) => { const pair = [from, to]; pair[place] = Number(event.target.value); chosen.set(probe.step, pair); again(); } },
+  const choice = (value, name, place) => el("select", { "aria-label": name, onchange: (event) => { const pair = [...(chosen.get(probe.step) ?? [from, to])]; pair[place] = Number(event.target.value); chosen.set(probe.step, pair); again(); } },
     ...answer.moments.map((moment, i) => el("option", { value: i, selected: i === value }, when(moment.distance))));
   const details = el("details", { open: chosen.has(probe.step) }, el("summary", {}, "Token by token"),
     el("div", { class: "tools" }, "from", choice(from, "From which moment", 0), "to", choice(to, "To which moment", 1), el("span", { class: "key" }, "cheaper by ½, 1, 1½ nats:", el("span", { class: "d1" }, "½"), el("span", { class: "d2" }, "1"), el("span", { class: "d3" }, "1½"), "dearer:", el("span", { class: "l2" }, "½"), el("span", { class: "l4" }, "1"), el("span", { class: "l6" }, "1½"))),
