@@ -77,7 +77,7 @@ def test_a_picture_that_can_not_be_written_is_named_as_it_was_given(
 def test_ctrl_c_is_quiet(filled: Path) -> None:
     for wait in (0.05, 1.5):
         process = subprocess.Popen(
-            [sys.executable, "-m", "viz", "timelapse", str(filled), *"--frames 600 --seconds 60 -o x.gif".split()],
+            [sys.executable, "-m", "viz", "timelapse", str(filled), *"--size 6000x3600 -o x.gif".split()],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         time.sleep(wait)
