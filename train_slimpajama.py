@@ -4,13 +4,13 @@ Composes the rooms of `trainer/` and `viz/`: flags → config → parts → `Tra
 inside the functions, so that a mistake on the command line is answered before seconds of imports.
 """
 
-import contextlib
 import dataclasses
 import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,6 @@ from trainer.errors import MachineError, RunError, UserError
 from trainer.signals import NOTHING_TRAINED, StopSignals
 
 if TYPE_CHECKING:
-    import socket
-
     from trainer.parts import Parts
     from trainer.run_folder import RunFolder
     from trainer.trainer import Trainer
@@ -218,7 +216,7 @@ def _train(
         say(detail)
         events.append((kind, detail))
 
-    listening = _listen(arguments.serve)  # first, because a port that is taken is a mistake to be told of at once
+    page = _page(arguments, run, say)  # first, because a port that is taken is a mistake to be told of at once
     first = state["step"] if state is not None else 0
     origin = find_origin(config, state, say)
     shape, vocab_size = (origin.shape, origin.vocab_size) if origin else (config.shape, config.vocab_size)
@@ -236,45 +234,23 @@ def _train(
     trainer = _join(parts, run, state, stop.is_set)
     for kind, detail in events:
         trainer.viz.record_event(first, kind, detail)
-    with _page(run, listening, say):
+    with page:
         outcome = trainer.train()
         say("\n".join(_closing(arguments, run, trainer, outcome)))
     return stop.exit_code if outcome == "interrupted" else 0
 
 
-def _listen(port: int | None) -> "socket.socket | None":
-    """What the live page will be asked on, if one is wanted."""
-    if port is None:
-        return None
-    from viz.page_process import listen
+def _page(arguments: Arguments, run: "RunFolder", say: Callable[[str], None]) -> AbstractContextManager[None]:
+    """The live page, if one is wanted; its port is had now, and the page is there once this is entered."""
+    if arguments.serve is None:
+        return nullcontext()
+    from viz.page_process import listen, page_beside
 
     try:
-        return listen(port or None)
+        listening = listen(arguments.serve or None)
     except OSError as error:
         raise UserError(f"--serve: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _page(run: "RunFolder", listening: "socket.socket | None", say: Callable[[str], None]) -> Iterator[None]:
-    """Within: the live page, if one is wanted."""
-    if listening is None:
-        yield
-        return
-    from viz.page_process import PageProcess, opening_lines
-
-    try:
-        page = PageProcess(run.viz, listening)
-    except OSError as error:  # no reason not to train
-        listening.close()
-        say(f"There is no page in this run: its process can't be started ({error})")
-        yield
-        return
-    say("\n".join(opening_lines(page.port)))
-    try:
-        yield
-    finally:
-        failure = page.stop()
-        say(f"The page ended early ({failure})" if failure else "The page has ended with the run")
+    return page_beside(run.viz, listening, say)
 
 
 def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", first: int) -> dict[Path, int]:

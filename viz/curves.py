@@ -59,10 +59,10 @@ class Curve(Growing):
         kept: npt.NDArray[np.intp] = rows[np.append(True, rows[1:] != rows[:-1])]
         return kept
 
-    def outline(self, count: int, buckets: int, first: int = 0) -> npt.NDArray[np.intp]:
-        """`smoothing.extremes` of the numbers from `first` to below `count`, in a time that hardly grows with them."""
-        if count // BLOCK - -(-first // BLOCK) < 2 * buckets:
-            return first + extremes(self.values(count)[first:], buckets)
-        rows = self.candidates(first, count)
+    def outline(self, count: int, buckets: int) -> npt.NDArray[np.intp]:
+        """`smoothing.extremes` of the first `count` numbers, in a time that hardly grows with them."""
+        if count // BLOCK < 2 * buckets:
+            return extremes(self.values(count), buckets)
+        rows = self.candidates(0, count)
         kept: npt.NDArray[np.intp] = rows[extremes(self.values()[rows], buckets)]
         return kept

@@ -1,6 +1,6 @@
 """What a page, a script or the report asks of single documents, as plain values of JSON."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,13 +71,16 @@ class DocumentAnswers:
                 "documents": [self._entry(int(row), judged) for row in rows],
             }
 
-    def about(self, step: int) -> Answer:
-        """The entry of a step in a list; only its number where the record does not know it (any more)."""
+    def about(self, steps: Sequence[int]) -> list[Answer]:
+        """Each step's entry in a list; only its number where the record does not know it (any more)."""
         with self.live.lock:
-            series = self.live.series
-            row = series.rows_below(step)
-            is_known = row < series.size and int(series["steps"][row]) == step
-            return self._entry(row, self.live.store.judged()) if is_known else {"step": step}
+            self.live.refresh()
+            series, judged, found = self.live.series, self.live.store.judged(), []
+            for step in steps:
+                row = series.rows_below(step)
+                is_known = row < series.size and int(series["steps"][row]) == step
+                found.append(self._entry(row, judged) if is_known else {"step": step})
+            return found
 
     def _entry(self, row: int, judged: Container[int]) -> Answer:
         series, step = self.live.series, int(self.live.series["steps"][row])
@@ -124,7 +127,7 @@ class DocumentAnswers:
                 "total": len(places),
                 "samples": [_sample(row) for row in rows],
                 "prompts": [
-                    {"prompt": text, "times": len(store.samples_between(0, 2**62, text))} for text, _ in store.prompts()
+                    {"prompt": text, "times": len(store.samples_between(0, 2**62, text))} for text in store.prompts()
                 ],
             }
 
@@ -135,8 +138,8 @@ class DocumentAnswers:
             below = int(self.live.series["steps"][-1]) + 1 if self.live.series.size else 0
             return [step for step in self.live.store.judged() if step < below]
 
-    def prompts(self) -> list[tuple[str, int]]:
-        """(prompt, how often) of those that were asked again."""
+    def prompts(self) -> list[str]:
+        """Those that were asked again, in the order of their first time."""
         with self.live.lock:
             self.live.refresh()
             return self.live.store.prompts()
@@ -145,12 +148,13 @@ class DocumentAnswers:
         """The documents that were measured again after they were trained on, and what they cost each time."""
         with self.live.lock:
             self.live.refresh()
-            found: dict[int, Answer] = {}
-            for row in self.live.store.probes():
+            rows = self.live.store.probes()
+            found = {
+                about["step"]: about | {"first": about.get("loss"), "measured": []}
+                for about in self.about(list(dict.fromkeys(row["document"] for row in rows)))
+            }
+            for row in rows:
                 step = row["document"]
-                if step not in found:
-                    about = self.about(step)
-                    found[step] = about | {"first": about.get("loss"), "measured": []}
                 found[step]["measured"].append(
                     {
                         "distance": row["step"] - step,

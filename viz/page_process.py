@@ -5,7 +5,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from viz.child import ROOT, environment
@@ -43,6 +44,24 @@ def opening_lines(port: int) -> list[str]:
         f"The page: http://127.0.0.1:{port}",  # not localhost, which may be another server's ::1
         f"From another machine: {there}, then open the same address there",
     ]
+
+
+@contextmanager
+def page_beside(folder: Path, listening: socket.socket, say: Callable[[str], None]) -> Iterator[None]:
+    """Within: the page on a run that trains here. Where its process can't be started that is said, no more."""
+    try:
+        page = PageProcess(folder, listening)
+    except OSError as error:
+        listening.close()
+        say(f"There is no page in this run: its process can't be started ({error})")
+        yield
+        return
+    say("\n".join(opening_lines(page.port)))
+    try:
+        yield
+    finally:
+        failure = page.stop()
+        say(f"The page ended early ({failure})" if failure else "The page has ended with the run")
 
 
 class PageProcess:

@@ -228,13 +228,13 @@ class StoreReader:
         )
         return [(step, number) for step, number in rows]
 
-    def prompts(self) -> list[tuple[str, int]]:
-        """(prompt, how often) of the prompts that were asked without a document, in the order of their first time."""
+    def prompts(self) -> list[str]:
+        """The prompts that were asked without a document, in the order of their first time."""
         rows = self._db.execute(
-            "SELECT prompt, count(*) FROM text_samples WHERE reference IS NULL AND prompt IS NOT NULL"
+            "SELECT prompt FROM text_samples WHERE reference IS NULL AND prompt IS NOT NULL"
             " GROUP BY prompt ORDER BY min(id)"
         )
-        return [(prompt, count) for prompt, count in rows]
+        return [prompt for (prompt,) in rows]
 
     def probes(self) -> list[Row]:
         """The rows of `probes`, by document and step; arrays decoded. Before version 5 a store had none."""

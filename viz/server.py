@@ -33,6 +33,11 @@ class StrictJSON(JSONResponse):
 
 def application(service: Service, names: Sequence[str] = ()) -> ASGIApp:
     """`names`: of this machine, to which it answers beside those of loopback."""
+    return Guard(unguarded(service), names)  # around what Starlette itself answers where all else fails, too
+
+
+def unguarded(service: Service) -> Starlette:
+    """The same, for whoever asks."""
     told: set[str] = set()  # what went wrong, so that each is told once
     routes = [Route(f"/api/{name}", _question(told, service, name)) for name in QUERIES]
     for name, answer in (("documents", service.answers.document), ("probes", service.answers.probe)):
@@ -45,7 +50,7 @@ def application(service: Service, names: Sequence[str] = ()) -> ASGIApp:
         exception_handlers={HTTPException: _refuse},
     )
     app.router.redirect_slashes = False
-    return Guard(app, names)  # around what Starlette itself answers where all else fails, too
+    return app
 
 
 def _question(told: set[str], service: Service, name: str) -> Callable[[Request], Response]:

@@ -65,7 +65,7 @@ class Service:
             known = self.answers.prompts()
             if number >= len(known):
                 raise NotThere(f"there is no prompt {number}: {len(known)} were asked again")
-            prompt = known[number][0]
+            prompt = known[number]
         most = query.number("limit", 200, 1, 2000)
         return self.answers.samples(most, prompt, query.number("from", 0), query.optional("to"))
 
@@ -88,7 +88,8 @@ class Service:
         self.search.wait(SEARCH_SECONDS)
         self.search.follow(store, edition, steps)  # where what was under way was of another edition
         found = self.search.find(text, edition, most)
-        hits = [self.answers.about(hit["step"]) | hit for hit in found["hits"]]
+        entries = self.answers.about([hit["step"] for hit in found["hits"]])
+        hits = [entry | hit for entry, hit in zip(entries, found["hits"], strict=True)]
         return {"edition": edition, "steps": steps} | found | {"hits": hits}
 
     def runs(self, query: Query) -> Answer:

@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import PROJECT
+from tests.viz.asgi import status_of
 from viz.page_files import page_files
 from viz.schema import rows_of
+from viz.server import application, unguarded
+from viz.service import Service
 from viz.store import StoreWriter
 
 ALLOWED = "my-box.example"
@@ -263,41 +266,11 @@ def test_the_page_keeps_to_that_policy() -> None:
 
 
 def test_control_without_the_guard_a_stranger_is_answered(tmp_path: Path) -> None:
-    """It is the guard that refuses, and not something below it: the same program around nothing answers anyone."""
-    import asyncio
-
-    from starlette.types import Message
-
-    from viz.server import application
-    from viz.service import Service
-
-    async def status_of(host: bytes, names: Sequence[str]) -> int:
-        sent: list[Message] = []
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        scope = {
-            "type": "http",
-            "http_version": "1.1",
-            "method": "GET",
-            "path": "/style.css",
-            "raw_path": b"/style.css",
-            "query_string": b"",
-            "headers": [(b"host", host)],
-            "scheme": "http",
-            "server": ("127.0.0.1", 1),
-            "root_path": "",
-        }
-        await application(service, names)(scope, receive, send)
-        return int(sent[0]["status"])
-
+    """It is the guard that refuses, and not something below it."""
     service = Service.of(tmp_path)
     try:
-        assert asyncio.run(status_of(b"evil.example", [])) == 403
-        assert asyncio.run(status_of(b"evil.example", ["evil.example"])) == 200
+        assert status_of(application(service), "/style.css", b"evil.example") == 403
+        assert status_of(application(service, ["evil.example"]), "/style.css", b"evil.example") == 200
+        assert status_of(unguarded(service), "/style.css", b"evil.example") == 200
     finally:
-        service.search.close()
+        service.close()

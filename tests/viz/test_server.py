@@ -1,6 +1,5 @@
 """The page's JSON over a real socket, whatever is asked: an answer or one line why not, and never a failure."""
 
-import asyncio
 import contextlib
 import gzip
 import shutil
@@ -16,9 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from starlette.applications import Starlette
-from starlette.types import Message
+from starlette.types import ASGIApp
 
+from tests.viz.asgi import status_of
 from tests.viz.runs_to_draw import HOSTILE, columns_of
 from tests.viz.test_guard import Answer, ask, page_of
 from tests.viz.test_token_text import MODELS
@@ -374,35 +373,17 @@ def test_a_record_that_someone_tampered_with_is_no_failure(
 @pytest.fixture
 def served() -> Iterator[Served]:
     """`served(folder, path)`: the status by the application itself; what it raises is 500, as uvicorn has it."""
-    known: dict[Path, tuple[Service, Starlette]] = {}
+    known: dict[Path, tuple[Service, ASGIApp]] = {}
 
-    def status_of(folder: Path, address: str) -> int:
+    def asked(folder: Path, address: str) -> int:
         if folder not in known:
             service = Service.of(folder)
             known[folder] = service, application(service)
-        path, _, query = address.partition("?")
-        sent: list[Message] = []
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": path,
-            "root_path": "",
-            "query_string": query.encode(),
-            "headers": [(b"host", b"localhost")],
-        }
         try:
-            asyncio.run(known[folder][1](scope, receive, send))
+            return status_of(known[folder][1], address)
         except Exception:  # noqa: BLE001  # what uvicorn would write into the terminal
             return 500
-        return int(sent[0]["status"])
 
-    yield status_of
+    yield asked
     for service, _ in known.values():
-        service.search.close()
+        service.close()

@@ -17,22 +17,20 @@ export const compare = {
     if (!others.length) return panel.replaceChildren(empty("There is no other run here. ", el("code", {}, "python -m viz serve DIR OTHER"), " brings one along, and so does a new run in the same folder, which keeps the old one."));
     const words = (run) => `${run.folder.split("/").slice(-3).join("/")}  ${run.model}, ${documents(run.documents)}${run.loss === null ? "" : `, loss ${fixed(run.loss, 2)}`}`;
     const choice = el("select", { "aria-label": "The other run" }, ...others.map((run) => el("option", { value: run.run_id, selected: run.run_id === chosen.run }, plainly(words(run)))));
-    const tools = el("div", { class: "tools" }, choice,
-      isReport ? "" : button("Compare", () => { chosen.run = choice.value; chosen.answer = null; again(); }),
-      );
+    const tools = el("div", { class: "tools" }, choice, isReport ? "" : button("Compare", () => { chosen.run = choice.value; chosen.answer = null; again(); }));
     if (isReport) chosen.run = others[0].run_id;
     if (chosen.run && !chosen.answer) {
       panel.replaceChildren(tools, empty("Comparing, document by document …"));
       try {
         chosen.answer = await ask("compare", { run: chosen.run, points: 700 });
         // In bits per byte the two can be compared, in nats per token, as the curve of this run has them, they can't.
-        await lay(chosen.answer.unit === "nats per token" ? chosen.run : null);
+        lay(chosen.answer.unit === "nats per token" ? chosen.run : null);
       } catch (error) {
         if (!(error instanceof Refusal)) { chosen.run = null; throw error; }
         chosen.answer = { refused: error.message };
       }
     }
-    if (chosen.answer && !isReport) tools.append(button("Remove it from the curves", () => { chosen.run = chosen.answer = null; lay(null).catch(() => {}); again(); }));
+    if (chosen.answer && !isReport) tools.append(button("Remove it from the curves", () => { chosen.run = chosen.answer = null; lay(null); again(); }));
     if (!chosen.answer) return panel.replaceChildren(tools, empty("Two runs that read the same documents are held against each other document by document: what makes single documents hard is in both, and cancels."));
     if (chosen.answer.refused) return panel.replaceChildren(tools, empty(plainly(chosen.answer.refused)));
     const answer = chosen.answer;

@@ -23,7 +23,7 @@ export const spikes = {
     ]);
     panel.replaceChildren(
       el("div", { class: "tools" }, side, isReport ? "" : source, el("span", { class: "quiet" }, `the furthest ${chosen.side} the average of their source just before${answer.from ? `, from step ${count(answer.from)} on (the warm-up is left out)` : ""}`)),
-      rows.length ? table([{ name: "step" }, { name: chosen.side, kind: "number" }, { name: "loss", kind: "number" }, { name: "average", kind: "number wide" }, { name: "source" }, { name: "judged" }, { name: "first words" }].map((head, i) => (i === 6 ? { ...head, kind: "words" } : head)), rows, "Documents by their distance to the average")
+      rows.length ? table([{ name: "step" }, { name: chosen.side, kind: "number" }, { name: "loss", kind: "number" }, { name: "average", kind: "number wide" }, { name: "source" }, { name: "judged" }, { name: "first words", kind: "words" }], rows, "Documents by their distance to the average")
         : empty(run.steps < 40 ? "An average of a source needs 20 documents first." : "No such document yet."));
   },
 };

@@ -55,7 +55,7 @@ async function goOn(isOther) {
     if (page.selected !== null && page.shown && page.selected >= page.run.steps) open(null); // it was of another run
     else if (page.selected !== null) await select(page.selected);
   } else {
-    if (page.selected !== null && byId("reader").querySelector('[aria-keyshortcuts="ArrowRight"]:disabled')) await readDocument(page.selected, open, true);
+    if (page.selected !== null && document.querySelector('#reader:not([aria-busy]) [aria-keyshortcuts="ArrowRight"]:disabled')) await readDocument(page.selected, open, true);
     if (page.tab !== search && page.tab !== compare && Date.now() - page.drawnTab > TAB_REST && !isBusy(byId("panel"))) await showTab();
   }
 }
@@ -80,9 +80,9 @@ async function draw() {
 }
 
 // The average of another run is laid over; null: of none.
-async function lay(other) {
+function lay(other) {
   page.other = other;
-  await load();
+  load().catch(fail);
 }
 
 // ---- zoom

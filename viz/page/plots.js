@@ -46,7 +46,7 @@ export const stepAxis = (logarithmic, decades = 3) =>
 // Where steps stand on it: on a logarithmic one step 0 stands with step 1.
 export const onAxis = (steps, logarithmic) => (logarithmic ? steps.map((step) => Math.max(step, 1)) : steps);
 
-// The average and its band, two standard errors wide, as two traces.
+// The band around an average, `half` to either side, as a trace.
 export function withBand(x, values, half, look) {
   const low = values.map((value, i) => (half[i] === null ? value : value - half[i]));
   const high = values.map((value, i) => (half[i] === null ? value : value + half[i]));

@@ -26,7 +26,7 @@ export async function readDocument(step, open, again = false) {
   asked = new AbortController();
   const mine = asked;
   const reader = byId("reader");
-  reader.setAttribute("aria-busy", "true");
+  if (!again) reader.setAttribute("aria-busy", "true");
   let content, document = null;
   try {
     document = await ask(`documents/${step}`, {}, mine.signal);
