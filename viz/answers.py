@@ -25,7 +25,7 @@ SECRET = ("tokenizer", "id")
 
 
 class Answers(DocumentAnswers):
-    """Answers about the run as a whole, too; under its lock, as those of `DocumentAnswers`."""
+    """Answers about the run as a whole, too."""
 
     def __init__(self, live: LiveRun) -> None:
         super().__init__(live)
@@ -34,8 +34,7 @@ class Answers(DocumentAnswers):
 
     def run(self) -> Answer:
         """What the run is, how far it has come, and what its numbers say."""
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             run, series = self.live.run, self.live.series
             steps = int(series["steps"][-1]) + 1 if series.size else 0
             view = View(run, steps, series, series.size, events=self.live.store.steps_of_events(steps))
@@ -77,8 +76,7 @@ class Answers(DocumentAnswers):
 
         Averages are over all documents up to each step, whatever is shown.
         """
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             series, averages = self.live.series, self.live.averages(window)
             low, high = _rows(series, first, below)
             lanes: Answer = {}
@@ -119,8 +117,7 @@ class Answers(DocumentAnswers):
 
         The average is over about `window` documents of that source.
         """
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             series = self.live.series
             found = []
             for name, source in sorted(series.sources.items(), key=lambda item: -item[1].rows.size):
@@ -147,8 +144,7 @@ class Answers(DocumentAnswers):
 
     def events(self, most: int = 300, kind: str | None = None) -> Answer:
         """What has happened, the newest first, and how often each kind did, and where."""
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             found = self.live.store.steps_of_events(2**62)
             newest, edition = self.live.store.newest_events(most, kind), self.live.edition
         return {

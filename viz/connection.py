@@ -94,11 +94,21 @@ class StoreConnection:
         self._meanwhile(time.monotonic() - self.held_since)
 
     def close(self) -> None:
-        """Close it and leave one file, unless a reader still holds the store open. Twice is once."""
+        """Close it and leave one file, unless a reader holds the store open for a second. Twice is once."""
+        until = time.monotonic() + 1
         try:
-            self._db.execute("PRAGMA busy_timeout = 1000")
-            self._db.execute("PRAGMA journal_mode = DELETE")
+            # All rows are in the file itself, whoever holds it open: who copies that alone has them.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            while not self._has_left_log() and time.monotonic() < until:
+                time.sleep(0.02)  # SQLite does not wait for this by itself
         except (sqlite3.OperationalError, sqlite3.ProgrammingError):
-            pass  # a reader holds it: the rows are safe in the log, which goes with the last reader; or closed before
+            pass  # a reader is in the middle of a transaction: the rows are safe in the log; or closed before
         finally:
             self._db.close()
+
+    def _has_left_log(self) -> bool:
+        try:
+            self._db.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.OperationalError:
+            return False
+        return True

@@ -17,7 +17,7 @@ WORDS = 90
 
 
 class DocumentAnswers:
-    """Answers about the documents of a run as of its last `refresh`, under its lock, which each call here takes."""
+    """Answers about the documents of a run as it is at each call. Raises NoRun where it can't be read."""
 
     def __init__(self, live: LiveRun) -> None:
         self.live = live
@@ -26,8 +26,7 @@ class DocumentAnswers:
 
     def document(self, step: int) -> Answer:
         """The document of a step, token by token. Raises NotThere where the run has no such step."""
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             try:
                 document = open_document(self.live.store, self.live.series, step, self.live.speller)
             except ValueError as error:
@@ -42,8 +41,7 @@ class DocumentAnswers:
 
         `first`: from this step on; where none is named, from the end of the warm-up, if half of the run is behind it.
         """
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             series = self.live.series
             if first is None:
                 warmup = int(self.live.run["config"].get("warmup_steps") or 0)
@@ -73,8 +71,7 @@ class DocumentAnswers:
 
     def about(self, steps: Sequence[int]) -> list[Answer]:
         """Each step's entry in a list; only its number where the record does not know it (any more)."""
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             series, judged, found = self.live.series, self.live.store.judged(), []
             for step in steps:
                 row = series.rows_below(step)
@@ -112,8 +109,7 @@ class DocumentAnswers:
         Where there are more than `most`, they are evenly spread, the first and the last among them; of a prompt by
         equal ratios of steps.
         """
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             store = self.live.store
             places = store.samples_between(first, 2**62 if below is None else below, prompt)
             if prompt is None and len(places) > most:
@@ -133,21 +129,18 @@ class DocumentAnswers:
 
     def judged(self) -> list[int]:
         """Steps of the run that the judge of stability spoke of, in order."""
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             below = int(self.live.series["steps"][-1]) + 1 if self.live.series.size else 0
             return [step for step in self.live.store.judged() if step < below]
 
     def prompts(self) -> list[str]:
         """Those that were asked again, in the order of their first time."""
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             return self.live.store.prompts()
 
     def probes(self) -> Answer:
         """The documents that were measured again after they were trained on, and what they cost each time."""
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             rows = self.live.store.probes()
             found = {
                 about["step"]: about | {"first": about.get("loss"), "measured": []}
@@ -180,8 +173,7 @@ class DocumentAnswers:
 
         Raises NotThere.
         """
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             rows = [row for row in self.live.store.probes() if row["document"] == step]
             if not rows:
                 raise NotThere(f"the document of step {step:,} was not measured again")

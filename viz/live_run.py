@@ -3,7 +3,8 @@
 import sqlite3
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from viz.averages import Averages
@@ -29,7 +30,7 @@ class NoRun(Exception):
 
 
 class LiveRun:
-    """The run in a folder, as of the last `refresh`. Use it under `lock`; nothing here writes to the folder."""
+    """The run in a folder, to be used while `reading`. Nothing here writes to the folder."""
 
     def __init__(self, folder: Path) -> None:
         """`folder`: of the record, or what `--out` named; it need not be there yet."""
@@ -40,12 +41,13 @@ class LiveRun:
         self.edition = time.time_ns() // 1_000_000  # another server has others
         """Changes when steps may have been made again, or the run is another: what was read before is void."""
         self._store: StoreReader | None = None
-        self._identity: tuple[int, int] | None = None
-        self._read_at = -FRESH_SECONDS
+        self._identity: tuple[object, object] | None = None
+        self._depth = 0
         self._is_locked = False
         self._forget()
 
     def _forget(self) -> None:
+        self._read_at = -FRESH_SECONDS
         self.series = Series()
         self.run: Row = {}
         self._rewinds: int | None = None
@@ -54,63 +56,72 @@ class LiveRun:
         self._has_speller = False
         self.edition += 1
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within, by one thread at a time: the run as it is now. Raises NoRun where there is none that can be read.
+
+        The store is open within, and not between: a run that ends leaves one file only where nobody has it open.
+        """
+        with self.lock:
+            self._depth += 1
+            try:
+                if self._depth == 1:
+                    self._refresh()
+                yield
+            finally:
+                self._depth -= 1
+                if not self._depth and self._store is not None:
+                    self._store.close()
+                    self._store = None
+
     @property
     def store(self) -> StoreReader:
-        assert self._store is not None, "refresh first"
+        assert self._store is not None, "it is open while `reading`"
         return self._store
 
-    def refresh(self) -> None:
-        """Read what is new. Raises NoRun where there is no run that can be read."""
-        if self._store is not None and time.monotonic() - self._read_at < FRESH_SECONDS:
-            return
+    def _refresh(self) -> None:
         try:
             self._open()
+            run = self.store.run()
+            # Not by its file: one that is made where another was deleted may have the same number.
+            identity = (run.get("run_id"), run.get("started"))
+            if identity != self._identity:
+                self._forget()
+            self._identity = identity
+            if time.monotonic() - self._read_at < FRESH_SECONDS:
+                return
             rewinds = self.store.count_rewinds()
             if self._rewinds not in (None, rewinds):
                 self._forget()
-            self._rewinds = rewinds
-            self.run = self.store.run()
+            self.run, self._rewinds = run, rewinds
             first = self.series.size
             self.series.read(self.store)
             new = {name: values[first:] for name, values in self.series.columns().items()}
             for averages in self._averages.values():
                 averages.extend(new)
         except FileNotFoundError as error:
-            self._close()
+            self._forget()
             raise NoRun("gone", f"{self.record / 'run.db'} is gone") from error
         except (ValueError, KeyError, TypeError, OSError, sqlite3.Error) as error:
-            self._close()
+            self._forget()
             raise NoRun("unreadable", str(error)) from error
         self._is_locked = is_locked(self.record)
         self._read_at = time.monotonic()
 
-    def close(self) -> None:
-        with self.lock:
-            self._close()
-
     def _open(self) -> None:
-        """Have the store open that is in the folder now: a new run may have taken the place of the old one."""
+        """Open the store that is in the folder now."""
         try:
             path = record_of(self.folder) / "run.db"
-            found = path.stat()
-        except (ValueError, FileNotFoundError) as error:
+        except ValueError as error:
             if self._identity is not None:
                 raise FileNotFoundError from error
             raise NoRun("waiting", f"no run in {self.folder} yet") from error
-        identity = (found.st_dev, found.st_ino)
-        if self._store is not None and identity == self._identity:
-            return
-        self._close()
-        if is_blank(path):  # its tables are on their way
-            raise NoRun("waiting", f"the run in {self.folder} has only begun")
-        self._store, self._identity, self.record = StoreReader(path), identity, path.parent
-
-    def _close(self) -> None:
-        if self._store is not None:
-            with suppress(sqlite3.Error):
-                self._store.close()
-            self._forget()
-        self._store = None
+        try:
+            self._store, self.record = StoreReader(path), path.parent
+        except ValueError:
+            if is_blank(path):  # its tables are on their way
+                raise NoRun("waiting", f"the run in {self.folder} has only begun") from None
+            raise
 
     def averages(self, window: int = WINDOW) -> Averages:
         """The averages over about `window` documents."""

@@ -31,14 +31,9 @@ class Pairs:
         self._lock = threading.Lock()  # of a comparison, which takes a core for a while, and of what follows
         self._opened: dict[str, Answers] = {}
 
-    def close(self) -> None:
-        for answers in self._opened.values():
-            answers.live.close()
-
     def known(self) -> list[dict[str, Any]]:
         """Each run, the newest first; `is_this` is the run of the page."""
-        with self._live.lock:
-            self._live.refresh()
+        with self._live.reading():
             this = str(self._live.run.get("run_id") or "")
         return [
             {
@@ -57,7 +52,8 @@ class Pairs:
         ]
 
     def _runs(self) -> dict[str, FoundRun]:
-        places = [self._live.record]
+        with self._live.reading():
+            places = [self._live.record]
         for other in self._others:
             try:
                 places.append(record_of(other))
@@ -71,8 +67,6 @@ class Pairs:
             return self._answers_of(run_id)
 
     def _answers_of(self, run_id: str) -> Answers:
-        with self._live.lock:
-            self._live.refresh()
         if run_id not in self._opened:
             runs = self._runs()
             if run_id not in runs:
@@ -80,13 +74,12 @@ class Pairs:
             self._opened[run_id] = Answers(LiveRun(runs[run_id].record))
         answers = self._opened[run_id]
         try:
-            with answers.live.lock:
-                answers.live.refresh()
+            with answers.live.reading():
                 found = answers.live.run.get("run_id")
         except NoRun as error:
             raise NotThere(f"run {run_id} can't be read any more: {error}") from error
         if found != run_id:  # another one has taken its place
-            self._opened.pop(run_id).live.close()
+            del self._opened[run_id]
             return self._answers_of(run_id)
         return answers
 
@@ -100,8 +93,7 @@ class Pairs:
             try:
                 columns, paths = [], []
                 for live in runs:
-                    with live.lock:
-                        live.refresh()
+                    with live.reading():
                         columns.append(live.series.columns() if live.series.size else None)
                         paths.append(live.record / "run.db")
                 with StoreReader(paths[0]) as a, StoreReader(paths[1]) as b:

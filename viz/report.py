@@ -40,9 +40,6 @@ def make_report(folder: Path, others: Sequence[Path] = ()) -> bytes:
         return _html(_renamed(found, {place: name for place, name in places.items() if len(place) > 1}))
     except (NoRun, NotThere) as error:
         raise ValueError(str(error)) from error
-    finally:
-        pairs.close()
-        live.close()
 
 
 def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str, Any]:

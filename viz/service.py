@@ -35,13 +35,11 @@ class Service:
 
     def read_ahead(self) -> None:
         """Read the run before anybody asks: a million steps take seconds."""
-        with suppress(NoRun), self.live.lock:
-            self.live.refresh()
+        with suppress(NoRun), self.live.reading():
+            pass
 
     def close(self) -> None:
         self.search.close()
-        self.pairs.close()
-        self.live.close()
 
     def run(self, query: Query) -> Answer:
         return self.answers.run()
@@ -79,8 +77,7 @@ class Service:
         text, most = query.text("q", LONGEST_TEXT), query.number("limit", 50, 1, 500)
         if not text:
             raise BadQuery("q: expected the text to look for")
-        with self.live.lock:
-            self.live.refresh()
+        with self.live.reading():
             series = self.live.series
             steps = int(series["steps"][-1]) + 1 if series.size else 0
             edition, store = self.live.edition, self.live.record / "run.db"

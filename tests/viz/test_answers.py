@@ -530,7 +530,7 @@ def test_a_character_that_is_cut_is_not_counted_as_read(tmp_path: Path) -> None:
 def test_a_run_laid_over_itself_is_the_same_curve(run: Path) -> None:
     service = Service.of(run)
     try:
-        service.live.refresh()
+        service.read_ahead()
         own = ask(service, "series", window="50")
         over = ask(service, "series", window="50", run=str(service.live.run["run_id"]))
         assert over["lanes"] == own["lanes"]

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,15 +45,20 @@ def add(writer: StoreWriter, metrics: Metrics, steps: range, **changed: Any) -> 
     writer.flush()
 
 
+def look(live: LiveRun) -> None:
+    with live.reading():
+        pass
+
+
 def steps_of(live: LiveRun) -> list[int]:
-    live.refresh()
+    look(live)
     found: list[int] = live.series["steps"].tolist()
     return found
 
 
 def state_without_run(live: LiveRun) -> str:
     with pytest.raises(NoRun) as caught:
-        live.refresh()
+        look(live)
     assert "\n" not in str(caught.value)
     return caught.value.state
 
@@ -85,7 +91,7 @@ def test_a_run_from_before_it_is_there_to_after_its_end(tmp_path: Path, metrics:
         assert steps_of(live) == list(range(7)) and live.state == "running"
         writer.update_run(ended=time.time(), outcome="done")
         writer.close()
-    live.refresh()
+    look(live)
     assert live.state == "ended" and live.run["outcome"] == "done" and live.edition == edition
 
 
@@ -319,7 +325,7 @@ def test_averages_of_any_window_grow_with_the_run_as_if_made_at_once(tmp_path: P
             writer.add_rows(rows_of(metrics(step, **broken)))
         begin += count
         writer.flush()
-        live.refresh()
+        look(live)
         for window in (1, 10, 200, 1000):
             live.averages(window)
     for window in (1, 10, 200, 1000):
@@ -334,7 +340,7 @@ def test_averages_of_any_window_grow_with_the_run_as_if_made_at_once(tmp_path: P
 
 def test_a_slider_that_goes_through_many_windows_keeps_few(filled: Path) -> None:
     live = LiveRun(filled)
-    live.refresh()
+    look(live)
     first = live.averages(3)
     assert live.averages(3) is first
     for window in range(10, 10 + MOST_WINDOWS):
@@ -348,6 +354,41 @@ def test_the_speller_is_that_of_the_run_that_is_there_now(tmp_path: Path) -> Non
     for tokenizer in (JSON, MODELS["ours"], None):
         (tmp_path / "run.db").unlink(missing_ok=True)
         StoreWriter(tmp_path / "run.db", {"tokenizer": tokenizer}).close()
-        live.refresh()
+        look(live)
         spelled.append(None if live.speller is None else live.speller.text([87]))
     assert spelled[0] == "x" and spelled[1] not in ("x", None) and spelled[2] is None
+
+
+def test_a_run_that_ends_while_its_page_is_open_leaves_one_file(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {})
+    for step in range(50):
+        writer.add("steps", {"step": step, "rank": 0, "loss": 2.0})
+    writer.flush()
+    live, ended = LiveRun(tmp_path), threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            look(live)
+
+    pages = [threading.Thread(target=ask) for _ in range(4)]
+    for page in pages:
+        page.start()
+    time.sleep(0.3)
+    writer.close()
+    ended.set()
+    for page in pages:
+        page.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.db"]
+    assert len(steps_of(live)) == 50
+
+
+def test_control_a_reader_that_stays_keeps_the_log_and_no_row_in_it(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {})
+    writer.add("steps", {"step": 0, "rank": 0, "loss": 2.0})
+    writer.flush()
+    with StoreReader(tmp_path / "run.db"):
+        writer.close()
+        assert (tmp_path / "run.db-wal").exists()
+        (tmp_path / "copy").mkdir()
+        shutil.copy(tmp_path / "run.db", tmp_path / "copy" / "run.db")  # alone, as somebody does who takes it along
+    assert steps_of(LiveRun(tmp_path / "copy")) == [0]

@@ -182,4 +182,5 @@ def test_a_run_that_trains_is_watched_from_its_start_to_after_its_end(
     assert page.evaluate(POINTS) > 0
     assert page.locator("#reader [aria-label='Text of the document']").inner_text() == document
     said = (tmp_path / "output.txt").read_text("utf-8")
+    assert not list((tmp_path / "training_viz").glob("run.db-*"))  # the page has not held the record open
     assert "The page has ended with the run" in said and "Traceback" not in said
