@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.arguments import Arguments, check_combinations, parse_arguments, refuse_ranks
+from trainer.base.signals import NOTHING_TRAINED, StopSignals
 from trainer.config import FIELDS, TrainingConfig
 from trainer.errors import MachineError, RunError, UserError
-from trainer.signals import NOTHING_TRAINED, StopSignals
 
 if TYPE_CHECKING:
-    from trainer.parts import Parts
-    from trainer.run_folder import RunFolder
+    from trainer.assemble import Parts
+    from trainer.run.folders import RunFolder
     from trainer.trainer import Trainer
     from viz.visualizer import TrainingVisualizer
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"the machine failed: {error}", MachineError.exit_code)
     except (MemoryError, RuntimeError) as error:
-        from trainer.device import is_out_of_memory
+        from trainer.base.device import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
@@ -67,7 +67,7 @@ def start(arguments: Arguments, stop: StopSignals) -> int:
     config = arguments.merge()
     check_combinations(config)
     from trainer.commands import folders_of
-    from trainer.run_folder import new_run
+    from trainer.run.folders import new_run
 
     run = new_run(folders_of(arguments), test=arguments.test)
     try:
@@ -78,10 +78,10 @@ def start(arguments: Arguments, stop: StopSignals) -> int:
 
 def resume(arguments: Arguments, stop: StopSignals) -> int:
     """Go on with an earlier run, from its newest whole checkpoint or from the one named."""
+    from trainer.base.checkpoint_file import digest_path
     from trainer.commands import folders_of, resume_command
-    from trainer.run_folder import locate_run, mark_of, resume_run
-    from trainer.run_state import misfit
-    from trainer.state_file import digest_path
+    from trainer.run.folders import locate_run, mark_of, resume_run
+    from trainer.run.run_state import misfit
 
     folders, chosen = locate_run(folders_of(arguments), arguments.resume or "", test=arguments.test)
     events: list[tuple[str, str]] = []
@@ -133,8 +133,8 @@ def resume(arguments: Arguments, stop: StopSignals) -> int:
 
 
 def _is_of_earlier_version(run: "RunFolder") -> bool:
-    from viz.schema import VERSION
-    from viz.store import StoreReader
+    from viz.record.schema import VERSION
+    from viz.record.writer import StoreReader
 
     try:
         with StoreReader(run.viz / "run.db") as record:
@@ -155,8 +155,8 @@ def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> boo
 
     Returns whether the record is one that this version can go on with.
     """
-    from viz.schema import VERSION
-    from viz.store import StoreReader
+    from viz.record.schema import VERSION
+    from viz.record.writer import StoreReader
 
     store = run.viz / "run.db"
     if not store.exists():
@@ -206,11 +206,11 @@ def _train(
     Args:
         events: (kind, detail) of what has happened before there was a record to keep it in.
     """
-    from trainer.checkpoint import CheckpointManager
+    from trainer.assemble import find_origin, make_parts
     from trainer.commands import start_command
-    from trainer.parts import find_origin, make_parts
-    from trainer.progress import say
-    from trainer.run_folder import check_disk
+    from trainer.observe.terminal import say
+    from trainer.run.checkpoints import CheckpointManager
+    from trainer.run.folders import check_disk
 
     def note(kind: str, detail: str) -> None:
         say(detail)
@@ -244,7 +244,7 @@ def _page(arguments: Arguments, run: "RunFolder", say: Callable[[str], None]) ->
     """The live page, if one is wanted; its port is had now, and the page is there once this is entered."""
     if arguments.serve is None:
         return nullcontext()
-    from viz.page_process import listen, page_beside
+    from viz.page.process import listen, page_beside
 
     try:
         listening = listen(arguments.serve or None)
@@ -255,7 +255,7 @@ def _page(arguments: Arguments, run: "RunFolder", say: Callable[[str], None]) ->
 
 def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", first: int) -> dict[Path, int]:
     """Folder → bytes that the run will write there at most."""
-    from trainer.run_folder import checkpoint_bytes, record_bytes
+    from trainer.run.folders import checkpoint_bytes, record_bytes
 
     steps = max(config.num_steps - first, 0)
     charts = min(steps // config.viz_interval, config.keep_charts) + 1
@@ -273,10 +273,10 @@ def _join(
     parts: "Parts", run: "RunFolder", state: Mapping[str, Any] | None, should_stop: Callable[[], bool]
 ) -> "Trainer":
     """The trainer of these parts; a resumed one stands where its state was saved."""
-    from trainer.checkpoint import CheckpointManager
-    from trainer.progress import Progress
-    from trainer.provenance import changes, kernels
-    from trainer.samples import SampleStream
+    from trainer.data.sample_stream import SampleStream
+    from trainer.observe.terminal import Progress
+    from trainer.run.checkpoints import CheckpointManager
+    from trainer.run.provenance import changes, kernels
     from trainer.trainer import Trainer
 
     progress, source = Progress(parts.config.num_steps), parts.documents.source
@@ -333,7 +333,7 @@ def _visualizer(
     parts: "Parts", run: "RunFolder", state: Mapping[str, Any] | None, say: Callable[[str], None]
 ) -> "TrainingVisualizer":
     """The record: a new one, or that of the resumed run from its step on."""
-    from trainer.provenance import describe_run
+    from trainer.run.provenance import describe_run
     from viz.visualizer import TrainingVisualizer
 
     store = run.viz / "run.db"
@@ -366,7 +366,7 @@ def _visualizer(
 
 def _opening(parts: "Parts", run: "RunFolder", first: int, needed: int) -> list[str]:
     """The opening lines."""
-    from trainer.briefing import opening_lines
+    from trainer.observe.briefing import opening_lines
 
     documents = parts.config.num_steps - first
     return opening_lines(
@@ -384,8 +384,8 @@ def _opening(parts: "Parts", run: "RunFolder", first: int, needed: int) -> list[
 
 def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome: str) -> list[str]:
     """The closing lines."""
-    from trainer.briefing import closing_lines
     from trainer.commands import resume_command
+    from trainer.observe.briefing import closing_lines
 
     endings = {
         "done": "Done",

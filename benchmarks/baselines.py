@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from trainer.config import ModelShape
-from trainer.model import LanguageModel
-from trainer.optimizer import Recipe
-from trainer.step import TrainingStep
-from trainer.transformers_folder import model_config
+from trainer.interop.transformers_folder import model_config
+from trainer.learning.optimizer import Recipe
+from trainer.learning.step import TrainingStep
+from trainer.model.language_model import LanguageModel
 
 
 class PlainAdamW:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from viz.charts import Chart
-from viz.reader import StoreReader
-from viz.schema import STEP, insert_statement, make_row
-from viz.store import StoreWriter
-from viz.view import Viewer
+from viz.charts.figure import Chart
+from viz.record.reader import StoreReader
+from viz.record.schema import STEP, insert_statement, make_row
+from viz.record.writer import StoreWriter
+from viz.views.run_view import Viewer
 
 REPEATS = 7
 

@@ -17,10 +17,10 @@ import torch
 import zstandard
 
 from benchmarks import as_ours
+from trainer.base.device import choose_device, choose_dtype, keep_freed_memory, multiply_fp32_by_onednn
 from trainer.config import MODEL_SIZES
-from trainer.device import choose_device, choose_dtype, keep_freed_memory, multiply_fp32_by_onednn
-from trainer.model import LanguageModel
-from trainer.step import TrainingStep
+from trainer.learning.step import TrainingStep
+from trainer.model.language_model import LanguageModel
 
 PROJECT = Path(__file__).resolve().parents[1]
 VOCABULARY, LENGTH = 8192, 256

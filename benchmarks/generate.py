@@ -12,7 +12,7 @@ from benchmarks.baselines import transformers_model
 from benchmarks.contenders import VOCABULARY, own_process, random_documents
 from benchmarks.timing import in_words, print_table, ratio, take_turns
 from trainer.config import MODEL_SIZES
-from trainer.model import LanguageModel
+from trainer.model.language_model import LanguageModel
 
 TOKENS = 100
 PROMPT = random_documents(1)[0][:10]

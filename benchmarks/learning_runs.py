@@ -14,13 +14,13 @@ import torch
 from benchmarks import as_it_comes
 from benchmarks.baselines import Documents, PlainStep, transformers_model, transformers_trainer, usual_start
 from benchmarks.contenders import own_process
+from trainer.base.device import choose_device, choose_dtype, keep_freed_memory
 from trainer.config import MODEL_SIZES
-from trainer.device import choose_device, choose_dtype, keep_freed_memory
-from trainer.model import LanguageModel
-from trainer.objective import NextToken
-from trainer.optimizer import Recipe
-from trainer.schedule import warmup_then_constant
-from trainer.step import TrainingStep
+from trainer.learning.optimizer import Recipe
+from trainer.learning.schedule import warmup_then_constant
+from trainer.learning.step import TrainingStep
+from trainer.model.language_model import LanguageModel
+from trainer.objectives.next_token import NextToken
 
 LENGTH = 256
 RATE = 1e-3
@@ -82,12 +82,12 @@ class Data:
 @functools.cache
 def embedded_data() -> Data:
     """The documents of the embedded library as a run with the default settings reads them."""
-    from trainer import python_library
-    from trainer.documents import open_documents
-    from trainer.samples import hash_text, is_held_out
-    from trainer.sources import embedded_source
-    from trainer.tokenizer import Tokenizer, collect_training_texts
-    from trainer.usable import usable_texts, why_unusable
+    from trainer.data import stdlib_corpus as python_library
+    from trainer.data.document_filter import usable_texts, why_unusable
+    from trainer.data.document_stream import open_documents
+    from trainer.data.sample_stream import hash_text, is_held_out
+    from trainer.data.sources import embedded_source
+    from trainer.data.tokenizer import Tokenizer, collect_training_texts
 
     library = python_library.prepare()
     documents = open_documents(

@@ -18,9 +18,9 @@ from typing import Any
 import uvicorn
 
 from benchmarks.chart import fill, milliseconds
-from viz.page_process import listen
-from viz.server import application
-from viz.service import Service
+from viz.page.api import Service
+from viz.page.http import application
+from viz.page.process import listen
 
 REPEATS = 5
 ZOOM = """([from, to]) => new Promise((done) => {

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import zstandard
 
-from trainer.checkpoint import CheckpointManager
+from trainer.base.device import choose_dtype
 from trainer.config import FIELDS, MODEL_SIZES
-from trainer.device import choose_dtype
-from trainer.model import LanguageModel
-from trainer.step import TrainingStep
+from trainer.learning.step import TrainingStep
+from trainer.model.language_model import LanguageModel
+from trainer.run.checkpoints import CheckpointManager
 
 INTERVAL: int = FIELDS["checkpoint_interval"].default
 VOCABULARY, LENGTH = 8192, 256

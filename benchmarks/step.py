@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import LENGTH, VOCABULARY, make_step, random_documents, time_steps
 from benchmarks.timing import in_words, print_table, ratio, take_turns
-from trainer.optimizer import orthogonalize, turn_interval
-from trainer.peak import flops_per_token, peak_flops
-from trainer.step import TrainingStep
+from trainer.learning.flops import flops_per_token, peak_flops
+from trainer.learning.optimizer import orthogonalize, turn_interval
+from trainer.learning.step import TrainingStep
 
 STEPS = 12
 """In a turn."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from trainer.device import choose_device, describe_cpu, describe_device
+from trainer.base.device import choose_device, describe_cpu, describe_device
 
 Times = Mapping[str, Sequence[float]]
 """Contender → what each of its turns took, in one unit."""

@@ -206,7 +206,8 @@ def read_log(path: Path) -> list[tuple[str, Call]]:
 
 USED_BY_A_RUN = (
     *("datasets", "matplotlib", "pyarrow.parquet", "sentencepiece", "train_slimpajama", "viz.visualizer"),
-    *(f"trainer.{room}" for room in ("commands", "parts", "progress", "provenance", "run_folder", "trainer")),
+    *(f"trainer.{name}" for name in ("commands", "assemble", "trainer")),
+    *("trainer.observe.terminal", "trainer.run.folders", "trainer.run.provenance"),
 )
 """What the warm process has imported when it forks."""
 
@@ -261,8 +262,8 @@ def _become(request: dict[str, Any]) -> int:
 def _measure_once() -> None:
     """Let the runs of this session share what the first has measured of the machine. A fork can't have it measured
     before: a product that large leaves threads behind, which would not come along."""
-    import trainer.parts
-    from trainer.peak import measure_flops
+    import trainer.assemble
+    from trainer.learning.flops import measure_flops
 
     def measured(*arguments: Any, **options: Any) -> dict[str, float]:
         found: dict[str, float]
@@ -274,7 +275,7 @@ def _measure_once() -> None:
         return found
 
     known = Path(os.environ["FAULT_MEASURED"])
-    trainer.parts.measure_flops = measured
+    trainer.assemble.measure_flops = measured
 
 
 def _leave(code: int) -> NoReturn:
@@ -346,7 +347,7 @@ def _refuse(constant: str) -> NoReturn:
 
 def store_is_whole(folder: Path) -> bool:
     """Whether there is a store; one that is there opens as its readers open it, and SQLite finds no fault in it."""
-    from viz.store import StoreReader
+    from viz.record.writer import StoreReader
 
     if not (folder / "run.db").exists():
         return False
@@ -369,8 +370,8 @@ def store_is_whole(folder: Path) -> bool:
 
 def whole_checkpoints(folder: Path) -> list[int]:
     """The steps of the checkpoints that have their names; each of them must load."""
-    from trainer.checkpoint import CheckpointManager
-    from trainer.state_file import fault_of, read_state
+    from trainer.base.checkpoint_file import fault_of, read_state
+    from trainer.run.checkpoints import CheckpointManager
 
     steps = []
     for step, path in CheckpointManager(folder).all():

@@ -1,8 +1,8 @@
-"""A drawing process for each run without the half second of imports: a warm process has them, and forks.
+"""A drawing process for each run without half a second of imports: a warm process has done them, and forks.
 
-`python -m viz.worker` costs a second of a core, and a test's run of twenty documents costs half of one. What is forked
-is the same worker on the same pipes, with a process id to kill; that it starts by itself, from any folder, is tested
-where the command runs in a process of its own, in `tests/viz/test_worker.py` and `tests/viz/test_drawing.py`.
+`python -m viz.charts.renderer` costs a second of a core, and a run of twenty documents costs half of one. The fork
+is the same worker on the same pipes, with a process id to kill. That the worker starts on its own, from any folder, is
+tested in `tests/viz/charts/test_renderer.py` and `tests/viz/charts/test_render_process.py`.
 """
 
 import atexit
@@ -26,12 +26,12 @@ _MOST = 1 << 16  # bytes of a request
 
 
 class Forked:
-    """As much of `subprocess.Popen` as `viz.drawing` uses, for a fork of the warm process."""
+    """As much of `subprocess.Popen` as `viz.charts.render_process` uses, for a fork of the warm process."""
 
     def __init__(
         self, command: Sequence[str], *, stderr: IO[bytes], cwd: Path, env: Mapping[str, str], **options: Any
     ) -> None:
-        assert command[:3] == [sys.executable, "-m", "viz.worker"] and options["start_new_session"]
+        assert command[:3] == [sys.executable, "-m", "viz.charts.renderer"] and options["start_new_session"]
         (given, write), (read, answer) = os.pipe(), os.pipe()
         request = {"words": command[3:], "cwd": str(cwd), "env": dict(env)}
         server = _server()
@@ -52,13 +52,13 @@ class Forked:
     def wait(self, seconds: float) -> None:
         if self._process is not None:
             if not select.select([self._process], [], [], seconds)[0]:
-                raise subprocess.TimeoutExpired("viz.worker", seconds)
+                raise subprocess.TimeoutExpired("viz.charts.renderer", seconds)
             os.close(self._process)
             self._process = None
 
 
 forking = types.SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
-"""What stands for the module `subprocess` in `viz.drawing`."""
+"""What stands for the module `subprocess` in `viz.charts.render_process`."""
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def _server() -> socket.socket:
 
 def serve(requests: socket.socket) -> None:
     """The warm process: a fork for each request, whose process id is the answer."""
-    import viz.worker  # noqa: F401
+    import viz.charts.renderer  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # they are not waited for
     while True:
@@ -103,7 +103,7 @@ def serve(requests: socket.socket) -> None:
 
 def _draw(files: Sequence[int], words: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
     """Take a worker's place, and be one."""
-    from viz.worker import main
+    from viz.charts.renderer import main
 
     code = 1
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.arguments import Arguments
 from trainer.config import FIELDS
-from trainer.run_folder import Folders, RunFolder
+from trainer.run.folders import Folders, RunFolder
 
 PROGRAM = "train_slimpajama.py"
 

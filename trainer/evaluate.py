@@ -7,19 +7,19 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from trainer.assemble import held_out_of_run
+from trainer.base.device import choose_device, choose_dtype
 from trainer.config import FIELDS, TrainingConfig
-from trainer.device import choose_device, choose_dtype
-from trainer.documents import DocumentStream
+from trainer.data.document_filter import hash_text
+from trainer.data.document_stream import DocumentStream
+from trainer.data.sample_stream import SampleStream
+from trainer.data.sources import DataSource, Shard, kind_of
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
-from trainer.evaluator import Evaluator
-from trainer.parts import held_out_of_run
+from trainer.interop.load import CommandParser, TrainedModel, exit_code_of, open_trained_model
+from trainer.observe.evaluation import Evaluator
 from trainer.records import Cursor, Document, Evaluation, Origin, Sample
-from trainer.run_state import RUN_STATE, misfit
-from trainer.samples import SampleStream
-from trainer.sources import DataSource, Shard, kind_of
-from trainer.tokenizer import Tokenizer
-from trainer.trained_model import CommandParser, TrainedModel, exit_code_of, open_trained_model
-from trainer.usable import hash_text
+from trainer.run.run_state import RUN_STATE, misfit
 
 MOST_SOURCES = 20
 """That are shown apart, those with the most predictions."""

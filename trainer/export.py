@@ -13,16 +13,16 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.durable import sync_folder
+from trainer.base.atomic_files import sync_folder
+from trainer.data.pretrained_tokenizer import PretrainedTokenizer
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import MachineError, UserError
-from trainer.model import LanguageModel
+from trainer.interop.load import CommandParser, TrainedModel, exit_code_of, open_trained_model
+from trainer.interop.tokenizer_json import special_tokens, to_tokenizer_json
+from trainer.interop.transformers_folder import CARRIED, model_config
+from trainer.model.language_model import LanguageModel
 from trainer.model_card import model_card
-from trainer.pretrained_tokenizer import PretrainedTokenizer
-from trainer.run_state import RUN_STATE, misfit
-from trainer.tokenizer import Tokenizer
-from trainer.tokenizer_json import special_tokens, to_tokenizer_json
-from trainer.trained_model import CommandParser, TrainedModel, exit_code_of, open_trained_model
-from trainer.transformers_folder import CARRIED, model_config
+from trainer.run.run_state import RUN_STATE, misfit
 
 _MARK = {"exported_by": "train_slimpajama"}
 """In the header of the weights, where whoever trains on from the folder, and saves there, writes his own."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.config import ModelShape
-from trainer.run_state import misfit
-from trainer.tally import Tally
+from trainer.observe.totals import Tally
+from trainer.run.run_state import misfit
 
 
 def model_card(state: Mapping[str, Any], shape: ModelShape, vocab_size: int, *, name: str, opening: str) -> str:

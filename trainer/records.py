@@ -128,7 +128,7 @@ class Visualizer(Protocol):
     """Who keeps the record. `viz.visualizer.TrainingVisualizer` is one; a list in a test is another."""
 
     def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
-        """Record one step, or one generation; `viz/store.py` documents the keys of `metrics`.
+        """Record one step, or one generation; `viz/record/writer.py` documents the keys of `metrics`.
 
         Raises OSError when the record can't be written any more. The row is kept all the same, for `recover`: it must
         not be given again.

@@ -6,25 +6,25 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainer.checkpoint import CheckpointManager
+from trainer.base.checkpoint_file import STATE_HEADER
+from trainer.base.device import is_out_of_memory
 from trainer.config import TrainingConfig
-from trainer.device import is_out_of_memory
-from trainer.display import Display
+from trainer.data.sample_stream import SampleStream
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import Diverged, MachineError, RunError
-from trainer.evaluations import Evaluations
-from trainer.evaluator import Evaluator
-from trainer.health import CHECK_INTERVAL, MAX_ROLL_BACKS, Health
-from trainer.model import LanguageModel
-from trainer.probes import Probes
-from trainer.progress import Progress
-from trainer.recorder import Recorder
+from trainer.learning.health import CHECK_INTERVAL, MAX_ROLL_BACKS, Health
+from trainer.learning.schedule import make_scheduler
+from trainer.learning.step import TrainingStep
+from trainer.model.language_model import LanguageModel
+from trainer.observe.evaluation import Evaluator
+from trainer.observe.evaluations import Evaluations
+from trainer.observe.forgetting import Probes
+from trainer.observe.generations import Display
+from trainer.observe.recorder import Recorder
+from trainer.observe.terminal import Progress
+from trainer.observe.totals import format_time
 from trainer.records import Sample, StepResult, Visualizer
-from trainer.samples import SampleStream
-from trainer.schedule import make_scheduler
-from trainer.state_file import STATE_HEADER
-from trainer.step import TrainingStep
-from trainer.tally import format_time
-from trainer.tokenizer import Tokenizer
+from trainer.run.checkpoints import CheckpointManager
 
 
 class Trainer:

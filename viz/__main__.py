@@ -1,4 +1,4 @@
-"""`python -m viz`: see `viz/commands.py`."""
+"""`python -m viz`: see `viz/cli.py`."""
 
 import sys
 
@@ -6,7 +6,7 @@ import sys
 def main(arguments: list[str] | None = None) -> int:
     """`commands.main`; imported here, so that Ctrl-C while matplotlib is loaded is no traceback either."""
     try:
-        from viz import commands
+        from viz import cli as commands
 
         return commands.main(arguments)
     except KeyboardInterrupt:

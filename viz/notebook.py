@@ -5,7 +5,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from viz.run_folder import record_of
+from viz.record.run_folder import record_of
 
 if TYPE_CHECKING:
     import pandas
@@ -20,7 +20,7 @@ def load(folder: Path | str = "training_viz") -> "pandas.DataFrame":
     """
     import pandas
 
-    from viz.reader import StoreReader
+    from viz.record.reader import StoreReader
 
     path = record_of(Path(folder)) / "run.db"
     try:
@@ -43,7 +43,7 @@ def show(
     """
     import PIL.Image
 
-    from viz.chart_files import draw_picture
+    from viz.charts.chart_files import draw_picture
 
     record = record_of(Path(folder))
     try:

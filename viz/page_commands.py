@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from viz.filesystem import replace_file
-from viz.guard import name_in
-from viz.page_process import PORT, listen, opening_lines
-from viz.report import make_report
-from viz.run_folder import record_of
-from viz.serving import serve
-from viz.terminal import one_line
+from common.terminal_text import one_line
+from viz.page.guard import name_in
+from viz.page.process import PORT, listen, opening_lines
+from viz.page.report import make_report
+from viz.page.serving import serve
+from viz.record.files import replace_file
+from viz.record.run_folder import record_of
 
 Command = Callable[[argparse.Namespace], int]
 

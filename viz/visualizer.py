@@ -1,7 +1,7 @@
 """What the trainer talks to: `TrainingVisualizer` keeps the record of a run and has it drawn.
 
-It writes the store itself; pictures and JSON files are made by `viz.worker`, a child process, because the trainer's own
-process would stand still meanwhile. Nothing that happens to that process can stop or slow training.
+It writes the store itself. A child process, `viz.charts.renderer`, makes pictures and JSON files, because the trainer's
+own process would have to wait for them. Nothing that happens to that process can stop or slow training.
 """
 
 import time
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-from viz.drawing import DrawingProcess
-from viz.filesystem import remove_leftovers
-from viz.retention import Retention
-from viz.run_folder import KEEP_CHARTS
-from viz.schema import make_row, rows_of
-from viz.store import StoreWriter
+from viz.charts.render_process import DrawingProcess
+from viz.record.files import remove_leftovers
+from viz.record.run_folder import KEEP_CHARTS
+from viz.record.schema import make_row, rows_of
+from viz.record.writer import StoreWriter
+from viz.stats.retention import Retention
 
 
 class TrainingVisualizer:
@@ -46,9 +46,10 @@ class TrainingVisualizer:
     ) -> None:
         """Make the store of a new run, or go on with the one that is there as of `resume_from` finished documents.
 
-        `run`: columns of the table `run` (`viz/schema.py`), such as config, source, model; what is missing is NULL.
+        `run`: columns of the table `run` (`viz/record/schema.py`), such as config, source, model; missing ones are
+            NULL.
         `keep_charts`: how many numbered pictures stay; beyond that they thin out evenly.
-        `keep_documents`: of how many of the newest documents all tokens stay (`viz/retention.py`); None: of all.
+        `keep_documents`: of how many of the newest documents all tokens stay (`viz/stats/retention.py`); None: of all.
         `say`: told in one line what went wrong with the drawing, or which file another program holds; called from
         other threads too.
         Raises FileExistsError if a new run finds a store, FileNotFoundError if there is none to resume, ValueError for
@@ -68,7 +69,7 @@ class TrainingVisualizer:
             self._empty_old_documents()  # fewer may be kept now than before
 
     def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
-        """Record one step, or one generation; `viz/store.py` documents the keys. Raises ValueError for others."""
+        """Record one step or one generation. Raises ValueError for a key that `viz/record/writer.py` does not list."""
         rows = rows_of(metrics, input_text, output_text)
         if metrics.get("loss") is not None:
             self._through = max(self._through, metrics["step"] + 1)

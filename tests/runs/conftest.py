@@ -12,8 +12,8 @@ import torch
 
 import train_slimpajama
 from tests.warm_drawing import forking
-from trainer.device import multiply_fp32_by_onednn
-from trainer.peak import measure_flops
+from trainer.base.device import multiply_fp32_by_onednn
+from trainer.learning.flops import measure_flops
 
 Train = Callable[..., int]
 
@@ -38,10 +38,10 @@ def multiply_as_was_tried_once() -> None:
 
 def start_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What each run finds out anew as it starts, and what is the same for all runs of this process, is done once."""
-    monkeypatch.setattr("trainer.parts.measure_flops", measure_flops_once)
-    monkeypatch.setattr("trainer.parts.multiply_fp32_by_onednn", multiply_as_was_tried_once)
+    monkeypatch.setattr("trainer.assemble.measure_flops", measure_flops_once)
+    monkeypatch.setattr("trainer.assemble.multiply_fp32_by_onednn", multiply_as_was_tried_once)
     if sys.platform == "linux":
-        monkeypatch.setattr("viz.drawing.subprocess", forking)
+        monkeypatch.setattr("viz.charts.render_process.subprocess", forking)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import zstandard
 from tests.conftest import PROJECT, command_environment, make_texts
 from tests.runs.conftest import SMALL, Train, table
 from tests.runs.test_resume import equal_runs
-from trainer.state_file import read_state
-from trainer.tokenizer import Tokenizer
+from trainer.base.checkpoint_file import read_state
+from trainer.data.tokenizer import Tokenizer
 
 EVENTS = "SELECT detail FROM events WHERE kind = 'bad row' ORDER BY rowid"
 ORIGINS = "SELECT shard, row FROM documents ORDER BY step"

@@ -22,11 +22,11 @@ import pytest
 
 from tests.conftest import PROJECT, Run, command_environment, make_texts, write_jsonl
 from tests.runs.conftest import SMALL, STEPS, Train, table
-from trainer.optimizer import Recipe
-from trainer.schedule import warmup_then_constant
-from trainer.tokenizer import Tokenizer
-from trainer.usable import hash_text, is_held_out
-from viz.store import StoreReader
+from trainer.data.document_filter import hash_text, is_held_out
+from trainer.data.tokenizer import Tokenizer
+from trainer.learning.optimizer import Recipe
+from trainer.learning.schedule import warmup_then_constant
+from viz.record.writer import StoreReader
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_checkpoint_writes_text(smoke: tuple[Path, str], run_command: Run) -
 
 def test_the_model_loads_the_checkpoint(smoke: tuple[Path, str]) -> None:
     from trainer.config import MODEL_SIZES
-    from trainer.model import LanguageModel
+    from trainer.model.language_model import LanguageModel
 
     model = LanguageModel(MODEL_SIZES["small"], 8192)
     model.load_checkpoint(smoke[0] / "checkpoints" / "checkpoint_step_100.bin")

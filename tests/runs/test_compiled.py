@@ -11,8 +11,8 @@ import torch
 from tests.conftest import PROJECT, Run
 from tests.runs.conftest import SMALL, STEPS, Train, table
 from tests.runs.test_resume import equal_runs
-from trainer.device import choose_device
-from trainer.step import TrainingStep
+from trainer.base.device import choose_device
+from trainer.learning.step import TrainingStep
 
 UNDECIDED = [word for word in SMALL if word != "--no-compile"]
 
@@ -22,7 +22,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[TrainingStep]:
     """The steps that are asked to compile, which then run as they are; every run is long enough to do so."""
     asked: list[TrainingStep] = []
     monkeypatch.setattr(TrainingStep, "compile", lambda step: asked.append(step))
-    monkeypatch.setattr("trainer.compilation.compiling_pays", lambda steps, seconds, kind: True)
+    monkeypatch.setattr("trainer.learning.compilation.compiling_pays", lambda steps, seconds, kind: True)
     return asked
 
 
@@ -32,7 +32,7 @@ def test_a_run_that_is_long_enough_is_compiled_and_stays_so(
     assert train(*UNDECIDED, "--dataset", corpus, "--steps", 4, small=False) == 0
     assert len(compiled) == 1
     assert json.loads((tmp_path / "training_viz" / "run.json").read_bytes())["config"]["compile"] is True
-    monkeypatch.setattr("trainer.compilation.compiling_pays", lambda steps, seconds, kind: False)
+    monkeypatch.setattr("trainer.learning.compilation.compiling_pays", lambda steps, seconds, kind: False)
     assert train("--resume", "--steps", 6) == 0
     assert len(compiled) == 2
 

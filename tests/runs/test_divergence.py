@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-import trainer.parts
+import trainer.assemble
 from tests.conftest import command_environment, make_texts, write_jsonl
 from tests.runs.conftest import SMALL, STEPS, Train, table
 from tests.runs.test_resume import equal_runs
-from trainer.checkpoint import CheckpointManager
-from trainer.objective import Judgement, NextToken
+from trainer.base.checkpoint_file import read_state, write_state
+from trainer.data.tokenizer import Tokenizer
+from trainer.learning.step import TrainingStep
+from trainer.objectives.next_token import Judgement, NextToken
 from trainer.records import StepResult
-from trainer.state_file import read_state, write_state
-from trainer.step import TrainingStep
-from trainer.tokenizer import Tokenizer
+from trainer.run.checkpoints import CheckpointManager
 
 TEXTS = make_texts(150, seed=3)
 NAN, INF = math.nan, math.inf
@@ -257,10 +257,10 @@ def test_a_roll_back_across_the_end_of_an_epoch(poisoned: Any, tmp_path: Path, m
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import trainer.parts
+import trainer.assemble
 from tests.runs.test_divergence import TEXTS, Poisoned
-from trainer.checkpoint import CheckpointManager
-from trainer.tokenizer import Tokenizer
+from trainer.run.checkpoints import CheckpointManager
+from trainer.data.tokenizer import Tokenizer
 from viz.visualizer import TrainingVisualizer
 import train_slimpajama
 

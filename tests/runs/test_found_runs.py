@@ -1,4 +1,4 @@
-"""Real runs as `viz.runs` finds them: each command it prints goes on, and a deleted run is the only one to go."""
+"""Real runs as `viz.record.runs` finds them: the commands it prints work, and only a deleted run goes."""
 
 import hashlib
 import shlex
@@ -10,8 +10,8 @@ import pytest
 import train_slimpajama
 from tests.conftest import PROJECT
 from tests.runs.conftest import SMALL, Train, start_once, table
-from trainer.run_folder import Folders, RunFolder, mark_of
-from viz.runs import delete_run, describe_runs, find_runs
+from trainer.run.folders import Folders, RunFolder, mark_of
+from viz.record.runs import delete_run, describe_runs, find_runs
 
 VIZ = Path("training_viz")
 

@@ -9,11 +9,11 @@ from tests.conftest import PROJECT, Run
 from tests.runs.conftest import SMALL, table
 from tests.runs.test_resume import equal_runs
 from tests.runs.test_stopping import OUT_OF_MEMORY, start
-from tests.trainer.test_model import rough_model
+from tests.trainer.model.test_language_model import rough_model
 from trainer.config import MODEL_SIZES
-from trainer.decoding import CachedDecoder
-from trainer.model import LanguageModel
-from trainer.step import TrainingStep
+from trainer.learning.step import TrainingStep
+from trainer.model.decoding import CachedDecoder
+from trainer.model.language_model import LanguageModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.runs.conftest import Train
-from tests.trainer.test_state_file import Canary
-from trainer.run_state import RUN_STATE, misfit
-from trainer.state_file import read_state, write_state
+from tests.trainer.base.test_checkpoint_file import Canary
+from trainer.base.checkpoint_file import read_state, write_state
+from trainer.run.run_state import RUN_STATE, misfit
 
 
 @pytest.fixture

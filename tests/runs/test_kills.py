@@ -13,8 +13,8 @@ import pytest
 from tests.faults import Call, Fault, Outcome, Warm, pictures_and_json_are_whole, store_is_whole, warm
 from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, table
 from tests.runs.test_resume import equal_runs
-from trainer.checkpoint import CheckpointManager
-from trainer.state_file import fault_of, read_state
+from trainer.base.checkpoint_file import fault_of, read_state
+from trainer.run.checkpoints import CheckpointManager
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD and /proc")
 

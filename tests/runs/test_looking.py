@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import trainer.probes
-import viz.retention
+import trainer.observe.forgetting
+import viz.stats.retention
 from tests.runs.conftest import DOCUMENTS, STEPS, Train, table
 from tests.runs.test_resume import equal_runs
-from trainer.probes import Probes
+from trainer.observe.forgetting import Probes
 
 
 def test_charts_samples_evaluation_and_checkpoints_change_no_bit(train: Train, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_resumed_run_goes_on_measuring_the_same_documents(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gone back to an older checkpoint: the rows are those of a run that never went back, to the last bit."""
-    monkeypatch.setattr(trainer.probes, "MOST_TIME", 100.0)  # so that what is measured depends on no clock
+    monkeypatch.setattr(trainer.observe.forgetting, "MOST_TIME", 100.0)  # so that what is measured depends on no clock
     assert train("--steps", 50, "--out", "whole") == 0
     assert train("--steps", 50, "--out", "back", "--checkpoint-interval", 24) == 0
     assert train("--resume", "back/checkpoints/checkpoint_step_24.bin", "--out", "back") == 0
@@ -77,8 +77,8 @@ def test_as_many_documents_are_kept_as_is_asked_for(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"BLOCK": 10, "FURTHEST": 1, "WINDOW": 5}.items():
-        monkeypatch.setattr(viz.retention, name, value)
-    monkeypatch.setattr(trainer.probes, "MOST_TIME", 100.0)
+        monkeypatch.setattr(viz.stats.retention, name, value)
+    monkeypatch.setattr(trainer.observe.forgetting, "MOST_TIME", 100.0)
     emptied = "SELECT step FROM documents WHERE token_ids IS NULL ORDER BY step"
     assert train("--steps", 60, "--keep-documents", 25, "--out", "whole") == 0
     found = [step for (step,) in table(tmp_path / "whole" / "training_viz", emptied)]

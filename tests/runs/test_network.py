@@ -23,7 +23,7 @@ from tests.loopback_hub import Fault, LoopbackHub, client_environment
 from tests.runs.conftest import SMALL, table
 from tests.runs.test_broken_data import json_lines, wait_for_rows
 from tests.runs.test_resume import equal_runs
-from trainer.tokenizer import Tokenizer
+from trainer.data.tokenizer import Tokenizer
 
 REPOSITORY = "someone/texts"
 SHARDS, DOCUMENTS_EACH = 3, 80
@@ -34,7 +34,7 @@ DRIVER = f"""
 import socket, sys
 from pathlib import Path
 sys.path.insert(0, {str(PROJECT)!r})
-from trainer import hub_file
+from trainer.data import hub_file
 hub_file.FIRST_PAUSE_SECONDS, hub_file.LONGEST_PAUSE_SECONDS, hub_file.STALL_SECONDS = 0.05, 0.3, 1.0
 resolve = socket.getaddrinfo
 def getaddrinfo(*arguments, **options):

@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.qwen3 import ENDS, VOCAB, write_folder
 from tests.runs.conftest import STEPS, Train, table
 from tests.runs.test_resume import equal_runs
+from trainer.base.checkpoint_file import read_state, write_state
+from trainer.data.pretrained_tokenizer import tokenizer_of
 from trainer.export import main as export
 from trainer.generate import main as generate
-from trainer.model import LanguageModel
-from trainer.pretrained_tokenizer import tokenizer_of
-from trainer.state_file import read_state, write_state
-from viz.store import StoreReader
+from trainer.model.language_model import LanguageModel
+from viz.record.writer import StoreReader
 
 
 @pytest.fixture(scope="module")

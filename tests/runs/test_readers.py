@@ -13,9 +13,9 @@ import pytest
 
 from tests.runs.conftest import Train, table
 from tests.viz.holding import hold
-from viz.connection import StoreConnection
-from viz.page_process import PageProcess, listen
-from viz.store import StoreWriter
+from viz.page.process import PageProcess, listen
+from viz.record.connection import StoreConnection
+from viz.record.writer import StoreWriter
 from viz.visualizer import TrainingVisualizer
 
 STEPS = 200

@@ -55,7 +55,7 @@ def test_training_never_waits_for_a_program_that_holds_its_store(
     kind: str,
     seconds: int,
 ) -> None:
-    monkeypatch.setattr("viz.store.is_on_network", lambda _: journal == "rollback")
+    monkeypatch.setattr("viz.record.writer.is_on_network", lambda _: journal == "rollback")
     steps = 160 if seconds < 10 else 3000
     expected = undisturbed(steps)
     held = tmp_path / "held" / "training_viz"
@@ -93,9 +93,9 @@ def test_a_run_whose_drawing_process_is_struck_down(
     blow: signal.Signals,
     word: str,
 ) -> None:
-    monkeypatch.setattr("viz.drawing.subprocess", subprocess)  # a process of its own, that can be found
-    monkeypatch.setattr("viz.drawing.ANSWER_SECONDS", 15.0)
-    monkeypatch.setattr("viz.drawing.LAST_ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr("viz.charts.render_process.subprocess", subprocess)  # a process of its own, that can be found
+    monkeypatch.setattr("viz.charts.render_process.ANSWER_SECONDS", 15.0)
+    monkeypatch.setattr("viz.charts.render_process.LAST_ANSWER_SECONDS", 3.0)
     expected = undisturbed(160)
     struck = []
 
@@ -129,7 +129,7 @@ def drawing_processes(below: Path) -> list[int]:
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             words = (path / "cmdline").read_bytes()
-            if parent == os.getpid() and b"viz.worker" in words and os.fsencode(below) in words:
+            if parent == os.getpid() and b"viz.charts.renderer" in words and os.fsencode(below) in words:
                 found.append(int(path.name))
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended meanwhile

@@ -16,7 +16,7 @@ import torch
 
 from tests.conftest import PROJECT, command_environment
 from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, Train, table
-from trainer.state_file import read_state, write_state
+from trainer.base.checkpoint_file import read_state, write_state
 
 
 def equal_runs(one: Path, other: Path, step: int) -> None:

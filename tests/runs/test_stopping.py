@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import PROJECT, command_environment
 from tests.runs.conftest import SMALL, Train, table
 from tests.runs.test_resume import _rows, equal_runs
-from trainer.signals import NOTHING_TRAINED
+from trainer.base.signals import NOTHING_TRAINED
 
 SLOW_DISK = """
 import os, sys, time
@@ -91,7 +91,7 @@ def test_a_signal_during_a_save(train: Train, words: list[str], tmp_path: Path, 
 )
 def test_a_signal_before_the_first_step(words: list[str], tmp_path: Path, number: signal.Signals, code: int) -> None:
     """While the documents are opened: one line, nothing left behind."""
-    slow = "import time, sys, trainer.parts as parts\nopen_documents = parts.open_documents\n"
+    slow = "import time, sys, trainer.assemble as parts\nopen_documents = parts.open_documents\n"
     slow += (
         "parts.open_documents = lambda *a, **k: (open('here', 'w').close(), time.sleep(60), open_documents(*a, **k))\n"
     )
@@ -144,7 +144,7 @@ OUT_OF_MEMORY = """
 import resource, sys
 sys.path.insert(0, {project!r})
 import train_slimpajama
-from trainer.step import TrainingStep
+from trainer.learning.step import TrainingStep
 step, count = TrainingStep.__call__, 0
 def hungry(self, ids, rate):
     global count

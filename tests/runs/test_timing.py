@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import contenders, generate, growth, step, timing
-from trainer.step import TrainingStep
+from trainer.learning.step import TrainingStep
 
 OF_THE_UPDATE = ("orthogonalizing", "momenta", "AdamW", "average")
 

@@ -5,7 +5,7 @@ import pytest
 
 from trainer.arguments import parse_arguments
 from trainer.commands import folders_of, resume_command, start_command
-from trainer.run_folder import Folders, new_run
+from trainer.run.folders import Folders, new_run
 
 
 @pytest.mark.parametrize(

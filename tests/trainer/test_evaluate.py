@@ -16,10 +16,10 @@ import torch
 import train_slimpajama
 from tests.conftest import PROJECT, Run, make_texts, write_jsonl
 from tests.runs.conftest import start_once, table
+from trainer.data.document_filter import hash_text, is_held_out
+from trainer.data.tokenizer import Tokenizer
 from trainer.evaluate import main, windows
-from trainer.model import LanguageModel
-from trainer.tokenizer import Tokenizer
-from trainer.usable import hash_text, is_held_out
+from trainer.model.language_model import LanguageModel
 
 FLAGS = (
     "--model-size tiny --max-seq-length 48 --vocab-size 400 --dtype fp32 --device cpu --warmup-steps 10 "

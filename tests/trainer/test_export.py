@@ -15,14 +15,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-from tests.trainer.test_model import TINY, random_ids, rough_model
-from tests.trainer.test_tokenizer import CORPUS, FOREIGN, LOSSLESS, trained_otherwise
+from tests.trainer.data.test_tokenizer import CORPUS, FOREIGN, LOSSLESS, trained_otherwise
+from tests.trainer.model.test_language_model import TINY, random_ids, rough_model
+from trainer.base.checkpoint_file import write_state
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 from trainer.export import main
-from trainer.model import LanguageModel
-from trainer.state_file import write_state
-from trainer.tokenizer import Tokenizer
-from trainer.tokenizer_json import refuse_difference, to_tokenizer_json
+from trainer.interop.tokenizer_json import refuse_difference, to_tokenizer_json
+from trainer.model.language_model import LanguageModel
 
 ROOT = Path(__file__).parents[2]
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -132,7 +132,7 @@ def test_other_sentencepiece_models_are_exact_or_refused(name: str) -> None:
 
 def test_pieces_of_one_score_are_refused(tokenizer: Tokenizer) -> None:
     """Among equals SentencePiece takes the leftmost in the text, a list of merges the first in the list."""
-    from trainer.tokenizer_json import _read_model
+    from trainer.interop.tokenizer_json import _read_model
 
     pieces, _ = _read_model(tokenizer.model_bytes)
     one, other = [struct_of(piece, score) for piece, score, kind in pieces if kind == 1 and len(piece) > 1][3:5]

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint import CheckpointManager
+from trainer.base.checkpoint_file import write_state
+from trainer.base.device import choose_dtype
 from trainer.config import MODEL_SIZES
-from trainer.device import choose_dtype
+from trainer.data.tokenizer import Tokenizer
 from trainer.generate import main
-from trainer.model import LanguageModel
-from trainer.state_file import write_state
-from trainer.tokenizer import Tokenizer
+from trainer.model.language_model import LanguageModel
+from trainer.run.checkpoints import CheckpointManager
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "the café is"

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from tests.conftest import make_texts
-from trainer.checkpoint import CheckpointManager
+from trainer.base.checkpoint_file import read_state
 from trainer.config import TrainingConfig
+from trainer.data.sample_stream import SampleStream
+from trainer.data.tokenizer import Tokenizer
 from trainer.errors import Diverged, MachineError, SourceUnreachable
-from trainer.model import LanguageModel
-from trainer.progress import Progress
+from trainer.learning.step import TrainingStep
+from trainer.model.language_model import LanguageModel
+from trainer.observe.terminal import Progress
 from trainer.records import Cursor, Document, Origin
-from trainer.samples import SampleStream
-from trainer.state_file import read_state
-from trainer.step import TrainingStep
-from trainer.tokenizer import Tokenizer
+from trainer.run.checkpoints import CheckpointManager
 from trainer.trainer import Trainer
 
 

@@ -21,11 +21,11 @@ import sentencepiece
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, expect, sync_playwright
 
-from tests.viz.test_token_text import MODELS
-from viz.schema import Row, rows_of
-from viz.server import application
-from viz.service import Service
-from viz.store import StoreWriter
+from tests.viz.views.test_token_text import MODELS
+from viz.page.api import Service
+from viz.page.http import application
+from viz.record.schema import Row, rows_of
+from viz.record.writer import StoreWriter
 
 PATIENCE = 30_000  # milliseconds: a machine that others use too
 expect.set_options(timeout=PATIENCE)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from viz.schema import rows_of
-from viz.store import StoreWriter
+from viz.record.schema import rows_of
+from viz.record.writer import StoreWriter
 
 Metrics = Callable[..., dict[str, Any]]
 

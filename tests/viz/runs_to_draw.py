@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from viz.reader import Columns
-from viz.series import Series
-from viz.view import StandOut, View, by_position, furthest_above
+from viz.record.reader import Columns
+from viz.stats.series import Series
+from viz.views.run_view import StandOut, View, by_position, furthest_above
 
 RUN: dict[str, Any] = {
     "source": "python-library",

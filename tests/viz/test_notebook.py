@@ -8,8 +8,8 @@ import pytest
 import viz
 from tests.conftest import PROJECT
 from tests.viz.conftest import Metrics
-from viz.schema import rows_of
-from viz.store import StoreReader, StoreWriter
+from viz.record.schema import rows_of
+from viz.record.writer import StoreReader, StoreWriter
 
 
 def test_the_steps_as_a_frame(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

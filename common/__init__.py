@@ -1,0 +1,1 @@
+"""Torch-free code that `trainer` and `viz` share."""

@@ -1,0 +1,149 @@
+"""What is loaded can't run code, can't take memory that the file does not have, and is refused in one line."""
+
+import json
+import random
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import PROJECT
+from trainer.base.checkpoint_file import read_state, write_state
+from trainer.errors import UserError
+
+STATE = {"format": "train_slimpajama.checkpoint", "version": 1, "model": {"w": torch.zeros(1000)}}
+
+
+class Canary:
+    """What pickle would run, were it let."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return (Path.touch, (self.path,))
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_state(path)
+    assert path.name in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["config", "model", "optimizer"])
+def test_nothing_in_a_checkpoint_can_run(tmp_path: Path, place: str) -> None:
+    path, canary = tmp_path / "evil.bin", Canary(tmp_path / "ran")
+    torch.save({**STATE, place: {"w": canary}}, path)
+    refused(path)
+    assert not (tmp_path / "ran").exists()
+    torch.load(path, weights_only=False)  # the control: whoever trusts the file runs it
+    assert (tmp_path / "ran").exists()
+
+
+def sparse(path: Path) -> None:
+    torch.save({**STATE, "model": {"w": torch.zeros(3, 3).to_sparse()}}, path)
+
+
+def one_number_shown_as_many(path: Path) -> None:
+    torch.save({**STATE, "model": {"w": torch.zeros(1).expand(10**12)}}, path)
+
+
+def without_memory(path: Path) -> None:
+    torch.save({**STATE, "model": {"w": torch.empty(10**12, device="meta")}}, path)
+
+
+def blown_up(path: Path) -> None:
+    """A quarter of a gigabyte of zeros in a few hundred kB: torch would make room for all of it."""
+    plain = path.with_name("plain")
+    torch.save({**STATE, "model": {"w": torch.zeros(2**26)}}, plain)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    plain.unlink()
+
+
+def old_format(path: Path) -> None:
+    torch.save(STATE, path, _use_new_zipfile_serialization=False)
+
+
+READ = """
+import resource, sys
+from pathlib import Path
+from trainer.base.checkpoint_file import read_state
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        read_state(Path(path))
+        name = "nothing"
+    except Exception as error:
+        name = type(error).__name__
+    print(Path(path).name, name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_sizes_that_the_file_does_not_have_take_no_memory(tmp_path: Path) -> None:
+    paths = []
+    for make in (sparse, one_number_shown_as_many, without_memory, blown_up, old_format):
+        paths.append(tmp_path / make.__name__)
+        make(paths[-1])
+    done = subprocess.run([sys.executable, "-c", READ, *paths], cwd=PROJECT, capture_output=True, text=True, check=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [(name, raised) for name, raised, _ in lines] == [(path.name, "UserError") for path in paths]
+    assert all(int(grown) < 100_000 for *_, grown in lines), lines  # kB since the first
+
+
+def test_random_and_broken_bytes(tmp_path: Path) -> None:
+    """Without a digest, so that the reader itself has to see it; whatever is read in the end is a dict of weights."""
+    generator, path = random.Random(0), tmp_path / "file.bin"
+    torch.save({**STATE, "config": {"a": [1, "b"]}}, path)
+    whole = path.read_bytes()
+    fates = {"read": 0, "refused": 0}
+    for number in range(300):
+        content = bytearray(whole)
+        if number % 3 == 0:
+            content = bytearray(generator.randbytes(generator.randrange(2000)))
+        elif number % 3 == 1:
+            del content[generator.randrange(len(content)) :]
+        else:
+            for _ in range(generator.randrange(1, 20)):
+                content[generator.randrange(len(content))] = generator.randrange(256)
+        path.write_bytes(content)
+        try:
+            state = read_state(path)
+        except UserError as error:
+            fates["refused"] += 1
+            assert "\n" not in str(error)
+        else:
+            fates["read"] += 1
+            assert isinstance(state["model"], dict)
+    assert fates["refused"] > 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other"},
+        {"version": 99},
+        {"model": [1]},
+        {"model": {"w": 3}},
+        {"model": {"w": torch.zeros(2, dtype=torch.int64)}},
+    ],
+)
+def test_another_kind_of_file_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_state(tmp_path / "other.bin", {**STATE, **change})
+    refused(tmp_path / "other.bin")
+
+
+def test_what_is_no_checkpoint_at_all(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.bin")
+    (tmp_path / "text.bin").write_text("hello")
+    (tmp_path / "empty.bin").touch()
+    (tmp_path / "folder.bin").mkdir()
+    (tmp_path / "json.bin").write_text(json.dumps({"model": {}}))
+    for name in ("list.bin", "text.bin", "empty.bin", "folder.bin", "json.bin", "missing.bin"):
+        refused(tmp_path / name)

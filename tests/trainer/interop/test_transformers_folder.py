@@ -1,0 +1,262 @@
+"""A Qwen3 that `transformers` wrote, read here: equal logits. Folders of others: one line that says what is wrong."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import make_texts
+from tests.qwen3 import VOCAB, make_model, write_folder
+from tests.trainer.base.test_checkpoint_file import Canary
+from tests.trainer.model.test_language_model import rough_model
+from trainer.base.checkpoint_file import write_state
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import RunError, UserError
+from trainer.export import main as export
+from trainer.interop.load import stored_tokenizer
+from trainer.interop.transformers_folder import read_transformers_folder
+from trainer.model.language_model import LanguageModel
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.fixture
+def folder(qwen3: Path, tmp_path: Path) -> Path:
+    """One to spoil."""
+    return Path(shutil.copytree(qwen3, tmp_path / "model"))
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    kept = {key: value for key, value in (json.loads(path.read_text()) | values).items() if value != "gone"}
+    path.write_text(json.dumps(kept))
+
+
+def distance(folder: Path) -> float:
+    """The largest difference between our logits and those of transformers on the same float32 weights."""
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ours = LanguageModel.from_checkpoint(read_transformers_folder(folder))
+    ids = torch.randint(0, VOCAB, (2, 90), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return float((ours(ids) - theirs(ids).logits).abs().max())
+
+
+def test_logits_are_equal(qwen3: Path) -> None:
+    assert distance(qwen3) < 1e-4
+    state = read_transformers_folder(qwen3)
+    assert {weight.dtype for weight in state["model"].values()} == {torch.float32}
+    assert state["pretrained"] == {"max_position_embeddings": 4096, "eos_token_id": [600]}
+    state["shape"]["rope_theta"] = 1e4
+    ids = torch.arange(90).unsqueeze(0)
+    theirs = AutoModelForCausalLM.from_pretrained(qwen3)
+    with torch.no_grad():
+        difference = LanguageModel.from_checkpoint(state)(ids) - theirs(ids).logits
+    assert difference.abs().max() > 1e-3, "the control: the base of the rotary embedding is seen"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shards_and_short_dtypes(tmp_path: Path, dtype: torch.dtype) -> None:
+    write_folder(tmp_path, make_model().to(dtype), max_shard_size="60KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    assert distance(tmp_path) < 1e-4
+
+
+def test_a_config_of_an_older_transformers(folder: Path) -> None:
+    change_config(folder, rope_parameters="gone", layer_types="gone", rope_theta=1e6, rope_scaling=None)
+    assert distance(folder) < 1e-4
+
+
+def test_an_output_layer_that_is_the_embedding_may_be_there_twice(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors")
+    assert "lm_head.weight" not in read_transformers_folder(folder)["model"]
+
+
+def test_links_are_followed_as_the_hubs_cache_has_them(qwen3: Path, tmp_path: Path) -> None:
+    for path in qwen3.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    assert read_transformers_folder(tmp_path)["vocab_size"] == VOCAB
+
+
+def test_our_own_export_comes_back_with_our_tokenizer(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(make_texts(20), vocab_size=320)
+    model = rough_model(vocab_size=tokenizer.vocab_size)
+    write_state(tmp_path / "c.bin", {**model.checkpoint_state(), "tokenizer": tokenizer.model_bytes})
+    assert export([str(tmp_path / "c.bin"), str(tmp_path / "out")]) == 0
+    state = read_transformers_folder(tmp_path / "out")
+    assert stored_tokenizer(state, "out").sha256 == tokenizer.sha256
+    for name, weight in model.named_parameters():
+        assert torch.equal(state["model"][name], weight)
+
+
+def shorten(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def claim_more(folder: Path) -> None:
+    """A header that claims sixteen exabytes."""
+    path = folder / "model.safetensors"
+    path.write_bytes((2**64 - 1).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+def index(folder: Path, name: object) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+
+
+def reach_outside(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder.parent / "x.safetensors")
+    index(folder, "../x.safetensors")
+
+
+def name_a_pipe(folder: Path) -> None:
+    index(folder, "pipe.safetensors")
+    os.mkfifo(folder / "pipe.safetensors")
+
+
+def pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"canary": Canary(folder / "ran")}, folder / "pytorch_model.bin")
+
+
+def untie(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"lm_head.weight": torch.zeros(VOCAB, 48)}, folder / "model.safetensors")
+
+
+def integers(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"model.norm.weight": torch.zeros(48, dtype=torch.int8)}, folder / "model.safetensors")
+
+
+def rename(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["norm"] = weights.pop("model.norm.weight")
+    save_file(weights, folder / "model.safetensors")
+
+
+def sentences(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"ByteLevel"', '"Metaspace"'))
+
+
+def another_sentencepiece(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(Tokenizer.train(make_texts(20), vocab_size=320).model_bytes)
+
+
+def text_for_a_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_text("text")
+
+
+def config(**values: object) -> Callable[[Path], None]:
+    return lambda folder: change_config(folder, **values)
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    def replace(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return replace
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another architecture": (config(model_type="llama"), 'model_type "llama", and this trainer needs "qwen3"'),
+    "experts": (config(model_type="qwen3_moe"), "qwen3_moe"),
+    "untied": (config(tie_word_embeddings=False), "tie_word_embeddings false, and this trainer needs true"),
+    "untied unsaid": (config(tie_word_embeddings="gone"), "tie_word_embeddings false"),
+    "attention bias": (config(attention_bias=True), "attention_bias true"),
+    "sliding window": (config(use_sliding_window=True), "use_sliding_window true"),
+    "sliding layers": (config(layer_types=["sliding_attention"] * 3), "sliding window"),
+    "quantized": (config(quantization_config={"bits": 4}), 'quantization_config {"bits": 4}'),
+    "another activation": (config(hidden_act="gelu"), "hidden_act"),
+    "scaled": (config(rope_parameters={"rope_type": "yarn", "factor": 4, "rope_theta": 1e6}), "yarn"),
+    "scaled, older": (config(rope_parameters="gone", rope_scaling={"type": "linear", "factor": 2}), "linear"),
+    "no base": (config(rope_parameters="gone"), "does not say rope_theta"),
+    "a size is missing": (config(head_dim="gone"), "does not say head_dim"),
+    "a size is text": (config(hidden_size="48"), "a size is no whole number"),
+    "sizes beyond the file": (config(num_hidden_layers=10**9), "its sizes do not fit its weights"),
+    "rows beyond the file": (config(vocab_size=10**12), "its sizes do not fit its weights"),
+    "layers too few": (config(num_hidden_layers=2), "weights do not fit"),
+    "heads that can't be shared": (config(num_key_value_heads=3), "can't be shared"),
+    "an odd head": (config(head_dim=31), "can't be shared"),
+    "a base of zero": (config(rope_parameters={"rope_type": "default", "rope_theta": 0}), "rope_theta"),
+    "no JSON": (write("config.json", b"{"), "config.json is no JSON object"),
+    "deep JSON": (write("config.json", b"[" * 100_000), "config.json is no JSON object"),
+    "no object": (write("config.json", b"[1]"), "config.json is no JSON object"),
+    "a large config": (write("config.json", b" " * 10_000_001), "config.json is too large"),
+    "no weights": (remove("model.safetensors"), "no model.safetensors"),
+    "a pickle": (pickle, "pytorch_model.bin is a pickle, which is never opened"),
+    "cut off": (shorten, "can't be read as safetensors"),
+    "empty": (write("model.safetensors", b""), "can't be read as safetensors"),
+    "claims more": (claim_more, "can't be read as safetensors"),
+    "outside": (reach_outside, "does not name the .safetensors files of its folder"),
+    "outside, absolute": (lambda folder: index(folder, "/etc/x.safetensors"), "does not name"),
+    "two lines": (lambda folder: index(folder, "a\nb.safetensors"), "does not name"),
+    "a name too long": (lambda folder: index(folder, "a" * 300 + ".safetensors"), "does not name"),
+    "an index of numbers": (lambda folder: index(folder, 3), "does not name"),
+    "an index of pickles": (lambda folder: index(folder, "model.bin"), "does not name"),
+    "a shard is missing": (lambda folder: index(folder, "model-1.safetensors"), "no model-1.safetensors"),
+    "a pipe": (name_a_pipe, "no pipe.safetensors"),
+    "untied weights": (untie, "lm_head.weight is not its embedding"),
+    "integers": (integers, "kept as I8"),
+    "another name": (rename, "do not fit"),
+    "no tokenizer": (remove("tokenizer.json"), "no tokenizer to use"),
+    "not byte-level": (sentences, "no tokenizer to use"),
+    "a tokenizer of another model": (another_sentencepiece, "pieces, its model 640"),
+    "no SentencePiece model": (text_for_a_tokenizer, "not a SentencePiece model"),
+}
+
+
+def use(folder: Path) -> None:
+    """What a run does with a folder."""
+    state = read_transformers_folder(folder)
+    stored_tokenizer(state, str(folder))
+    LanguageModel.from_checkpoint(state)
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_what_is_wrong_is_one_line(folder: Path, name: str) -> None:
+    spoil, says = SPOILT[name]
+    spoil(folder)
+    with pytest.raises(UserError) as refusal:
+        use(folder)
+    assert says in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not (folder / "ran").exists()
+
+
+def test_flipped_bytes_are_refused_or_harmless(folder: Path) -> None:
+    generator, outcomes = random.Random(1), []
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for number in range(45):
+        name = ("config.json", "model.safetensors", "generation_config.json")[number % 3]
+        content = bytearray(whole[name])
+        for _ in range(3):
+            content[generator.randrange(min(len(content), 3000))] = generator.choice(b'09-"{}[],:xe\0')
+        (folder / name).write_bytes(content)
+        try:
+            use(folder)
+            outcomes.append("harmless")
+        except RunError as error:
+            outcomes.append("refused")
+            assert "\n" not in str(error)
+        (folder / name).write_bytes(whole[name])
+    assert outcomes.count("refused") > 15

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+
+from trainer.observe.totals import WINDOW, DebiasedAverage, Tally, format_time, usual_mean
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0s"), (45, "45.0s"), (59.9, "59.9s"), (60, "1.0m"), (2268, "37.8m"), (3600, "1.0h"), (9000, "2.5h")],
+)
+def test_format_time(seconds: float, text: str) -> None:
+    assert format_time(seconds) == text
+
+
+def test_what_held_up_a_few_steps_is_no_part_of_the_usual_mean() -> None:
+    assert usual_mean([46.0]) == 46.0  # there is nothing else
+    assert usual_mean([46.0, 0.25]) == 0.25
+    assert usual_mean([46.0, *[0.25] * 50, *[0.75] * 48, 60.0]) == pytest.approx((0.25 * 50 + 0.75 * 48) / 98)
+
+
+def test_the_average_is_not_pulled_to_zero_and_forgets_slowly() -> None:
+    average = DebiasedAverage()
+    assert math.isnan(average.value)
+    average.add(5.0)
+    assert average.value == pytest.approx(5.0)
+    for _ in range(10):
+        average.add(5.0)
+    assert average.value == pytest.approx(5.0)
+    for _ in range(WINDOW):
+        average.add(1.0)
+    assert 1.1 < average.value < 2.0
+
+
+def test_one_nan_does_not_poison_the_average() -> None:
+    average = DebiasedAverage()
+    for value in (2.0, math.nan, math.inf, 2.0):
+        average.add(value)
+    assert average.value == pytest.approx(2.0)
+
+
+def tally_of(losses: list[float]) -> Tally:
+    tally = Tally()
+    for loss in losses:
+        tally.add([1, 2, 3], 8, loss, 0.5, seconds=0.1, waited=0.02)
+    return tally
+
+
+def test_first_and_last_never_share_a_document() -> None:
+    assert tally_of([4.0, 1.0]).first_and_last() == (4.0, 1.0, 1)
+    assert tally_of([4.0] * 30 + [1.0] * 31).first_and_last() == pytest.approx((4.0, 1.0, 30))
+    assert tally_of([4.0] * 150 + [2.0] * 150).first_and_last() == pytest.approx((4.0, 2.0, 100))
+
+
+def test_bits_per_byte_and_speed() -> None:
+    tally = tally_of([math.log(2)] * 4)  # one bit a token, two tokens, eight bytes
+    assert tally.bits_per_byte() == (pytest.approx(2 / 8), 4)
+    assert tally.tokens_per_second == pytest.approx(20.0)
+    assert tally.speed() == (pytest.approx(20.0), pytest.approx(0.2))
+
+
+def test_state_goes_on() -> None:
+    losses = [float(number % 7) for number in range(250)]
+    whole, first, second = tally_of(losses), tally_of(losses[:130]), Tally()
+    second.load_state_dict(first.state_dict())
+    for loss in losses[130:]:
+        second.add([1, 2, 3], 8, loss, 0.5, seconds=0.1, waited=0.02)
+    states = [tally.state_dict() for tally in (second, whole)]
+    counts = [state["token_counts"].pop("counts").tolist() for state in states]
+    assert states[0] == states[1] and counts[0] == counts[1] == [0, 250, 250, 250]
+    assert second.unigram_entropy == whole.unigram_entropy == pytest.approx(math.log(3))

@@ -1,0 +1,120 @@
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from viz.charts.chart_files import (
+    draw_picture,
+    draw_run,
+    forget_charts,
+    numbered_charts,
+    numbered_steps,
+    thin_charts,
+    thinned,
+)
+from viz.charts.figure import Chart
+from viz.record.schema import rows_of
+from viz.record.writer import StoreReader, StoreWriter
+from viz.views.run_view import Viewer
+
+Metrics = Callable[..., dict[str, Any]]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".png"}
+
+
+def test_a_chart_shows_the_run_as_of_its_step(filled: Path, tmp_path_factory: Any) -> None:
+    with StoreReader(filled / "run.db") as store:
+        early = draw_run(Chart(), Viewer(store), filled, 10).read_bytes()
+        columns, (sample, _) = store.columns(below_step=10), store.text_samples()
+        losses = store.token_losses(0, 10)
+    other = tmp_path_factory.mktemp("other")
+    writer = StoreWriter(other / "run.db", {"source": "python-library", "model": "small 13.8 M"})
+    for step in range(10):
+        given = {name: columns[name][step] for name in columns if name not in ("steps", "source", "tokens", "bytes")}
+        given |= {"step": step, "source": columns["source"][step], "tokens": int(columns["tokens"][step])}
+        given |= {"token_ids": [1, 2], "token_losses": losses[step]}
+        writer.add_rows(rows_of(given, *((sample["input"], sample["output"]) if step == 0 else ("", ""))))
+    writer.close()
+    with StoreReader(other / "run.db") as store:
+        assert len(store.columns()["steps"]) == 10
+        assert draw_run(Chart(), Viewer(store), other, 10).read_bytes() == early
+    assert draw_picture(other) == draw_picture(filled, 10) == early
+
+
+def test_the_latest_is_the_newest_of_the_numbered(filled: Path) -> None:
+    with StoreReader(filled / "run.db") as store:
+        chart, viewer = Chart((400, 250)), Viewer(store)
+        for step in (10, 20, 5):
+            draw_run(chart, viewer, filled, step)
+    files = files_of(filled)
+    expected = ["training_latest.png", *(f"training_step_{step:06d}.png" for step in (5, 10, 20))]
+    assert sorted(files) == expected
+    assert files["training_latest.png"] == files["training_step_000020.png"]
+    forget_charts(filled, 10)
+    files = files_of(filled)
+    assert sorted(files) == expected[:3]
+    assert files["training_latest.png"] == files["training_step_000010.png"]
+    forget_charts(filled, 0)
+    assert files_of(filled) == {}
+
+
+def test_what_is_drawn_as_the_run_goes_on_is_what_is_drawn_from_the_whole(filled: Path, metrics: Metrics) -> None:
+    with StoreReader(filled / "run.db") as store:
+        viewer, chart = Viewer(store), Chart()
+        before = chart.draw(viewer.look(20))
+        writer = StoreWriter(filled / "run.db", {}, resume=True)
+        for step in range(20, 60):
+            writer.add_rows(rows_of(metrics(step)))
+        writer.close()
+        assert chart.draw(viewer.look(60)) == draw_picture(filled)
+        assert chart.draw(viewer.look(20)) == before  # what was drawn once is never drawn anew
+
+
+@pytest.mark.parametrize("most", [2, 3, 20])
+def test_beyond_so_many_pictures_they_thin_out_evenly(tmp_path: Path, most: int) -> None:
+    for number in range(50, 50 * 400 + 1, 50):
+        (tmp_path / f"training_step_{number:06d}.png").touch()
+        thin_charts(tmp_path, most)
+    left = sorted(numbered_charts(tmp_path))
+    assert len(left) == most and (left[0], left[-1]) == (50, 20_000)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(left)]
+    assert max(gaps[:-1], default=0) <= 2.5 * min(gaps[:-1], default=1)
+
+
+def test_every_interval_of_a_run(tmp_path: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {"config": {"viz_interval": 8}})
+    for step in range(20):
+        writer.add_rows(rows_of(metrics(step)))
+    writer.close()
+    with StoreReader(tmp_path / "run.db") as store:
+        assert numbered_steps(Viewer(store)) == [8, 16, 20]
+
+
+def test_every_interval_of_a_long_run_is_thinned_as_its_pictures_were(tmp_path: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {"config": {"viz_interval": 1, "keep_charts": 6}})
+    for step in range(7, 60):  # a record that was lost and begins again
+        writer.add_rows(rows_of(metrics(step)))
+    writer.close()
+    with StoreReader(tmp_path / "run.db") as store:
+        steps = numbered_steps(Viewer(store))
+    assert len(steps) == 6 and (steps[0], steps[-1]) == (8, 60)
+    StoreWriter(tmp_path / "empty.db", {}).close()
+    with StoreReader(tmp_path / "empty.db") as store:
+        assert numbered_steps(Viewer(store)) == []
+
+
+def test_a_hundred_thousand_pictures_are_thinned_at_once() -> None:
+    left = thinned(list(range(50, 5_000_001, 50)), 500)
+    assert len(left) == 500 and (left[0], left[-1]) == (50, 5_000_000)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(left)]
+    assert max(gaps) <= 2.5 * min(gaps[:-1])
+
+
+@pytest.mark.parametrize("step", [-1, 21])
+def test_no_picture_of_documents_that_there_are_not(filled: Path, step: int) -> None:
+    with pytest.raises(ValueError, match="has 20 documents"):
+        draw_picture(filled, step)

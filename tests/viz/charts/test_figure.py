@@ -1,0 +1,570 @@
+"""What a chart shows is asked of the figure; where it shows it, of the renderer."""
+
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image, ImageChops
+
+from tests.viz.runs_to_draw import HOSTILE, MOMENTS, SAMPLE, columns_of, view_of
+from viz.charts.figure import SIZE, Chart, format_duration
+from viz.charts.panels import shorten_names
+from viz.charts.primitives import FEW, Density, places
+from viz.charts.text_block import TextBlock
+from viz.stats.series import Series
+from viz.views.run_view import StandOut, View, by_position
+from viz.views.verdict import verdict
+
+PICTURES = Path(__file__).parent / "pictures"
+
+
+@pytest.fixture(scope="module")
+def chart() -> Chart:
+    return Chart()
+
+
+def texts_of(chart: Chart) -> dict[str, Any]:
+    """Every visible text of the figure, by a name that tells where it is -> its box in pixels."""
+    renderer = chart.canvas.get_renderer()
+    blocks = [artist for artist in chart.figure.artists if isinstance(artist, TextBlock)]
+    found: dict[str, Any] = {f"figure text {index}": artist for index, artist in enumerate(blocks)}
+    for number, axes in enumerate(chart.figure.axes):
+        parts = {"title": [axes.title, axes._left_title, axes._right_title], "text": blocks_in(axes)}
+        if axes.axison:
+            parts["label"] = [axis.label for axis in (axes.xaxis, axes.yaxis)]
+            for letter, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+                low, high = sorted(axis.get_view_interval())
+                parts[f"{letter} tick"] = [
+                    tick.label1
+                    for tick in axis.get_major_ticks()
+                    if low <= tick.get_loc() <= high and tick.label1.get_visible()
+                ]
+        if axes.get_legend() is not None:
+            parts["legend"] = list(axes.get_legend().get_texts())
+        for name, artists in parts.items():
+            for index, artist in enumerate(artists):
+                found[f"panel {number} {name} {index}"] = artist
+    shown = {name: artist for name, artist in found.items() if artist.get_visible() and artist.get_text().strip()}
+    return {f"{name}: {artist.get_text()[:20]!r}": artist.get_window_extent(renderer) for name, artist in shown.items()}
+
+
+def overlaps(chart: Chart) -> list[str]:
+    """What is wrong with the places of the texts: pairs that meet, and texts that leave their room."""
+    boxes = texts_of(chart)
+    wrong = [
+        f"{a} meets {b}"
+        for (a, box), (b, other) in itertools.combinations(boxes.items(), 2)
+        if min(box.x1, other.x1) - max(box.x0, other.x0) > 1 and min(box.y1, other.y1) - max(box.y0, other.y0) > 1
+    ]
+    width, height = chart.figure.bbox.width, chart.figure.bbox.height
+    wrong += [f"{name} leaves the figure" for name, box in boxes.items() if not _inside(box, 0, 0, width, height)]
+    for number, axes in enumerate(chart.figure.axes):
+        if axes in (chart.key, chart.moments, chart.latest):
+            room = axes.get_window_extent()
+            wrong += [
+                f"{name} leaves its panel"
+                for name, box in boxes.items()
+                if name.startswith(f"panel {number} text") and not _inside(box, room.x0, room.y0 - 2, room.x1, room.y1)
+            ]
+    return wrong
+
+
+def _inside(box: Any, x0: float, y0: float, x1: float, y1: float) -> bool:
+    return box.x0 >= x0 - 1 and box.y0 >= y0 - 1 and box.x1 <= x1 + 1 and box.y1 <= y1 + 1
+
+
+def size_of(picture: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(picture)) as image:
+        image.load()
+        return image.size
+
+
+def legend_of(chart: Chart) -> list[str]:
+    legend = chart.marks.get_legend()
+    return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
+def blocks_in(axes: Any) -> list[Any]:
+    return [*axes.texts, *(artist for artist in axes.artists if isinstance(artist, TextBlock))]
+
+
+def written_in(axes: Any) -> str:
+    return "\n".join(text.get_text() for text in blocks_in(axes))
+
+
+def density_of(chart: Chart) -> Density:
+    (found,) = (artist for artist in chart.loss.artists if isinstance(artist, Density))
+    return found
+
+
+def line_of(axes: Any, label: str) -> Any:
+    return next((line for line in axes.lines if label in str(line.get_label())), None)
+
+
+def evaluations_of(steps: Sequence[int], split: str = "validation", above: float = 0.0) -> list[dict[str, Any]]:
+    return [{"split": split, "step": step, "loss": above + 3 + 6 * math.exp(-step / 300)} for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("count", "sources", "ugly"),
+    [
+        *((count, 3, False) for count in (0, 1, 2, 5, 100, 3000, 100_000)),
+        *((count, 7, True) for count in (5, 100, 3000, 100_000)),
+        (1, 1, False),
+        (100, 30, True),
+        (100_000, 30, False),
+    ],
+)
+def test_nothing_overlaps_at_any_length(chart: Chart, count: int, ugly: bool, sources: int) -> None:
+    evaluations = evaluations_of(range(count // 6, count, max(count // 6, 1)))
+    picture = chart.draw(view_of(columns_of(count, sources, ugly), evaluations=evaluations))
+    assert overlaps(chart) == []
+    assert size_of(picture) == SIZE
+    assert len(picture) < 320_000
+
+
+@pytest.mark.parametrize("size", [(400, 250), (1000, 1000), (3200, 1800), (2000, 1250)])
+def test_nothing_overlaps_at_any_size(size: tuple[int, int]) -> None:
+    chart = Chart(size, dark=True)
+    assert size_of(chart.draw(view_of(columns_of(3000, 7, True)))) == size
+    assert overlaps(chart) == []
+
+
+def test_the_test_for_overlaps_can_fail(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(100)))
+    blocks_in(chart.loss)[-1].set_text("far too long a label " * 10)
+    chart.latest.artists[-1].set_text("W" * 100)
+    wrong = overlaps(chart)
+    assert any("meets" in line for line in wrong)
+    assert any("leaves its panel" in line for line in wrong)
+    assert any("leaves the figure" in line for line in wrong)
+
+
+def test_a_million_documents_are_a_density_in_which_each_one_counts(chart: Chart) -> None:
+    columns = columns_of(1_000_000)
+    columns["loss"][:] = np.clip(columns["loss"], 1.6, 4.4)
+    columns["loss"][654_321] = 6.5  # alone up there
+    picture = chart.draw(view_of(columns, evaluations=evaluations_of([999_999])))
+    assert overlaps(chart) == [] and len(picture) < 320_000
+    counts, (left, right), (bottom, top) = density_of(chart).counts, chart.loss.get_xlim(), chart.loss.get_ylim()
+    row = int((6.5 - bottom) / (top - bottom) * counts.shape[0])
+    column = int((654_321 - left) / (right - left) * counts.shape[1])
+    assert counts[row].sum() == counts[row, column] == 1
+    outside = np.count_nonzero((columns["loss"] < bottom) | (columns["loss"] >= top))
+    assert counts.sum() == 1_000_000 - outside
+    box = chart.loss.get_window_extent()
+    with Image.open(io.BytesIO(picture)) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    alone = pixels[SIZE[1] - 1 - (round(box.y0) + row), round(box.x0) + column]
+    assert alone.sum() < 3 * 255 - 100  # seen, although it is one of a million
+    assert line_of(chart.loss, "average").get_xdata()[-1] == 999_999
+    assert len(line_of(chart.loss, "average").get_xdata()) <= 2 * places(chart.loss) + 2
+
+
+def test_few_documents_are_points(chart: Chart) -> None:
+    for count in (2, 100, FEW):
+        chart.draw(view_of(columns_of(count)))
+        assert not [artist for artist in chart.loss.artists if isinstance(artist, Density)]
+        points = [line for line in chart.loss.lines if line.get_marker() == "o" and line.get_linestyle() == "None"]
+        assert len(points[0].get_xdata()) == count
+
+
+def test_the_panels_and_their_names(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(500)))
+    assert [title.get_text() for title in chart.titles.values()] == [
+        "Loss before each update, nats per token: a held-out curve",
+        "Furthest above the average of their source: python -m viz document STEP shows one",
+        "Learning rate",
+        "Gradient norm (▾ 2 spikes)",
+        "Tokens a second",
+        "Time waited for documents",
+        "Loss by source, average of ~200",
+        "Next token right, average of ~200",
+        "Loss by position in a document",
+        "One prompt, asked again",
+        "Latest generation, step 2,950",
+    ]
+
+
+def test_the_loss_is_held_against_knowing_nothing_and_knowing_frequencies(chart: Chart) -> None:
+    columns = columns_of(500)
+    chart.draw(view_of(columns))
+    ends = written_in(chart.loss)
+    assert "knows nothing 9.01" in ends and f"token frequencies {columns['unigram_entropy'][-1]:.2f}" in ends
+    levels = [line for line in chart.loss.lines if len(line.get_ydata()) == 2 and line.get_ydata()[0] == math.log(8192)]
+    assert len(levels) == 1 and chart.loss.get_ylim()[1] > math.log(8192)
+    columns["unigram_entropy"][:] = np.nan  # a store of an older version
+    chart.draw(view_of(columns, run={"vocab_size": None}))
+    assert "knows nothing" not in written_in(chart.loss) and "frequencies" not in written_in(chart.loss)
+
+
+def test_a_label_says_where_its_line_is_outside(chart: Chart) -> None:
+    columns = columns_of(60)
+    columns["loss"] = np.linspace(9.3, 8.8, 60)
+    chart.draw(view_of(columns))
+    assert f"▾ token frequencies {columns['unigram_entropy'][-1]:.2f}" in written_in(chart.loss)
+
+
+def test_the_band_is_two_standard_errors(chart: Chart) -> None:
+    view = view_of(columns_of(700))
+    chart.draw(view)
+    band = chart.loss.collections[0].get_paths()[0].get_extents()
+    average, error = view.series.averages.loss.values(), view.series.averages.loss_error.values()
+    assert band.ymax == pytest.approx(np.nanmax(average + 2 * error))
+    assert band.ymin == pytest.approx(np.nanmin(average - 2 * error))
+
+
+def test_the_average_over_all_data_is_drawn_not_one_of_the_reduced(chart: Chart) -> None:
+    columns = columns_of(100_000)
+    columns["loss"][:] = np.where(np.arange(100_000) % 100 == 0, 100.0, 1.0)  # mean 1.99; of extremes: 50.5
+    chart.draw(view_of(columns))
+    assert line_of(chart.loss, "average").get_ydata()[-1] == pytest.approx(1.99, abs=0.7)
+
+
+@pytest.mark.parametrize(("count", "ugly"), [(12, False), (1200, True), (3000, False), (100_000, True)])
+def test_held_out_losses_are_drawn_over_the_others(chart: Chart, count: int, ugly: bool) -> None:
+    every = max(count // 6, 1)
+    rows = evaluations_of(range(every - 1, count, every))
+    chart.draw(view_of(columns_of(count, 3, ugly), evaluations=rows))
+    line = line_of(chart.loss, "held out (validation)")
+    assert [*zip(line.get_xdata(), line.get_ydata(), strict=True)] == [(row["step"], row["loss"]) for row in rows]
+    assert f"held out {rows[-1]['loss']:.2f}" in written_in(chart.loss)
+    assert "held out (validation)" in legend_of(chart)
+    chart.draw(view_of(columns_of(count, 3, ugly)))
+    assert line_of(chart.loss, "held out") is None  # a figure is used again and again
+
+
+def test_held_out_losses_are_in_the_picture_wherever_they_are(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(500), evaluations=evaluations_of([99, 499], above=40.0)))
+    low, high = chart.loss.get_ylim()
+    assert low < 40 < 46 < high
+    missing = [{"split": "validation", "step": step, "loss": loss} for step, loss in ((99, None), (199, math.inf))]
+    chart.draw(view_of(columns_of(500), evaluations=missing))
+    assert line_of(chart.loss, "held out") is None and chart.loss.get_ylim()[1] < 20
+    both = [*evaluations_of([99, 499], "test"), *missing, *evaluations_of([499])]
+    chart.draw(view_of(columns_of(500), evaluations=both))
+    assert list(line_of(chart.loss, "held out (test)").get_xdata()) == [99, 499]
+    assert list(line_of(chart.loss, "held out (validation)").get_xdata()) == [499]
+
+
+def test_thousands_of_evaluations_make_a_line_without_points(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(3000), evaluations=evaluations_of(range(3000))))
+    line = line_of(chart.loss, "held out")
+    assert 100 < len(line.get_xdata()) < 1000 and line.get_marker() == "None"
+    assert line.get_xdata()[-1] == 2999
+
+
+def test_what_lies_outside_is_marked_with_its_step(chart: Chart) -> None:
+    columns = columns_of(100_000)
+    columns["loss"][54_321], columns["loss"][60_000], columns["loss"][777] = 41.25, -7.5, np.nan
+    chart.draw(view_of(columns, evaluations=evaluations_of([99_999])))
+    legend = " ".join(legend_of(chart))
+    assert "above, to 41.2 at step 54,321" in legend
+    assert "below, to -7.5 at step 60,000" in legend
+    assert "1 not finite, first at step 777" in legend
+    above = line_of(chart.loss, "above")
+    assert 54_321 in above.get_xdata() and set(above.get_ydata()) == {0.985}
+
+
+def test_events_are_ticks(chart: Chart) -> None:
+    events = {"checkpoint": [100, 200], "resume": [150], "roll-back": [120], "no evaluation": [7]}
+    chart.draw(view_of(columns_of(300), events=events))
+    assert legend_of(chart)[-3:] == ["checkpoint (2)", "resume (1)", "roll-back (1)"]
+    found = [line_of(chart.loss, kind) for kind in ("checkpoint", "resume", "roll-back")]
+    assert [list(line.get_xdata()) for line in found] == [[100, 200], [150], [120]]
+    assert len({(line.get_color(), line.get_marker()) for line in found}) == 3
+
+
+def test_where_documents_repeat_the_curve_is_not_called_held_out(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(300), events={"epoch": [40, 80]}))
+    assert chart.titles[chart.loss].get_text().endswith("documents repeat from step 40 on")
+    assert "epoch (2)" in legend_of(chart) and overlaps(chart) == []
+    chart.draw(view_of(columns_of(300)))
+    assert chart.titles[chart.loss].get_text().endswith("a held-out curve")
+
+
+def test_spikes_are_marked_on_the_gradient_norm(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(300), events={"spike": [50, 69], "skipped update": [69]}))
+    (marks,) = (line for line in chart.norm.lines if line.get_marker() == "v")
+    assert list(marks.get_xdata()) == [50, 69]
+    assert chart.titles[chart.norm].get_text() == "Gradient norm (▾ 2 spikes)"
+    chart.draw(view_of(columns_of(300), events={"spike": [50]}))
+    assert chart.titles[chart.norm].get_text() == "Gradient norm (▾ 1 spike)"
+    chart.draw(view_of(columns_of(300), events={}))
+    assert chart.titles[chart.norm].get_text() == "Gradient norm"
+
+
+def test_a_hairs_breadth_is_no_fall(chart: Chart) -> None:
+    columns = columns_of(2)
+    columns["loss"] = np.array([9.02, 9.0])
+    chart.draw(view_of(columns))
+    for axes in (chart.loss, chart.sources):
+        low, high = axes.get_ylim()
+        assert high - low >= 0.5 and low < 9.0 < 9.02 < high
+
+
+def test_letters_that_the_font_lacks_are_said_to_be_missing(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(20), sample=SAMPLE | {"output": "日本語 עברית مرحبا"}))
+    said = written_in(chart.latest)
+    assert "prompt  (�: not in this font)" in said and not set("日本語עברית مرحبا") - {" "} & set(said)
+    chart.draw(view_of(columns_of(20), sample=SAMPLE | {"output": "naïve \ufffd"}))  # the model's own
+    assert "not in this font" not in written_in(chart.latest)
+
+
+def test_a_document_that_stood_out_has_a_ring_a_number_and_its_words(chart: Chart) -> None:
+    columns = columns_of(500)
+    columns["loss"][[300, 302, 499]] = 9.5, 9.4, 9.3  # two so near that their numbers must give way
+    chart.draw(view_of(columns))
+    rings = [line for line in chart.loss.lines if line.get_markerfacecolor() == "none"]
+    assert sorted(int(line.get_xdata()[0]) for line in rings) == [300, 302, 499]
+    assert {"1", "2", "3"} <= {text.get_text() for text in chart.loss.texts}
+    words = written_in(chart.key)
+    assert "step 300: RedPajamaCommonCraw" in words and "“six words of it…”" in words
+    assert overlaps(chart) == []
+    chart.draw(view_of(columns_of(500), run={"config": {"warmup_steps": 1000, "num_steps": 10}}))
+    assert "after the warm-up (1,000 steps)" in written_in(chart.key)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_each_source_has_its_line_its_name_and_a_weight_by_its_share(dark: bool) -> None:
+    chart = Chart(dark=dark)
+    columns = columns_of(900, sources=7)
+    columns["source"][:600] = "RedPajamaCommonCraw0"
+    chart.draw(view_of(columns))
+    lines = chart.sources.lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == 7
+    assert len({line.get_color() for line in lines}) == 7
+    assert lines[0].get_linewidth() > 1.5 * max(line.get_linewidth() for line in lines[1:])
+    labels = sorted(text.split()[0] for text in written_in(chart.sources).split("\n"))
+    assert labels == [f"…maCommonCraw{number}" for number in range(7)]
+
+
+def test_a_sources_name_is_short_and_still_its_own() -> None:
+    pajamas = ["RedPajamaCommonCrawl", "RedPajamaC4", "RedPajamaStackExchange"]
+    assert shorten_names(pajamas) == ["CommonCrawl", "C4", "StackExchange"]
+    assert shorten_names(["a-very-long-name-of-one-source"]) == ["a-very-long-n…"]
+    assert shorten_names(["x", "y"]) == ["x", "y"]
+    ends = ["one-long-name-that-differs-1", "one-long-name-that-differs-2"]
+    assert shorten_names(ends) == ["…hat-differs-1", "…hat-differs-2"]
+    beside = ["abcdefghijklmnop1", "abcdefghijklmnop2", "other", "b"]
+    assert shorten_names(beside) == ["…efghijklmnop1", "…efghijklmnop2", "other", "b"]
+    both = [f"the-same-beginning-{middle}-and-the-same-end" for middle in "abc"] + ["z"]
+    assert len(set(shorten_names(both))) == 4 and max(map(len, shorten_names(both))) <= 14
+
+
+def test_many_documents_of_a_source_are_one_line_and_not_a_smear(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(200_000)))
+    for line in chart.sources.lines:
+        assert 90 <= len(line.get_xdata()) < 300 and line.get_xdata()[-1] > 199_900
+
+
+def test_of_many_sources_the_most_frequent_are_shown_and_the_rest_is_said(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(3000, sources=30)))
+    assert len(chart.sources.lines) == 7
+    assert chart.titles[chart.sources].get_text().startswith("7 of 30 sources (2")
+    chart.draw(view_of(columns_of(3000, sources=3)))
+    assert chart.titles[chart.sources].get_text() == "Loss by source, average of ~200"
+
+
+def test_accuracy_has_its_average_and_its_band(chart: Chart) -> None:
+    view = view_of(columns_of(700))
+    chart.draw(view)
+    assert len(chart.accuracy.lines) == len(chart.accuracy.collections) == 1
+    assert written_in(chart.accuracy) == f"average {100 * view.series.averages.accuracy.values()[-1]:.1f} %"
+
+
+def test_the_early_and_the_newest_documents_by_position(chart: Chart) -> None:
+    flat, falling = [np.full(255, 8.0)] * 200, [8 - np.log(np.arange(1.0, 256.0))] * 200
+    positions = [by_position(flat), by_position(falling)]
+    chart.draw(view_of(columns_of(1000), positions=positions))
+    early, late = chart.positions.lines
+    assert early.get_ydata() == pytest.approx(8.0) and late.get_ydata()[-1] < 3
+    assert written_in(chart.positions).split("\n") == ["last 200", "first 200"]
+    assert chart.positions.get_xscale() == "log"
+    chart.draw(view_of(columns_of(5)))
+    assert "from 10 documents on" in written_in(chart.positions)
+
+
+def test_the_strips_tell_rate_norm_speed_and_waiting(chart: Chart) -> None:
+    columns = columns_of(2000)
+    columns["gradient_norm"][1234] = 1e6
+    chart.draw(view_of(columns))
+    assert written_in(chart.rate) == "1.00e-03"
+    assert chart.norm.get_yscale() == "log"
+    assert (1234, 1e6) in {*zip(*chart.norm.lines[0].get_data(), strict=True)}
+    assert written_in(chart.speed).startswith("average 5,2")
+    assert written_in(chart.waiting) == "average 4.1 %"
+    assert chart.speed.get_xlim() == chart.loss.get_xlim() == chart.waiting.get_xlim()
+
+
+def test_one_prompt_at_its_moments_and_the_newest_generation_beside_the_document(chart: Chart) -> None:
+    moments = [MOMENTS[0] | {"output": "aaa"}, MOMENTS[3] | {"output": "bbb"}]
+    chart.draw(view_of(columns_of(500), moments=moments, sample=SAMPLE | {"reference": "truth"}))
+    said = written_in(chart.moments)
+    for words in ("def parse_header", "after 0 documents", "aaa", "after 2,400 documents", "bbb"):
+        assert words in said
+    said = written_in(chart.latest)
+    assert said.index("the model goes on") < said.index("return line") < said.index("truth")
+
+
+def test_a_failed_generation_is_said_and_nothing_stands_in_for_it(chart: Chart) -> None:
+    failed = SAMPLE | {"output": "", "error": "out of memory"}
+    chart.draw(view_of(columns_of(2), sample=failed, moments=[failed]))
+    assert "(failed: out of memory)" in written_in(chart.latest)
+    assert "(failed: out of memory)" in written_in(chart.moments)
+
+
+@pytest.mark.parametrize("part", ["prompt", "output", "reference", "error", "source", "note", "model", "words"])
+def test_hostile_text_is_only_text(chart: Chart, part: str) -> None:
+    columns = columns_of(100)
+    if part == "source":
+        columns["source"][:] = HOSTILE
+    shown: dict[str, Any] = {"sample": SAMPLE | {part: HOSTILE}, "moments": [one | {part: HOSTILE} for one in MOMENTS]}
+    if part == "words":
+        shown["stand_outs"] = [StandOut(step, 5.0, 1.0, HOSTILE, HOSTILE) for step in (60, 61, 62)]
+    chart.draw(view_of(columns, run={part: HOSTILE}, **shown))
+    if part != "model":  # a model's name is ours
+        assert overlaps(chart) == []
+
+
+def test_generated_dollars_are_shown_as_they_are(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(2), sample=SAMPLE | {"output": "costs $5 or $x_1$ \\alpha"}))
+    assert "costs $5 or $x_1$ \\alpha" in written_in(chart.latest)
+
+
+def test_the_title_names_count_data_model_and_time(chart: Chart) -> None:
+    columns = columns_of(250)
+    columns["seconds"][:] = 0.52
+    run = {"source": "DKYoon/SlimPajama-6B", "note": "", "config": {"num_steps": 4288}}
+    chart.draw(view_of(columns, run=run))
+    assert chart.title.get_text() == "250 documents trained · SlimPajama-6B · small 13.8 M · 2m 10s, 35m to go"
+    chart.draw(view_of(columns, run=run | {"ended": 1.0}))
+    assert chart.title.get_text().endswith("small 13.8 M · 2m 10s")
+    chart.draw(view_of(columns_of(1), run={"source": "data/*.jsonl", "note": "", "model": None}))
+    assert chart.title.get_text().startswith("1 document trained · data/*.jsonl · 0s")
+    chart.draw(view_of(columns, run={"note": "a long reason " * 40}))
+    assert chart.title.get_text().startswith("250 documents trained · python-library (a long reason")
+    assert "… · small 13.8 M · " in chart.title.get_text()
+
+
+def test_the_fallback_is_said(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(100)))
+    assert "python-library (SlimPajama out of reach (no network))" in chart.title.get_text()
+
+
+def test_the_verdict_tells_a_change_from_noise() -> None:
+    falling = verdict(view_of(columns_of(300)))
+    assert "the last half of the run" in falling and " lower than the half before" in falling
+    level = columns_of(2000)
+    level["loss"] = np.random.default_rng(0).normal(3, 1, 2000)
+    assert "no change beyond noise" in verdict(view_of(level))
+    rising = level | {"loss": level["loss"] + np.linspace(0, 3, 2000)}
+    assert " higher than the quarter before" in verdict(view_of(rising))
+    assert verdict(view_of(level)).endswith("2 spikes, 1 retry of the source")
+    twice = {"roll-back": [500, 500], "spike": [7, 7], "retry": [3] * 12}  # back to one checkpoint, and again
+    assert verdict(view_of(level, events=twice)).endswith("1 spike, 2 roll-backs, 12 retries of the source")
+    assert "worse than guessing (9.01)" in verdict(view_of(level | {"loss": level["loss"] + 20}))
+    assert "guessing" not in verdict(view_of(level))
+    waiting = level | {"seconds_waited": 0.6 * level["seconds"]}
+    assert verdict(view_of(waiting)).endswith("60% of the time waits for documents")
+    assert verdict(view_of(columns_of(1))) == "Too few documents to tell anything yet"
+
+
+def test_the_verdict_is_rarely_wrong_about_noise() -> None:
+    """Where nothing changes it says so 95 times in 100."""
+    random, wrong, columns = np.random.default_rng(0), 0, columns_of(1000)
+    for _ in range(200):
+        columns["loss"] = random.normal(3, 1, 1000)
+        wrong += "no change beyond noise" not in verdict(view_of(columns))
+    assert 2 <= wrong <= 20
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (45, "45s"), (130, "2m 10s"), (2100, "35m"), (11_100, "3h 05m"), (180_000, "2d 2h"), (59.7, "1m 00s")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_an_empty_run_says_that_it_waits(chart: Chart) -> None:
+    series = Series()
+    series.extend(columns_of(0))
+    chart.draw(View({"config": {}}, 0, series, 0))
+    assert "waiting for the first document" in written_in(chart.loss)
+    assert "no generation yet" in written_in(chart.latest)
+    assert overlaps(chart) == []
+
+
+def test_a_run_without_a_finite_number_is_drawn(chart: Chart) -> None:
+    columns = columns_of(50)
+    for name in ("loss", "accuracy", "gradient_norm", "throughput", "seconds"):
+        columns[name][:] = np.nan
+    chart.draw(view_of(columns, evaluations=[], stand_outs=[], positions=[]))
+    assert "no finite loss yet" in written_in(chart.loss)
+    assert "50 not finite, first at step 0" in legend_of(chart)
+    assert overlaps(chart) == []
+
+
+def test_the_same_chart_does_not_depend_on_what_was_drawn_before(chart: Chart) -> None:
+    chart.draw(view_of(columns_of(3000, 7, ugly=True), evaluations=evaluations_of([2999])))
+    again = chart.draw(view_of(columns_of(100)))
+    assert again == Chart().draw(view_of(columns_of(100)))
+
+
+def test_the_users_settings_are_neither_used_nor_changed(chart: Chart) -> None:
+    plain = chart.draw(view_of(columns_of(100)))
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "black"}):
+        assert chart.draw(view_of(columns_of(100))) == plain
+        assert Chart().draw(view_of(columns_of(100))) == plain
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_dark_is_light_on_dark() -> None:
+    pixels = []
+    for dark in (False, True):
+        with Image.open(io.BytesIO(Chart((800, 500), dark=dark).draw(view_of(columns_of(300))))) as picture:
+            pixels.append(np.asarray(picture.convert("L")).mean())
+    assert pixels[0] > 230 and pixels[1] < 60
+
+
+def differences(picture: bytes, reference: Path) -> tuple[float, float]:
+    """Mean difference of two pictures' pixels (0...255), and the share of pixels that differ by more than a tenth."""
+    with Image.open(io.BytesIO(picture)) as ours, Image.open(reference) as theirs:
+        assert ours.size == theirs.size
+        found = np.asarray(ImageChops.difference(ours.convert("RGB"), theirs.convert("RGB"))).max(axis=2)
+    return float(found.mean()), float((found > 25).mean())
+
+
+CASES = {
+    "smooth": (view_of(columns_of(3000), evaluations=evaluations_of(range(499, 3000, 500))), False),
+    "ugly_dark": (view_of(columns_of(40_000, 7, ugly=True)), True),
+    "few": (view_of(columns_of(12)), False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pictures_look_as_they_did(name: str) -> None:
+    """`python -m tests.viz.charts.test_figure` makes the references anew: look at them before you keep them."""
+    view, dark = CASES[name]
+    mean, share = differences(Chart((800, 500), dark=dark).draw(view), PICTURES / f"{name}.png")
+    assert mean < 0.15 and share < 0.002
+
+
+def test_the_comparison_of_pictures_can_fail() -> None:
+    columns = columns_of(3000)
+    columns["loss"] = columns["loss"] + 0.5  # half a nat, and nothing else
+    mean, share = differences(Chart((800, 500)).draw(view_of(columns)), PICTURES / "smooth.png")
+    assert mean > 0.3 and share > 0.004
+
+
+if __name__ == "__main__":
+    PICTURES.mkdir(exist_ok=True)
+    for name, (view, dark) in CASES.items():
+        (PICTURES / f"{name}.png").write_bytes(Chart((800, 500), dark=dark).draw(view))

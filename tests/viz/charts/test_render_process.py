@@ -1,0 +1,372 @@
+"""The drawing process is killed, stopped and broken here, and the run goes back under it: training is untouched."""
+
+import json
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.viz.test_visualizer import FILES, events_of, names_in, wait_for, worker_of, worker_of_after_a_chart
+from viz.record.writer import StoreReader
+from viz.visualizer import TrainingVisualizer
+
+Metrics = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).parents[3]
+
+
+def pictures_in(folder: Path) -> list[int]:
+    return sorted(int(name[14:20]) for name in names_in(folder) if name.startswith("training_step_"))
+
+
+def history_of(folder: Path) -> dict[str, list[Any]]:
+    history: dict[str, list[Any]] = json.loads((folder / "metrics_history.json").read_bytes())
+    return history
+
+
+def is_gone(process: int) -> bool:
+    return not Path(f"/proc/{process}").exists()
+
+
+def train(viz: TrainingVisualizer, metrics: Metrics, steps: range, every: int, **changed: Any) -> float:
+    """Record steps as a trainer does, a chart `every` so many; returns the longest that a call took, in seconds."""
+    longest = 0.0
+    for step in steps:
+        row = metrics(step, **changed)
+        began = time.monotonic()
+        viz.update(row)
+        if (step + 1) % every == 0:
+            viz.generate_charts(step + 1)
+            viz.save_metrics_json()
+        longest = max(longest, time.monotonic() - began)
+        time.sleep(0.002)
+    return longest
+
+
+def test_a_process_that_hangs_is_replaced_and_that_is_said(
+    tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=said.append)
+    stopped = worker_of_after_a_chart(viz, metrics)
+    monkeypatch.setattr("viz.charts.render_process.ANSWER_SECONDS", 2.0)
+    os.kill(stopped, signal.SIGSTOP)
+    longest = train(viz, metrics, range(1, 20), every=10)
+    viz.flush()
+    wait_for(lambda: said)
+    monkeypatch.setattr(
+        "viz.charts.render_process.ANSWER_SECONDS", 60.0
+    )  # the fresh one starts on a machine that others use
+    wait_for(lambda: (tmp_path / "training_step_000020.png").exists(), 60)
+    assert longest < 0.5
+    assert is_gone(stopped)
+    viz.close()
+    (line,) = said
+    assert "hung (no answer while drawing training_step_0000" in line
+    assert "started again" in line
+    assert events_of(tmp_path) == ["drawing_restarted"]
+    assert pictures_in(tmp_path) == [1, 10, 20]
+
+
+@pytest.mark.parametrize("when", ["in the middle", "just before the end"])
+def test_a_process_that_hangs_does_not_cost_the_last_chart(
+    tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    monkeypatch.setattr("viz.charts.render_process.LAST_ANSWER_SECONDS", 2.0)
+    said: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=said.append)
+    stopped = worker_of_after_a_chart(viz, metrics)
+    if when == "in the middle":
+        os.kill(stopped, signal.SIGSTOP)
+    longest = train(viz, metrics, range(1, 30), every=10)
+    viz.flush()
+    if when == "just before the end":
+        wait_for(lambda: (tmp_path / "training_step_000030.png").exists())
+        os.kill(stopped, signal.SIGSTOP)
+        viz.update(metrics(30))
+    began = time.monotonic()
+    viz.close()
+    assert 1.5 < time.monotonic() - began < 30
+    assert longest < 0.5
+    assert len(said) == 1
+    assert "hung" in said[0]
+    assert is_gone(stopped)
+    last = 30 if when == "in the middle" else 31
+    assert pictures_in(tmp_path)[-1] == last
+    assert (tmp_path / "training_latest.png").read_bytes() == (tmp_path / f"training_step_{last:06d}.png").read_bytes()
+    assert history_of(tmp_path)["steps"] == list(range(last))
+    assert names_in(tmp_path) >= FILES
+
+
+def test_processes_that_all_hang_hold_up_the_end_for_a_known_time_only(
+    tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("ANSWER_SECONDS", 1.0), ("LAST_ANSWER_SECONDS", 1.0), ("CLOSE_SECONDS", 5.0)):
+        monkeypatch.setattr(f"viz.charts.render_process.{name}", seconds)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    said: list[str] = []
+    viz = TrainingVisualizer(tmp_path / "viz", say=said.append)
+    assert train(viz, metrics, range(30), every=10) < 0.5
+    worker = worker_of(viz)
+    began = time.monotonic()
+    viz.close()
+    assert time.monotonic() - began < 5 + 3
+    assert is_gone(worker)
+    assert "python -m viz chart" in said[-1]
+    assert len(said) <= 3
+    with StoreReader(tmp_path / "viz" / "run.db") as store:
+        assert len(store.columns()["steps"]) == 30
+
+
+def test_a_process_killed_while_idle_and_just_before_the_end(tmp_path: Path, metrics: Metrics) -> None:
+    said: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=said.append)
+    killed = worker_of_after_a_chart(viz, metrics)
+    train(viz, metrics, range(1, 15), every=100)
+    os.kill(killed, signal.SIGKILL)
+    viz.close()
+    assert len(said) == 1
+    assert pictures_in(tmp_path) == [1, 15]
+    assert history_of(tmp_path)["steps"] == list(range(15))
+
+
+def test_a_trainer_that_was_stopped_itself_takes_the_answer_that_lies_there(tmp_path: Path) -> None:
+    run = (
+        "import sys, time, viz.charts.render_process; from viz.visualizer import TrainingVisualizer\n"
+        "viz.charts.render_process.ANSWER_SECONDS = 4.0\n"
+        "v = TrainingVisualizer(sys.argv[1]); v.update({'step': 0, 'loss': 1.0}); v.generate_charts(1); v.flush()\n"
+        "while not v._drawing._process: time.sleep(0.01)\n"
+        "time.sleep(0.2); print('asked', flush=True); sys.stdin.readline(); v.close()\n"
+    )
+    command = [sys.executable, "-c", run, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trainer:
+        try:
+            assert trainer.stdout is not None
+            assert trainer.stdout.readline() == "asked\n"
+            trainer.send_signal(signal.SIGSTOP)  # Ctrl-Z: the drawing process is of another session and goes on
+            wait_for((tmp_path / "training_latest.png").exists, 60)
+            time.sleep(4.5)
+            trainer.send_signal(signal.SIGCONT)
+            said = trainer.communicate("\n", timeout=60)[0]
+        finally:
+            trainer.kill()
+    assert "hung" not in said
+    assert events_of(tmp_path) == []
+
+
+def test_a_corrupt_row_costs_its_charts_only(tmp_path: Path, metrics: Metrics) -> None:
+    said: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=said.append)
+    worker_of_after_a_chart(viz, metrics)
+    viz.update(metrics(1))
+    viz.flush()
+    spoil(tmp_path, "UPDATE steps SET loss = 'spoiled' WHERE step = 1")
+    longest = train(viz, metrics, range(2, 30), every=10)
+    viz.flush()
+    wait_for(lambda: said)
+    assert longest < 0.5
+    spoil(tmp_path, "UPDATE steps SET loss = 2.5 WHERE step = 1")
+    viz.close()
+    (line,) = said
+    assert "Drawing training_step_000010.png failed: ValueError" in line
+    assert events_of(tmp_path) == ["drawing_failed"]
+    assert pictures_in(tmp_path)[-1] == 30
+    assert history_of(tmp_path)["loss"][1] == 2.5
+
+
+def spoil(folder: Path, sql: str) -> None:
+    database = sqlite3.connect(folder / "run.db", timeout=60)
+    database.execute(sql)
+    database.commit()
+    database.close()
+
+
+def test_a_disk_without_room_for_pictures_costs_the_pictures_only(tmp_path: Path, metrics: Metrics) -> None:
+    said: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=said.append)
+    worker = worker_of_after_a_chart(viz, metrics)
+    before = (tmp_path / "training_latest.png").read_bytes()
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+    longest = train(viz, metrics, range(1, 30), every=10)
+    viz.flush()
+    wait_for(lambda: said)
+    assert longest < 0.5
+    assert (tmp_path / "training_latest.png").read_bytes() == before
+    wait_for(lambda: not [name for name in names_in(tmp_path) if name.endswith(".part")])  # JSON may be on its way
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    viz.close()
+    (line,) = said
+    assert "Drawing training_step_000010.png failed: OSError" in line
+    assert pictures_in(tmp_path)[-1] == 30
+    assert len(history_of(tmp_path)["steps"]) == 30
+
+
+def test_names_that_are_taken_by_folders_cost_those_pictures_only(tmp_path: Path, metrics: Metrics) -> None:
+    said: list[str] = []
+    for step in (10, 20):
+        (tmp_path / f"training_step_{step:06d}.png").mkdir()
+    viz = TrainingVisualizer(tmp_path, say=said.append)
+    train(viz, metrics, range(30), every=10)
+    viz.close()
+    assert len(said) == 1
+    assert pictures_in(tmp_path) == [10, 20, 30]
+    assert (tmp_path / "training_latest.png").read_bytes() == (tmp_path / "training_step_000030.png").read_bytes()
+    assert not [name for name in names_in(tmp_path) if name.endswith(".part")]
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path, metrics: Metrics) -> None:
+    viz = TrainingVisualizer(tmp_path)
+    viz.update(metrics(0))
+    viz.close()
+    leave = (
+        "import os, sys; from pathlib import Path; from viz.record.files import replace_file\n"
+        "def pieces():\n"
+        "    yield bytes(100_000); print(os.getpid(), flush=True); sys.stdin.readline(); yield b'end'\n"
+        "replace_file(Path(sys.argv[1]), pieces())"
+    )
+    for name in ("training_step_000050.png", "metrics_history.json"):
+        command = [sys.executable, "-c", leave, str(tmp_path / name)]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as dead:
+            assert dead.stdout is not None
+            dead.stdout.readline()
+            dead.kill()
+    assert len([name for name in names_in(tmp_path) if name.endswith(".part")]) == 2
+    others = {f".notes.txt.{dead.pid}.part", f".training_step_000050.png.{dead.pid}.part.txt", "training.part"}
+    for name in others:
+        (tmp_path / name).write_text("a user's own")
+    # Another run's process, or `python -m viz chart`, is just writing: it lives.
+    command = [sys.executable, "-c", leave, str(tmp_path / "training_step_000099.png")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alive:
+        assert alive.stdout is not None
+        alive.stdout.readline()
+        TrainingVisualizer(tmp_path, resume_from=1).close()
+        left = {name for name in names_in(tmp_path) if ".part" in name}
+        assert left == others | {f".training_step_000099.png.{alive.pid}.part"}
+        alive.communicate("\n", timeout=20)
+    assert (tmp_path / "training_step_000099.png").stat().st_size == 100_003
+
+
+def test_a_rewind_in_the_middle_with_charts_in_flight(tmp_path: Path, metrics: Metrics) -> None:
+    said: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=said.append)
+    worker = worker_of_after_a_chart(viz, metrics)
+    train(viz, metrics, range(1, 35), every=10)
+    viz.flush()
+    wait_for(lambda: (tmp_path / "training_step_000030.png").exists())
+    wait_for(lambda: (tmp_path / "metrics_history.json").exists() or not viz._drawing._commands)
+    os.kill(worker, signal.SIGSTOP)
+    train(viz, metrics, range(35, 80), every=5)  # 35 or 40 is in flight, the others and an export wait
+    viz.record_evaluation(79, [{"split": "held_out", "loss": 3.0}, {"split": "held_out", "source": "a", "loss": 3.0}])
+    viz.record_evaluation(31, [{"split": "held_out", "loss": 3.5}])
+    viz.flush()
+    began = time.monotonic()
+    viz.rewind(32)
+    assert time.monotonic() - began < 2  # though the process stands still
+    viz.record_event(32, "rollback", "to step 32")
+    train(viz, metrics, range(32, 45), every=10, loss=77.0)
+    viz.save_metrics_json()
+    viz.flush()
+    os.kill(worker, signal.SIGCONT)
+    wait_for(lambda: (tmp_path / "training_step_000040.png").exists() and not viz._drawing._commands, 60)
+    time.sleep(0.2)
+    assert pictures_in(tmp_path) == [1, 10, 20, 30, 40]
+    latest = (tmp_path / "training_latest.png").read_bytes()
+    assert latest == (tmp_path / "training_step_000040.png").read_bytes()
+    viz.close()
+    assert pictures_in(tmp_path) == [1, 10, 20, 30, 40, 45]
+    history = history_of(tmp_path)
+    assert history["steps"] == list(range(45))
+    assert [loss == 77 for loss in history["loss"]] == [False] * 32 + [True] * 13
+    assert json.loads((tmp_path / "run.json").read_bytes())["json_through_step"] == 44
+    assert said == []
+    assert [kind for kind in events_of(tmp_path) if kind != "chart_dropped"] == ["rollback"]
+    database = sqlite3.connect(tmp_path / "run.db")
+    assert database.execute("SELECT step FROM evaluations").fetchall() == [(31,)]
+    database.close()
+
+
+def test_the_export_after_a_rewind_holds_no_forgotten_row(tmp_path: Path, metrics: Metrics) -> None:
+    viz = TrainingVisualizer(tmp_path)
+    worker = worker_of_after_a_chart(viz, metrics)
+    train(viz, metrics, range(1, 40), every=100)
+    viz._drawing.ask({"export": True, "force": True})
+    viz.generate_charts(39)
+    wait_for(lambda: viz._drawing._drawn == 39)  # the export is made, and every answer was read
+    os.kill(worker, signal.SIGSTOP)
+    viz.generate_charts(39)
+    viz.flush()
+    wait_for(lambda: not viz._drawing._commands)
+    viz._drawing.ask({"export": True, "force": True})  # it waits, and would be made of what the process remembers
+    viz.rewind(20)
+    train(viz, metrics, range(20, 30), every=100, loss=77.0)
+    viz.flush()
+    (tmp_path / "run.json").unlink()
+    os.kill(worker, signal.SIGCONT)
+    wait_for(lambda: (tmp_path / "run.json").exists())
+    assert history_of(tmp_path)["loss"][20:] == [77.0] * 10
+    viz.close()
+
+
+def test_a_rewind_reaches_a_process_that_comes_later(tmp_path: Path, metrics: Metrics) -> None:
+    said: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=said.append)
+    for first in (0, 20):  # it dies twice, and is given up
+        train(viz, metrics, range(first, first + 20), every=20)
+        wait_for((tmp_path / f"training_step_{first + 20:06d}.png").exists, 60)
+        os.kill(worker_of(viz), signal.SIGKILL)
+    viz.generate_charts(40)
+    wait_for(lambda: len(said) == 2)
+    viz.rewind(25)
+    train(viz, metrics, range(25, 30), every=5, loss=77.0)
+    viz.close()
+    assert pictures_in(tmp_path) == [20, 30]
+    assert (tmp_path / "training_latest.png").read_bytes() == (tmp_path / "training_step_000030.png").read_bytes()
+    assert history_of(tmp_path)["loss"][25:] == [77.0] * 5
+
+
+JUMP = """
+import itertools, time
+clock = itertools.cycle([1e9, 2e9, 0.0, 1.7e9, 5.0])
+time.time = lambda: next(clock)
+"""
+
+
+def test_a_clock_that_jumps_changes_stored_times_only(
+    tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(JUMP)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))  # the drawing process
+    clock: dict[str, Any] = {}
+    exec(JUMP.replace("time.time = ", "jumping = "), clock)  # noqa: S102 - the same clock here
+    monkeypatch.setattr(time, "time", clock["jumping"])
+    said: list[str] = []
+    folder = tmp_path / "viz"
+    viz = TrainingVisualizer(folder, say=said.append)
+    began = time.monotonic()
+    train(viz, metrics, range(40), every=10)
+    for step in range(10):
+        viz.record_event(step, "checkpoint", str(step))
+    viz.flush()
+    viz.rewind(35)
+    train(viz, metrics, range(35, 40), every=10)
+    viz.close()
+    assert time.monotonic() - began < 60
+    assert said == []
+    with StoreReader(folder / "run.db") as store:
+        assert [event["detail"] for event in store.events()] == [str(step) for step in range(10)]
+        assert len({event["time"] for event in store.events()}) > 3  # it did jump
+    assert history_of(folder)["steps"] == list(range(40))
+    assert pictures_in(folder)[-1] == 40
+    run = json.loads((folder / "run.json").read_bytes())
+    assert run["started"] is not None
+    assert run["ended"] is not None

@@ -1,0 +1,394 @@
+"""A run followed from before its first row to after its end; whoever follows it leaves no trace."""
+
+import fcntl
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.viz.views.test_token_text import JSON, MODELS
+from viz.page import live_run
+from viz.page.live_run import MOST_WINDOWS, LiveRun, NoRun
+from viz.record.schema import rows_of
+from viz.record.writer import StoreReader, StoreWriter
+from viz.stats.running_averages import Averages
+
+Metrics = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `refresh` reads: a test doesn't wait a quarter of a second for it."""
+    monkeypatch.setattr(live_run, "FRESH_SECONDS", -1.0)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """As `trainer/run/folders.py` holds it while a run lives."""
+    with (folder / ".run.lock").open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def add(writer: StoreWriter, metrics: Metrics, steps: range, **changed: Any) -> None:
+    for step in steps:
+        writer.add_rows(rows_of(metrics(step, **changed)))
+    writer.flush()
+
+
+def look(live: LiveRun) -> None:
+    with live.reading():
+        pass
+
+
+def steps_of(live: LiveRun) -> list[int]:
+    look(live)
+    found: list[int] = live.series["steps"].tolist()
+    return found
+
+
+def state_without_run(live: LiveRun) -> str:
+    with pytest.raises(NoRun) as caught:
+        look(live)
+    assert "\n" not in str(caught.value)
+    return caught.value.state
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Of every file: when it was changed, its size and its content; of every folder when."""
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            path.stat().st_size,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in [folder, *sorted(folder.rglob("*"))]
+    }
+
+
+def test_a_run_from_before_it_is_there_to_after_its_end(tmp_path: Path, metrics: Metrics) -> None:
+    record = tmp_path / "out" / "training_viz"
+    live = LiveRun(tmp_path / "out")
+    assert state_without_run(live) == "waiting"
+    record.mkdir(parents=True)
+    assert state_without_run(live) == "waiting"
+    with lock(record):
+        writer = StoreWriter(record / "run.db", {"run_id": "r1"})
+        assert steps_of(live) == [] and live.state == "running" and live.record == record
+        edition = live.edition
+        add(writer, metrics, range(1))
+        assert steps_of(live) == [0]
+        add(writer, metrics, range(1, 7))
+        assert steps_of(live) == list(range(7)) and live.state == "running"
+        writer.update_run(ended=time.time(), outcome="done")
+        writer.close()
+    look(live)
+    assert live.state == "ended" and live.run["outcome"] == "done" and live.edition == edition
+
+
+def test_a_run_whose_process_is_gone_without_an_end_has_stopped(tmp_path: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {})
+    with lock(tmp_path):
+        add(writer, metrics, range(3))
+        assert steps_of(live := LiveRun(tmp_path)) == [0, 1, 2] and live.state == "running"
+    assert steps_of(live) == [0, 1, 2] and live.state == "stopped"
+    writer.close()
+
+
+def test_what_was_read_a_moment_ago_is_not_read_again(
+    tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_run, "FRESH_SECONDS", 0.3)
+    writer = StoreWriter(tmp_path / "run.db", {})
+    live = LiveRun(tmp_path)
+    assert steps_of(live) == []
+    add(writer, metrics, range(2))
+    assert steps_of(live) == []
+    time.sleep(0.35)
+    assert steps_of(live) == [0, 1]
+    writer.close()
+
+
+def test_another_run_in_the_same_folder_is_another_edition(tmp_path: Path, metrics: Metrics) -> None:
+    """As the trainer does it: the earlier one moves to `earlier/`, the new one begins in its place."""
+    first = StoreWriter(tmp_path / "run.db", {"run_id": "first"})
+    live = LiveRun(tmp_path)
+    add(first, metrics, range(8), loss=2.0)
+    first.close()
+    assert steps_of(live) == list(range(8))
+    edition = live.edition
+    (tmp_path / "earlier" / "first").mkdir(parents=True)
+    shutil.move(tmp_path / "run.db", tmp_path / "earlier" / "first" / "run.db")
+    second = StoreWriter(tmp_path / "run.db", {"run_id": "second"})
+    add(second, metrics, range(3), loss=5.0)
+    assert steps_of(live) == [0, 1, 2]
+    assert live.edition > edition and live.run["run_id"] == "second"
+    assert live.series["loss"].tolist() == [5.0] * 3
+    assert live.averages(7).loss.values().tolist() == pytest.approx([5.0] * 3)
+    second.close()
+
+
+def test_a_run_that_goes_back_is_read_anew(tmp_path: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {})
+    add(writer, metrics, range(30), loss=2.0)
+    live = LiveRun(tmp_path)
+    assert steps_of(live) == list(range(30))
+    edition, averages = live.edition, live.averages(5)
+    writer.rewind(10)
+    writer.add("events", {"time": 0.0, "step": 10, "kind": "roll-back", "detail": "to step 10"})
+    add(writer, metrics, range(10, 50), loss=3.0)
+    assert steps_of(live) == list(range(50))
+    assert live.series["loss"].tolist() == [2.0] * 10 + [3.0] * 40
+    assert live.edition > edition
+    assert live.averages(5) is not averages
+    np.testing.assert_array_equal(live.averages(5).loss.values(), averages_at_once(tmp_path, 5).loss.values())
+    edition = live.edition
+    writer.add("events", {"time": 0.0, "step": 50, "kind": "checkpoint", "detail": ""})
+    add(writer, metrics, range(50, 51), loss=3.0)
+    assert steps_of(live) == list(range(51)) and live.edition == edition  # going on is no other edition
+    writer.close()
+
+
+def test_control_without_the_event_the_forgotten_rows_would_stay(tmp_path: Path, metrics: Metrics) -> None:
+    """Rows that were made again can't be told from those that were read: it is the event that tells."""
+    writer = StoreWriter(tmp_path / "run.db", {})
+    add(writer, metrics, range(8), loss=2.0)
+    live = LiveRun(tmp_path)
+    steps_of(live)
+    writer.rewind(4)
+    add(writer, metrics, range(4, 10), loss=3.0)
+    assert steps_of(live) == list(range(10)) and live.series["loss"].tolist() == [2.0] * 8 + [3.0] * 2
+    writer.add("events", {"time": 0.0, "step": 4, "kind": "resume", "detail": ""})
+    writer.flush()
+    steps_of(live)
+    assert live.series["loss"].tolist() == [2.0] * 4 + [3.0] * 6
+    writer.close()
+
+
+def test_a_store_that_is_deleted_is_gone_until_there_is_one_again(filled: Path, metrics: Metrics) -> None:
+    live = LiveRun(filled)
+    assert len(steps_of(live)) == 20
+    edition = live.edition
+    (filled / "run.db").unlink()
+    assert state_without_run(live) == "gone"
+    assert state_without_run(live) == "gone"
+    assert not live.series.size
+    writer = StoreWriter(filled / "run.db", {"run_id": "r2"})
+    add(writer, metrics, range(4))
+    writer.close()
+    assert steps_of(live) == [0, 1, 2, 3] and live.run["run_id"] == "r2"
+    assert live.edition > edition
+
+
+def newer_version(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+
+
+def no_row_of_the_run(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("DELETE FROM run")
+    database.close()
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE t (x)")
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b"no database" * 1000),
+        lambda path: path.write_bytes(path.read_bytes()[:5000]),
+        newer_version,
+        no_row_of_the_run,
+        foreign,
+    ],
+    ids=["text", "cut", "newer", "no row", "foreign"],
+)
+def test_a_file_that_cant_be_read_is_said_so_in_one_line(filled: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(filled / "run.db")
+    live = LiveRun(filled)
+    assert state_without_run(live) == "unreadable"
+    assert state_without_run(live) == "unreadable"
+
+
+def test_a_store_that_is_only_being_made_is_waited_for(tmp_path: Path) -> None:
+    """Between `connect` and the commit of its tables the file is there and holds none (`reader.is_blank`)."""
+    (tmp_path / "run.db").touch()
+    live = LiveRun(tmp_path)
+    assert state_without_run(live) == "waiting"
+
+
+def test_a_store_that_is_damaged_while_it_is_followed_is_said_and_comes_back(filled: Path) -> None:
+    live = LiveRun(filled)
+    steps_of(live)
+    whole = (filled / "run.db").read_bytes()
+    (filled / "run.db").write_bytes(b"x" * len(whole))
+    assert state_without_run(live) == "unreadable"
+    (filled / "run.db").write_bytes(whole)
+    assert steps_of(live) == list(range(20))
+
+
+def test_nothing_is_written_into_the_folder_of_an_ended_run(filled: Path) -> None:
+    (filled / "training_step_000020.png").write_bytes(b"a picture")
+    before = listing(filled)
+    live = LiveRun(filled)
+    for _ in range(3):
+        steps_of(live)
+        live.averages(33)
+        assert live.state == "stopped" and live.speller is None
+    assert listing(filled) == before
+
+
+def test_nothing_is_written_into_the_folder_of_a_running_one(tmp_path: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {})
+    add(writer, metrics, range(30))
+    writer.close()
+    with lock(tmp_path):
+        writer = StoreWriter(tmp_path / "run.db", {}, resume=True)
+        add(writer, metrics, range(30, 50))
+        before = listing(tmp_path)
+        live = LiveRun(tmp_path)
+        assert steps_of(live) == list(range(50)) and live.state == "running"
+        after = listing(tmp_path)
+        # The log's index is memory shared by all who have the store open, of which each reader has a word.
+        assert {name for name in before if before[name] != after[name]} <= {"run.db-shm"}
+        assert before.keys() == after.keys()
+        writer.close()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from viz.record.writer import StoreWriter
+writer = StoreWriter(Path(sys.argv[1]) / "run.db", {"run_id": "killed"})
+for step in range(7):
+    writer.add("steps", {"step": step, "rank": 0, "loss": 1.0})
+writer.flush()
+os._exit(9)
+"""
+
+
+def test_the_log_of_a_killed_run_is_read_and_left(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert (tmp_path / "run.db-wal").stat().st_size > 0
+    before = listing(tmp_path)
+    live = LiveRun(tmp_path)
+    assert steps_of(live) == list(range(7)) and live.state == "stopped"
+    after = listing(tmp_path)
+    for name in ("run.db", "run.db-wal"):
+        assert after[name] == before[name]
+    assert after.keys() == before.keys()
+
+
+def test_a_copy_that_may_only_be_read(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    copy = tmp_path_factory.mktemp("copy") / "record"
+    shutil.copytree(filled, copy)
+    for path in (copy / "run.db", copy):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        live = LiveRun(copy)
+        assert steps_of(live) == list(range(20)) and live.state == "stopped"
+        assert [path.name for path in copy.iterdir()] == ["run.db"]
+    finally:
+        copy.chmod(0o755)
+
+
+def averages_at_once(folder: Path, window: int) -> Averages:
+    made = Averages(window)
+    with StoreReader(folder / "run.db") as store:
+        made.extend(store.columns())
+    return made
+
+
+def test_averages_of_any_window_grow_with_the_run_as_if_made_at_once(tmp_path: Path, metrics: Metrics) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {})
+    live = LiveRun(tmp_path)
+    begin = 0
+    for count in (3, 1, 40, 7, 200):  # other windows are asked for when some rows are there already
+        for step in range(begin, begin + count):
+            broken = {"loss": float("nan")} if step % 9 == 8 else {}
+            writer.add_rows(rows_of(metrics(step, **broken)))
+        begin += count
+        writer.flush()
+        look(live)
+        for window in (1, 10, 200, 1000):
+            live.averages(window)
+    for window in (1, 10, 200, 1000):
+        found, expected = live.averages(window), averages_at_once(tmp_path, window)
+        for name in ("loss", "loss_error", "accuracy", "gradient_norm", "tokens_per_second", "waited_share"):
+            np.testing.assert_allclose(
+                getattr(found, name).values(), getattr(expected, name).values(), rtol=1e-9, atol=1e-12, err_msg=name
+            )
+    assert live.averages(200) is live.series.averages
+    writer.close()
+
+
+def test_a_slider_that_goes_through_many_windows_keeps_few(filled: Path) -> None:
+    live = LiveRun(filled)
+    look(live)
+    first = live.averages(3)
+    assert live.averages(3) is first
+    for window in range(10, 10 + MOST_WINDOWS):
+        live.averages(window)
+    assert live.averages(3) is not first
+    np.testing.assert_array_equal(live.averages(3).loss.values(), first.loss.values())
+
+
+def test_the_speller_is_that_of_the_run_that_is_there_now(tmp_path: Path) -> None:
+    live, spelled = LiveRun(tmp_path), []
+    for tokenizer in (JSON, MODELS["ours"], None):
+        (tmp_path / "run.db").unlink(missing_ok=True)
+        StoreWriter(tmp_path / "run.db", {"tokenizer": tokenizer}).close()
+        look(live)
+        spelled.append(None if live.speller is None else live.speller.text([87]))
+    assert spelled[0] == "x" and spelled[1] not in ("x", None) and spelled[2] is None
+
+
+def test_a_run_that_ends_while_its_page_is_open_leaves_one_file(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {})
+    for step in range(50):
+        writer.add("steps", {"step": step, "rank": 0, "loss": 2.0})
+    writer.flush()
+    live, ended = LiveRun(tmp_path), threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            look(live)
+
+    pages = [threading.Thread(target=ask) for _ in range(4)]
+    for page in pages:
+        page.start()
+    time.sleep(0.3)
+    writer.close()
+    ended.set()
+    for page in pages:
+        page.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.db"]
+    assert len(steps_of(live)) == 50
+
+
+def test_control_a_reader_that_stays_keeps_the_log_and_no_row_in_it(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path / "run.db", {})
+    writer.add("steps", {"step": 0, "rank": 0, "loss": 2.0})
+    writer.flush()
+    with StoreReader(tmp_path / "run.db"):
+        writer.close()
+        assert (tmp_path / "run.db-wal").exists()
+        (tmp_path / "copy").mkdir()
+        shutil.copy(tmp_path / "run.db", tmp_path / "copy" / "run.db")  # alone, as somebody does who takes it along
+    assert steps_of(LiveRun(tmp_path / "copy")) == [0]

@@ -1,0 +1,161 @@
+"""A million documents, one of them odd: it is seen where all of them are shown, and opened with the mouse."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.viz import browser
+from tests.viz.browser import Visit, drawn, points_of, served, shown_range, text_of, told, until
+from tests.viz.views.test_token_text import MODELS
+from viz.charts.style import LIGHT
+from viz.record import schema
+
+chromium, visit = browser.chromium, browser.visit
+
+STEPS, SPIKE = 1_000_000, 617_283
+
+# The loss of most documents lies between 3 and 5; 7919 has no factor in common with 2001.
+FILL = f"""
+WITH RECURSIVE numbers (step) AS (SELECT :first UNION ALL SELECT step + 1 FROM numbers WHERE step + 1 < :below)
+INSERT INTO steps (step, rank, loss, accuracy, throughput, learning_rate, gradient_norm, tokens, bytes, seconds,
+  seconds_waited, unigram_entropy)
+SELECT step, 0, CASE step WHEN {SPIKE} THEN 15.5 ELSE 3 + (step * 7919 % 2001) / 1000.0 END,
+  0.3 + (step * 31 % 101) / 1000.0, 5000 + step * 17 % 301, 0.001, 1 + (step * 13 % 97) / 100.0, 255, 1000, 0.05,
+  0.001, 6
+FROM numbers
+"""
+
+
+def fill(database: sqlite3.Connection, first: int, below: int) -> None:
+    database.execute("BEGIN")
+    database.execute(FILL, {"first": first, "below": below})
+    database.execute("COMMIT")
+
+
+def open_store(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(folder / "run.db", isolation_level=None)
+
+
+@pytest.fixture(scope="module")
+def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A record of a million steps, of which a few documents are kept, in a second: SQLite makes its numbers itself."""
+    folder = tmp_path_factory.mktemp("million")
+    about = {
+        "run_id": "big", "config": {"num_steps": 2 * STEPS, "warmup_steps": 1000}, "model": "small 13.8 M",
+        "tokenizer": MODELS["ours"], "vocab_size": 340, "ended": 1.8e9, "outcome": "done",
+    }  # fmt: skip
+    with closing(open_store(folder)) as database:
+        database.execute("PRAGMA synchronous = OFF")
+        statements = [*schema.create_statements(), schema.insert_statement("run", schema.make_row("run", about))]
+        for step in (SPIKE - 1, SPIKE, SPIKE + 1):
+            statements += [
+                schema.insert_statement(table, row) for table, row in told(step, source="") if table == "documents"
+            ]
+        for statement in statements:
+            database.execute(*statement)
+        fill(database, 0, STEPS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(million: Path) -> Iterator[str]:
+    with served(million) as found:
+        yield found
+
+
+def at_the_edge(page: Page) -> dict[str, float]:
+    """The mark of the spike at the upper edge of the lane."""
+    (mark,) = [point for point in points_of(page, SPIKE) if point["symbol"] == "triangle-up"]
+    assert mark["colour"] == LIGHT.bad and mark["value"] == "15.500"
+    assert mark["y"] == pytest.approx(mark["top"], abs=1)
+    return mark
+
+
+def in_the_curve(page: Page) -> dict[str, float]:
+    (point,) = [point for point in points_of(page, SPIKE) if point["symbol"] == "circle"]
+    assert point["value"] == 15.5
+    return point
+
+
+def shows_the_spike(page: Page) -> None:
+    expect(page.locator("#reader-title")).to_have_text("Step 617,283")
+    assert page.evaluate("location.hash") == f"#step={SPIKE}"
+    document = page.evaluate("document.querySelector('#reader [aria-label=\"Text of the document\"]').textContent")
+    assert document.replace("⏎\n", "\n") == text_of(SPIKE)
+
+
+def click(page: Page, point: dict[str, float]) -> None:
+    """Where a curve is dense a point's neighbours are as near as it is: the mouse takes what the label names."""
+    page.mouse.move(point["x"], point["y"] + 60)
+    page.mouse.move(point["x"], point["y"] + 1, steps=4)
+    expect(page.locator(".hovertext")).to_contain_text("617,283")
+    page.mouse.click(point["x"], point["y"] + 1)
+
+
+def test_one_spike_in_a_million_is_seen_and_opened(visit: Visit, address: str) -> None:
+    page = drawn(visit(address))
+    expect(page.locator("#state")).to_have_text("ended: done · 1,000,000 of 2,000,000 documents")
+    low, high = shown_range(page)
+    assert low <= 0 and high >= STEPS
+    assert page.evaluate("document.getElementById('chart').data[0].x.length") < 10_000  # reduced, or it were slow
+    in_the_curve(page)
+    click(page, at_the_edge(page))
+    shows_the_spike(page)
+    page.get_by_role("button", name="next ▶").click()
+    expect(page.locator("#reader-title")).to_have_text("Step 617,284")
+
+    # Zooming keeps it, down to single documents.
+    loaded = "() => document.getElementById('chart').data[0].x.length"
+
+    def held(before: tuple[float, float]) -> tuple[float, float]:
+        """The part that is shown, once it is another and its points have come."""
+        until(page, "(old) => document.getElementById('chart')._fullLayout.xaxis.range[0] !== old[0]", list(before))
+        low, high = shown_range(page)
+        margin = 0.02 * (high - low) + 2  # a view begins and ends at a whole step
+        inside = """([low, high]) => {
+          const { x } = document.getElementById("chart").data[0];
+          return x[0] >= low && x.at(-1) <= high;
+        }"""
+        until(page, inside, [low - margin, high + margin])
+        in_the_curve(page)
+        return low, high
+
+    now = shown_range(page)
+    for name in ("Zoom in", "Later", "Earlier", "Zoom in", "Zoom out"):
+        page.get_by_role("button", name=name, exact=True).click()
+        now = held(now)
+        at_the_edge(page)
+    while now[1] - now[0] > 30:  # each time to about a twentieth: in the end to single documents
+        mark = in_the_curve(page)
+        page.mouse.move(mark["x"] - 20, mark["top"] + 30)
+        page.mouse.down()
+        page.mouse.move(mark["x"] + 20, mark["top"] + 60, steps=4)
+        page.mouse.up()
+        now = held(now)
+    assert page.evaluate(loaded) <= 30
+    click(page, in_the_curve(page))
+    shows_the_spike(page)
+    page.get_by_role("button", name="All", exact=True).click()
+    until(page, "(steps) => document.getElementById('chart')._fullLayout.xaxis.range[1] >= steps", STEPS)
+    in_the_curve(page)
+
+
+def test_a_part_that_is_held_stays_while_rows_come_in(visit: Visit, address: str, million: Path) -> None:
+    """Last in this file: the store has more rows from here on."""
+    page = drawn(visit(address))
+    page.get_by_role("button", name="Zoom in", exact=True).click()
+    until(page, "document.getElementById('chart')._fullLayout.xaxis.range[0] > 200000")
+    held = shown_range(page)
+    points = page.evaluate("document.getElementById('chart').data[0].x")
+    with closing(open_store(million)) as database:
+        fill(database, STEPS, STEPS + 5000)
+    expect(page.locator("#state")).to_contain_text("1,005,000 of 2,000,000 documents")
+    page.wait_for_timeout(1500)  # a further look of the page
+    assert shown_range(page) == held and page.evaluate("document.getElementById('chart').data[0].x") == points
+    in_the_curve(page)
+    page.get_by_role("button", name="All", exact=True).click()
+    until(page, "document.getElementById('chart')._fullLayout.xaxis.range[1] >= 1005000")  # a control: this grows

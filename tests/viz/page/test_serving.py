@@ -1,0 +1,207 @@
+"""The server as a process: where it listens, what it says, and that it ends, leaving nothing."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.viz.page.test_guard import ask
+from tests.viz.views.test_token_text import MODELS
+from viz.__main__ import main
+from viz.page.process import PORT, TRIES, PageProcess, listen
+from viz.record.schema import rows_of
+from viz.record.writer import StoreWriter
+
+SERVE = [sys.executable, "-m", "viz", "serve"]
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    (tmp_path / "record").mkdir()
+    writer = StoreWriter(tmp_path / "record" / "run.db", {"run_id": "r1", "tokenizer": MODELS["ours"]})
+    for step in range(5):
+        writer.add_rows(rows_of({"step": step, "loss": 2.0, "token_ids": [265, 266]}))
+    writer.close()
+    return tmp_path / "record"
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    """Where a server that is started with it keeps its index."""
+    (tmp_path / "temporary").mkdir()
+    return tmp_path / "temporary"
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with listen(0) as listening:
+        yield listening.getsockname()[1]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What `python -m viz serve` says on a mistake: one line, exit code 2."""
+    try:
+        code = main(["serve", *map(str, arguments)])
+    except SystemExit as ended:
+        code = ended.code
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(record: Path, taken: int, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, record, "--port", taken)
+    assert f"port {taken} can't be had" in said and "--port" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--port", "0"],
+        ["--port", "65536"],
+        ["--port", "-1"],
+        ["--port", "http"],
+        ["--port"],
+        ["--allow-host"],
+        ["--host", "0.0.0.0"],
+        ["training_viz", "no-such-folder"],
+    ],
+)
+def test_a_mistake_in_the_command_is_said_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    refusal(capsys, *arguments)
+
+
+def test_by_itself_it_takes_the_first_free_port() -> None:
+    with listen(None) as first, listen(None) as second:
+        ports = [one.getsockname() for one in (first, second)]
+    assert {address for address, _ in ports} == {"127.0.0.1"}  # nobody beside this machine reaches it
+    assert PORT <= ports[0][1] < ports[1][1] < PORT + TRIES
+
+
+def test_where_no_port_is_free_the_last_one_is_named(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+    monkeypatch.setattr("viz.page.process.PORT", taken)
+    monkeypatch.setattr("viz.page.process.TRIES", 1)
+    with pytest.raises(OSError, match=f"port {taken} can't be had"):
+        listen(None)
+
+
+def test_control_a_port_that_was_let_go_is_had(taken: int) -> None:
+    with pytest.raises(OSError, match="can't be had"):
+        listen(taken)
+    with listen(0) as other:
+        port = other.getsockname()[1]
+    listen(port).close()
+
+
+def started(arguments: list[str], temporary: Path) -> tuple["subprocess.Popen[str]", list[str]]:
+    """The process, once it has said all that it says."""
+    process = subprocess.Popen(
+        [*SERVE, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+        env={**os.environ, "TMPDIR": str(temporary), "USER": "ada", "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip("\n"))
+        if "Ctrl-C" in line:
+            break
+    return process, lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_where_it_is_and_ends_without_a_trace(record: Path, temporary: Path, number: signal.Signals) -> None:
+    with listen(0) as free:
+        port = free.getsockname()[1]
+    process, lines = started([str(record), "--port", str(port)], temporary)
+    with process:
+        assert lines[0] == f"The page: http://127.0.0.1:{port}"
+        assert f"ssh -L {port}:127.0.0.1:{port} ada@" in lines[1]
+        assert ask(port, "/api/search?q=one").status == 200
+        assert [path.name.startswith("viz-search-") for path in temporary.iterdir()] == [True]
+        with socket.create_connection(("127.0.0.1", port)):  # a browser that keeps its connection
+            process.send_signal(number)
+            out, err = process.communicate(timeout=20)
+    assert process.returncode in ((0, 130) if number == signal.SIGINT else (0, 128 + number, -number))
+    assert "Traceback" not in out + err and err == ""
+    assert list(temporary.iterdir()) == []
+    with pytest.raises(ConnectionRefusedError):
+        ask(port)
+
+
+def test_a_folder_without_a_run_is_waited_for(tmp_path: Path, temporary: Path, taken: int) -> None:
+    process, lines = started([str(tmp_path / "later")], temporary)
+    with process:
+        assert "the page waits for one" in lines[0] and str(tmp_path / "later") in lines[0]
+        assert lines[1].startswith("The page: ")
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def until(port: int, seconds: float = 15) -> bool:
+    """Whether the server has gone within so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass
+        time.sleep(0.05)
+    return False
+
+
+def test_beside_a_run_it_ends_when_it_is_told_to(
+    record: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    page = PageProcess(record, listen(0))
+    answer = ask(page.port, "/api/search?q=one")  # asked before it listens: it waits, and is answered
+    assert answer.status == 200
+    began = time.monotonic()
+    assert page.stop() == ""
+    assert time.monotonic() - began < 4
+    assert until(page.port, 1)
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_ended_before_is_said(record: Path) -> None:
+    page = PageProcess(record, listen(0))
+    assert ask(page.port).status == 200
+    page._process.kill()
+    page._process.wait()
+    assert page.stop() == "exit code -9"
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from viz.__main__ import main
+from viz.page.process import PageProcess, listen
+page = PageProcess(Path(sys.argv[1]), listen(0))
+print(page.port, flush=True)
+time.sleep(600)
+"""
+
+
+def test_it_outlives_no_run_that_is_killed(record: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(record)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        assert ask(port).json["steps"] == 5
+        assert not until(port, 0.3)  # control: while its parent lives it does
+        process.kill()
+    assert until(port)

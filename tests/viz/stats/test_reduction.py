@@ -1,0 +1,191 @@
+"""What of a long curve a page gets: nothing that stands out may be lost, and what arrives is JSON."""
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from viz.stats.downsample import BLOCK, Curve
+from viz.stats.reduction import number, numbers, outline
+
+LONG = 1_000_000
+ODD = [
+    math.nan,
+    math.inf,
+    -math.inf,
+    0.0,
+    -0.0,
+    5e-324,
+    -5e-324,
+    2.2250738585072014e-308,
+    1e308,
+    -1.7976931348623157e308,
+]
+
+
+def curve_of(values: npt.NDArray[np.float64]) -> Curve:
+    """As a live run makes it: in parts."""
+    curve = Curve()
+    for part in np.array_split(values, 3):
+        curve.extend(part)
+    return curve
+
+
+@st.composite
+def parts_of_curves(draw: st.DrawFn) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int, int]:
+    """(values, steps, first, last, pixels): noise with NaN and infinities, steps that may be missing, any part."""
+    count = draw(st.sampled_from([1, 2, 30, 400, 3 * BLOCK, 20_000]))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    values = random.normal(3, 1, count).round(draw(st.sampled_from([1, 9])))
+    values[random.random(count) < draw(st.sampled_from([0, 0.1, 0.9, 1]))] = draw(st.sampled_from(ODD[:3]))
+    steps = np.cumsum(random.integers(1, draw(st.sampled_from([2, 5])), count)) - draw(st.sampled_from([1, 0]))
+    first = draw(st.integers(0, count))
+    return values, steps, first, draw(st.integers(first, count)), draw(st.integers(1, 300))
+
+
+def test_a_part_of_a_logarithmic_axis_whose_first_pixel_is_wide() -> None:
+    values = np.random.default_rng(0).normal(3, 1, 100_000)
+    rows = outline(curve_of(values), np.arange(100_000), 30_001, 100_000, 10, log=True)
+    assert 30_001 in rows and values[rows].max() == values[30_001:].max()
+
+
+@given(parts_of_curves(), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_rows_are_finite_in_order_of_the_part_and_few(
+    drawn: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int, int], log: bool
+) -> None:
+    values, steps, first, last, pixels = drawn
+    rows = outline(curve_of(values), steps, first, last, pixels, log=log)
+    assert len(rows) <= 2 * pixels + 2
+    assert (np.diff(rows) > 0).all() and np.isfinite(values[rows]).all()
+    part = values[first:last]
+    finite = first + np.flatnonzero(np.isfinite(part))
+    if not len(finite):
+        assert not len(rows)
+        return
+    assert first <= rows[0] and rows[-1] < last
+    for end in {first, last - 1} & set(finite.tolist()):
+        assert end in rows
+    assert values[rows].min() == values[finite].min() and values[rows].max() == values[finite].max()
+
+
+@given(parts_of_curves())
+@settings(max_examples=150, deadline=None)
+def test_lowest_and_highest_of_each_pixel_of_a_logarithmic_axis_are_there_with_their_step(
+    drawn: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int, int],
+) -> None:
+    """Where pixels hold a thousand rows and more, a border may lie up to a block further."""
+    values, steps, first, last, pixels = drawn
+    rows = outline(curve_of(values), steps, first, last, pixels, log=True)
+    if last - first <= 2 * pixels:
+        assert rows.tolist() == [row for row in range(first, last) if math.isfinite(values[row])]
+        return
+    ends = max(int(steps[first]), 1), max(int(steps[last - 1]), 1) + 1
+    borders = first + np.searchsorted(steps[first:last], np.geomspace(*ends, pixels + 1)[1:-1])
+    borders = np.unique([first, *borders, last])
+    shift = BLOCK if np.diff(borders).max(initial=0) >= 4 * BLOCK else 0
+    for begin, end in pairwise(borders.tolist()):
+        inner = values[begin + (shift if begin > first else 0) : end]
+        inner = inner[np.isfinite(inner)]
+        if len(inner):
+            kept = values[rows[(rows >= begin) & (rows < end + shift)]]
+            assert kept.min() <= inner.min() and kept.max() >= inner.max()
+            assert shift or (kept.min(), kept.max()) == (inner.min(), inner.max())
+
+
+@given(parts_of_curves())
+@settings(max_examples=100, deadline=None)
+def test_on_a_linear_axis_no_stretch_of_a_few_pixels_hides_its_extremes(
+    drawn: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int, int],
+) -> None:
+    """Pixels are of equally many finite values; of long parts they are of blocks, and the rows at both ends that are
+    part of no whole block make those between them wider."""
+    values, steps, first, last, pixels = drawn
+    finite = first + np.flatnonzero(np.isfinite(values[first:last]))
+    rows = outline(curve_of(values), steps, first, last, pixels, log=False)
+    pixel = max(1, -(-len(finite) // pixels))
+    if last - first >= 2 * pixels * BLOCK:
+        candidates = 2 * (last - first) // BLOCK + 2 * BLOCK + 2
+        pixel = (-(-candidates // pixels) // 2 + 2) * BLOCK
+    for begin in range(0, len(finite) - 4 * pixel + 1, 4 * pixel):
+        there = finite[begin : begin + 4 * pixel]
+        inner, kept = values[there[pixel:-pixel]], values[np.intersect1d(there, rows)]
+        assert kept.min() <= inner.min() and kept.max() >= inner.max()
+
+
+def test_pixels_of_a_linear_axis_are_equally_wide() -> None:
+    """Here 66 rows at the end take two of the four pixels from 6,400 rows."""
+    values = np.random.default_rng(0).normal(3, 1, 6466)
+    rows = outline(curve_of(values), np.arange(6466), 0, 6466, 4, log=False)
+    for begin in range(0, 6466 - 1616, 1616):
+        inner = values[begin + BLOCK : begin + 1616 - BLOCK]
+        kept = values[rows[(rows >= begin - BLOCK) & (rows < begin + 1616 + BLOCK)]]  # a border may lie a block further
+        assert kept.min() <= inner.min() and kept.max() >= inner.max()
+
+
+@pytest.fixture(scope="module")
+def long_curve() -> tuple[npt.NDArray[np.float64], Curve]:
+    """A curve of a million values, 100 spikes among them at random places, and the values without the spikes' order."""
+    random = np.random.default_rng(5)
+    values = random.normal(3, 0.1, LONG)
+    places = random.choice(LONG, 100, replace=False)
+    values[places] = np.where(np.arange(100) % 2 == 0, 50, -50) + random.normal(0, 1, 100)
+    return values, curve_of(values)
+
+
+@given(place=st.integers(0, 99), log=st.booleans(), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_spike_survives_among_a_million_values_at_any_zoom(
+    long_curve: tuple[npt.NDArray[np.float64], Curve], place: int, log: bool, data: st.DataObject
+) -> None:
+    values, curve = long_curve
+    spike = int(np.flatnonzero(np.abs(values) > 20)[place])
+    before, after = (data.draw(st.integers(0, 20).map(lambda power: 2**power)) for _ in range(2))
+    first, last = max(0, spike - before), min(LONG, spike + after)
+    rows = outline(curve, np.arange(LONG), first, last, 800, log=log)
+    assert len(rows) <= 2 * 800 + 2
+    shown = values[rows]
+    part = values[first:last]
+    alike = first + np.flatnonzero(part > 20 if values[spike] > 0 else part < -20)
+    assert spike in rows or (np.diff(alike).min() < 4 * (last - first) / 800 or log)  # a higher one shares its pixel
+    assert len(alike) > 1 or spike in rows
+    assert shown.max() == part.max() and shown.min() == part.min()
+
+
+def test_control_every_so_many_th_value_loses_the_spikes(long_curve: tuple[npt.NDArray[np.float64], Curve]) -> None:
+    values, curve = long_curve
+    rows = outline(curve, np.arange(LONG), 0, LONG, 800, log=False)
+    spikes = np.flatnonzero(np.abs(values) > 20)
+    assert len(np.intersect1d(rows, spikes)) > 90  # two of the same side may share a pixel
+    assert len(np.intersect1d(np.linspace(0, LONG - 1, len(rows)).astype(int), spikes)) < 5
+
+
+@given(st.lists(st.one_of(st.floats(width=64), st.sampled_from(ODD)), max_size=30))
+def test_numbers_are_json_with_six_digits(values: list[float]) -> None:
+    found = json.loads(json.dumps(numbers(values), allow_nan=False))
+    assert len(found) == len(values)
+    for value, shown in zip(values, found, strict=True):
+        if not math.isfinite(value):
+            assert shown is None
+        elif abs(value) < 1e-302:  # nothing that a run measures: may become 0
+            assert abs(shown) <= 1.00001e-302
+        else:
+            assert shown == pytest.approx(value, rel=5.001e-6) and math.copysign(1, shown) == math.copysign(1, value)
+
+
+@given(st.floats(1e-12, 1e5))
+def test_a_measured_number_takes_no_more_than_six_digits(value: float) -> None:
+    assert numbers([value]) == [float(f"{value:.6g}")]
+
+
+def test_one_number_is_as_many_are() -> None:
+    assert number(None) is None and number(math.nan) is None and number(math.inf) is None
+    assert number(2 / 3) == 0.666667
+    assert numbers([]) == []
+    assert numbers(np.array([1, 2, 3_000_000_000])) == [1.0, 2.0, 3e9]
+    assert numbers(np.array([65504, np.inf], dtype=np.float16)) == [65504.0, None]

@@ -1,0 +1,1 @@
+"""Devices, signals and files: what every other package builds on."""

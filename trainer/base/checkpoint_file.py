@@ -1,0 +1,156 @@
+"""A checkpoint's file: one plain dict, written whole, with its SHA-256 beside it, and read without running anything."""
+
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from trainer.base.atomic_files import replace_file, sha256_of_file
+from trainer.base.device import is_out_of_memory
+from trainer.errors import UserError
+
+STATE_HEADER: Mapping[str, Any] = {"format": "train_slimpajama.checkpoint", "version": 1}
+"""What every such dict begins with. `model` (name → fp32 weight), `shape` and `vocab_size` always follow."""
+
+
+def write_state(path: Path, state: Mapping[str, Any], before_naming: Callable[[], None] = lambda: None) -> None:
+    """Write `state`; the file gets its name only when it and its digest are safely on disk.
+
+    Args:
+        before_naming: called when the bytes are on disk, before the file gets its name.
+
+    Raises:
+        OSError: it could not be written; what was there before is untouched.
+    """
+    is_new = not digest_path(path).exists()
+
+    def write_digest(aside: Path) -> None:
+        before_naming()
+        lines = [f"{sha256_of_file(aside)}  {path.name}\n", *([] if is_new else _digests(path))]
+        # Where a file is replaced, both digests stand there until the new one has the name: a kill between the two
+        # must not make the old one look damaged.
+        _write_digests(path, lines)
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:
+            # torch's own complaint about the half-written file hides why it is half: the disk.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    replace_file(path, write, before_naming=write_digest)
+    if not is_new:
+        _write_digests(path, _digests(path)[:1])
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """Read a state, tensors on the CPU. Nothing in the file can run code (`weights_only`).
+
+    Raises:
+        UserError: no such file, not a checkpoint, or damaged.
+    """
+    fault = fault_of(Path(path))
+    if fault:
+        raise UserError(f"{path} is damaged: {fault}")
+    if fault := _why_not_open(Path(path)):
+        raise UserError(f"{path} can't be read as a checkpoint: {fault}")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of torch, about what it finds in a file of others
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from None
+    except Exception as error:  # what a parser raises on the bytes of others is not listed anywhere
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{path} can't be read as a checkpoint: damaged, or something else") from None
+    weights = [state.get("model"), state.get("average", {})] if isinstance(state, dict) else [None]
+    if not all(isinstance(named, dict) and all(map(is_plain, named.values())) for named in weights):
+        raise UserError(f"{path} is no checkpoint: it holds no model weights")
+    if state.get("format") != STATE_HEADER["format"] or state.get("version") != STATE_HEADER["version"]:
+        raise UserError(
+            f"{path} is no checkpoint that can be read here: its format is {state.get('format')!r}, version "
+            f"{state.get('version')!r}, not {STATE_HEADER['format']!r}, version {STATE_HEADER['version']}"
+        )
+    plain = {}
+    for part in ("model", "average", "optimizer"):
+        if isinstance(named := state.get(part), dict):
+            plain[part] = {_plain_name(str(name)): value for name, value in named.items()}
+            if len(plain[part]) < len(named):
+                raise UserError(f"{path} is no checkpoint: it holds weights twice, with and without a prefix")
+    return {**state, **plain}
+
+
+def is_plain(value: object) -> bool:
+    """Whether this is a tensor of floats that has all its numbers: not sparse, not one number shown as a million."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and _is_whole(value)
+
+
+def are_counts(value: object) -> bool:
+    """Whether this is a row of whole numbers from 0 up (int64) that has all of them."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.dtype == torch.int64
+        and value.dim() == 1
+        and _is_whole(value)
+        and bool((value >= 0).all())
+    )
+
+
+def _is_whole(value: torch.Tensor) -> bool:
+    return (
+        value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
+
+
+def _why_not_open(path: Path) -> str:
+    """Why torch should not even look at a file, or nothing: it would make room for whatever sizes the file claims."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            claimed = sum(part.file_size for part in parts.infolist())
+            is_compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist())
+        if claimed > path.stat().st_size:
+            return f"it claims to hold {claimed:,} bytes, more than the file has"
+        if is_compressed:
+            return "it is compressed, which no checkpoint is"
+    except OSError as error:
+        return error.strerror or str(error)
+    except Exception:  # noqa: BLE001  # what a parser raises on the bytes of others is not listed anywhere
+        return "damaged, or something else"
+    return ""
+
+
+def _plain_name(name: str) -> str:
+    """The parameter's own name, without what DistributedDataParallel and torch.compile put before it."""
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def digest_path(path: Path) -> Path:
+    """The file beside `path` that holds its SHA-256, in the form that `sha256sum -c` reads."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def fault_of(path: Path) -> str:
+    """Why the file's bytes are not those that were saved, or nothing. Without a digest it is taken as it is."""
+    try:
+        if sha256_of_file(path) not in [line.split(" ")[0] for line in _digests(path)]:
+            return "its bytes are not those that were saved (SHA-256 differs)"
+    except OSError:
+        return ""  # without a digest it is taken as it is; what can't be read itself is found when it is opened
+    return ""
+
+
+def _digests(path: Path) -> list[str]:
+    return digest_path(path).read_text(encoding="ascii", errors="replace").splitlines(keepends=True)
+
+
+def _write_digests(path: Path, lines: list[str]) -> None:
+    replace_file(digest_path(path), lambda file: file.writelines(line.encode() for line in lines))

@@ -1,0 +1,1 @@
+"""The data: sources, document streams and tokenizers."""

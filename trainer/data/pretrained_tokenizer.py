@@ -1,0 +1,134 @@
+"""The tokenizer that a pretrained model brings along: a byte-level `tokenizer.json`, used like one of our own."""
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import UserError
+
+
+def _byte_of_character() -> dict[str, int]:
+    """What each character of a byte-level vocabulary stands for.
+
+    The format, since GPT-2: bytes that print in Latin-1 stand for themselves, the others, in order, for the characters
+    from U+0100 on.
+    """
+    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(0x100)) - set(printing))
+    return {chr(byte): byte for byte in printing} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_of_character()
+
+_LONGEST_TEXT = 1_000_000
+"""Characters. Qwen3's pattern gives up on ten million spaces in a row, and a megabyte takes a second."""
+
+
+class PretrainedTokenizer(Tokenizer):
+    """A byte-level BPE of Hugging Face's `tokenizers`. Encodes and decodes as `AutoTokenizer` does, adding nothing.
+
+    Special tokens that a text spells (`<|endoftext|>`) become those tokens. The text comes back as the tokenizer's own
+    normalization has it (Qwen3: NFC).
+    """
+
+    # Nothing is known of the words of somebody else's pattern, except that they are short: where the text was cut has
+    # no effect as far back as this.
+    _spare = 4
+
+    def __init__(self, model_bytes: bytes, vocab_size: int) -> None:
+        """
+        Args:
+            model_bytes: the content of a `tokenizer.json`.
+            vocab_size: rows of the model's embedding; those behind the last token spell nothing.
+
+        Raises:
+            ValueError: it is no such file, or has more tokens than that.
+        """
+        import tokenizers  # here, because most runs do without it
+
+        if not is_byte_level(model_bytes):
+            raise ValueError("not the tokenizer.json of a byte-level BPE")
+        try:
+            self._encoder = tokenizers.Tokenizer.from_str(model_bytes.decode())
+        except BaseException as error:
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
+            raise ValueError(f"not a tokenizer.json ({str(error).partition(chr(10))[0][:200]})") from None
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        self.model_bytes = model_bytes
+        self.sha256 = hashlib.sha256(model_bytes).hexdigest()
+        self.vocab_size = vocab_size
+        self._spelling = [b""] * vocab_size
+        for token, number in self._encoder.get_vocab(with_added_tokens=True).items():
+            if number >= vocab_size:
+                raise ValueError(f"token {number} ({token[:40]!r}) is outside a vocabulary of {vocab_size}")
+            self._spelling[number] = _spell(token)
+        self.piece_bytes = np.array([len(spelling) for spelling in self._spelling], dtype=np.int32)
+        self.is_lossless = self._encoder.normalizer is None
+        self._splits_at_words = True
+
+    def EncodeAsIds(self, text: str) -> list[int]:
+        text.encode()  # a lone surrogate raises what the other tokenizer raises
+        try:
+            ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            raise UserError(f"the pretrained tokenizer fails on a text of {len(text):,} characters: {error}") from None
+        return ids
+
+    def encode_prefix(self, text: str, max_tokens: int) -> list[int]:
+        """As `Tokenizer.encode_prefix`, of the first `_LONGEST_TEXT` characters."""
+        return super().encode_prefix(text[:_LONGEST_TEXT], max_tokens)
+
+    def DecodeIds(self, ids: list[int]) -> str:
+        if any(not 0 <= token < self.vocab_size for token in ids):
+            raise IndexError(f"ids go from 0 to {self.vocab_size - 1}")
+        return b"".join(self._spelling[token] for token in ids).decode(errors="replace")
+
+
+def tokenizer_of(model_bytes: bytes, vocab_size: int, name: str) -> Tokenizer:
+    """The tokenizer whose `model_bytes` a checkpoint or a folder kept, whichever kind it is.
+
+    Args:
+        vocab_size: of the model that goes with it.
+        name: of the checkpoint or folder that they come from.
+
+    Raises:
+        UserError: they are damaged, or are not of this model.
+    """
+    if model_bytes.startswith(b"{"):  # which no SentencePiece model does
+        try:
+            return PretrainedTokenizer(model_bytes, vocab_size)
+        except ValueError as error:
+            raise UserError(f"{name}: its tokenizer can't be used: {error}") from None
+    found = Tokenizer.from_bytes(model_bytes)
+    if found.vocab_size != vocab_size:
+        raise UserError(f"{name}: its tokenizer has {found.vocab_size:,} pieces, its model {vocab_size:,}")
+    return found
+
+
+def is_byte_level(model_bytes: bytes) -> bool:
+    """Whether this is the `tokenizer.json` of a byte-level BPE that gives a text the same tokens each time."""
+    try:
+        content: Any = json.loads(model_bytes)
+        model = content["model"]
+        return bool(content["decoder"]["type"] == "ByteLevel" and model["type"] == "BPE" and not model.get("dropout"))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether the Rust library has failed in a way that it did not foresee, which is no `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
+def _spell(token: str) -> bytes:
+    try:
+        return bytes(_BYTES[character] for character in token)
+    except KeyError:  # a token that was added and not learned
+        return token.encode()

@@ -1,0 +1,105 @@
+"""A checkpoint as the commands on it use it: found, opened, its model and its tokenizer ready."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainer.base.checkpoint_file import read_state
+from trainer.data.pretrained_tokenizer import tokenizer_of
+from trainer.data.tokenizer import Tokenizer
+from trainer.errors import MachineError, RunError, UserError
+from trainer.model.language_model import LanguageModel, shape_of
+from trainer.run.checkpoints import CheckpointManager
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a checkpoint holds."""
+
+    path: Path
+    state: Mapping[str, Any]
+    """All of it: `step`, `config` and `source` too where a run wrote it."""
+    model: LanguageModel
+    """float32 on the CPU."""
+    tokenizer: Tokenizer
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The command line of `python -m trainer.…`. A mistake is a `UserError` of one line."""
+
+    def __init__(self, *, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def add_checkpoint(self) -> None:
+        """`checkpoint` and `checkpoint_dir`, as `open_trained_model` takes them."""
+        self.add_argument(
+            "checkpoint", nargs="?", type=Path, help="file or folder (default: the newest of --checkpoint-dir)"
+        )
+        self.add_argument("--checkpoint-dir", type=Path, default=Path("checkpoints"), metavar="DIR")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def exit_code_of(command: Callable[[], None]) -> int:
+    """Run a command and return the exit code of `contract.md`; a failure is one line on standard error."""
+    try:
+        command()
+        print(end="", flush=True)  # here, where a failure is one line; there may be no standard output at all
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader has had enough (`| head`)
+        _let_output_go()
+    except OSError as error:
+        print(f"the machine failed: {error}", file=sys.stderr)
+        _let_output_go()
+        return MachineError.exit_code
+    except KeyboardInterrupt:
+        print(flush=True)
+        return 130
+    return 0
+
+
+def _let_output_go() -> None:
+    """Python flushes once more at its end, and must not fail there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_trained_model(checkpoint: Path | None, folder: Path) -> TrainedModel:
+    """The model of a checkpoint.
+
+    Args:
+        checkpoint: a file, or a folder: the newest in it that is whole. What is passed by is said on standard error.
+        folder: where to look if that is None.
+
+    Raises:
+        UserError: there is none, it can't be read, or it holds no tokenizer.
+        Diverged: its weights are not finite.
+    """
+    path = checkpoint or folder
+    if path.is_dir() or not checkpoint:
+        path, state = _newest_checkpoint(path)
+    else:
+        state = read_state(path)
+    tokenizer = stored_tokenizer(state, str(path))
+    return TrainedModel(path, state, LanguageModel.from_checkpoint(state), tokenizer)
+
+
+def stored_tokenizer(state: Mapping[str, Any], name: str) -> Tokenizer:
+    """The tokenizer that a checkpoint was trained with. Raises UserError where it holds none, or a damaged one."""
+    if not isinstance(state.get("tokenizer"), bytes):
+        raise UserError(f"{name} holds weights but no tokenizer: name a checkpoint that a training run wrote")
+    _, vocab_size = shape_of(state, name)
+    return tokenizer_of(state["tokenizer"], vocab_size, name)
+
+
+def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    newest = CheckpointManager(folder).load_newest(lambda why: print(f"Passed by: {why}", file=sys.stderr))
+    if newest is None:
+        raise UserError(f"no checkpoint in {folder}: train one first (python train_slimpajama.py), or name a file")
+    return newest

@@ -1,0 +1,1 @@
+"""The model: architecture, weights and sampling."""

@@ -1,0 +1,1 @@
+"""What a run shows while it trains: its record, its totals, the terminal, generations, evaluations."""

@@ -1,0 +1,142 @@
+"""`Evaluator`: how well a model predicts documents that it does not learn from, in all and by source."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from trainer.errors import UserError
+from trainer.model.language_model import LanguageModel
+from trainer.objectives.next_token import NextToken
+from trainer.records import Evaluation, Sample
+
+BATCH = 8
+"""Documents that the model reads at once."""
+SORTED_AT_ONCE = 1024
+"""Samples of a stream that are in memory at a time."""
+
+
+class Evaluator:
+    """Judges a model on fixed splits. Looking only: no gradient, no random number, never the training graph."""
+
+    def __init__(
+        self,
+        model: Callable[[], LanguageModel],
+        splits: Mapping[str, Iterable[Sample]],
+        *,
+        objective: NextToken | None = None,
+    ) -> None:
+        """
+        Args:
+            model: asked at each evaluation for the one to measure, as it then is, in its own dtype on its own device.
+            splits: name → the samples of that split: a list in memory, or what can be read once.
+        """
+        self._model = model
+        self._splits = splits
+        self._objective = objective or NextToken()
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self._splits)
+
+    def evaluate(self, split: str = "validation") -> float:
+        """Mean loss of a split, nats per token: every prediction counts the same, whichever document it is of.
+
+        Raises:
+            KeyError: no such split.
+            UserError: it holds no document.
+        """
+        return self.measure(split)[0].loss
+
+    def measure(self, split: str = "validation") -> list[Evaluation]:
+        """`evaluate`, with what it was counted over: first of the whole split, then of each source in it, by name."""
+        since = time.monotonic()
+        sources: dict[str, _Sums] = {}
+        model = self._model()
+        for batch in _batches(self._splits[split]):
+            for sample, counted in zip(batch, self._judge(model, batch), strict=True):
+                sources.setdefault(sample.document.source, _Sums()).add(counted)
+        if not sources:
+            raise UserError(f"{split}: there is nothing to predict")
+        whole = _Sums()
+        for counted in sources.values():
+            whole.add(counted)
+        seconds = time.monotonic() - since
+        return [sums.evaluation(split, name, seconds) for name, sums in [("", whole), *sorted(sources.items())]]
+
+    def trial_seconds(self) -> float:
+        """About how long it takes to measure all splits, which must be in memory, by a trial.
+
+        Nine documents of each are read: at most what as many training steps take.
+        """
+        seconds = 0.0
+        for samples in self._splits.values():
+            batches = list(_batches(samples))
+            longest = batches[0]
+            self._judge(self._model(), longest[:1])  # pays for what is done once
+            since = time.monotonic()
+            self._judge(self._model(), longest)
+            seconds += (time.monotonic() - since) * sum(map(_padded_size, batches)) / _padded_size(longest)
+        return seconds
+
+    @torch.no_grad()
+    def _judge(self, model: LanguageModel, batch: list[Sample]) -> list["_Sums"]:
+        """What each sample counts. One forward for all of them, of which the longest stands first."""
+        device, length = model.device, len(batch[0].ids) - 1
+        pairs = [self._objective.inputs_and_targets(sample.ids, length) for sample in batch]
+        hidden = model.hidden(torch.stack([inputs for inputs, _ in pairs]).to(device))
+        counted = []
+        for sample, row, (_, targets) in zip(batch, hidden, pairs, strict=True):
+            count = len(sample.ids) - 1
+            # The logits of one document at a time: with a large vocabulary those of a batch need more memory than a
+            # training step.
+            judged = self._objective.judge(model.logits(row[:count]), targets[:count].to(device))
+            nats = judged.token_losses.cpu().double().sum().item()  # not every device has float64
+            counted.append(_Sums(nats, int((judged.token_ranks == 0).sum()), count, sample.predicted_bytes, 1))
+        return counted
+
+
+@dataclass
+class _Sums:
+    """What is counted, never a mean: so that samples, and sources, add up."""
+
+    nats: float = 0.0
+    right: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    documents: int = 0
+
+    def add(self, other: "_Sums") -> None:
+        self.nats += other.nats
+        self.right += other.right
+        self.tokens += other.tokens
+        self.bytes += other.bytes
+        self.documents += other.documents
+
+    def evaluation(self, split: str, source: str, seconds: float) -> Evaluation:
+        return Evaluation(
+            split=split,
+            source=source,
+            loss=self.nats / self.tokens,
+            accuracy=self.right / self.tokens,
+            bits_per_byte=self.nats / math.log(2) / self.bytes if self.bytes else math.nan,
+            documents=self.documents,
+            tokens=self.tokens,
+            bytes=self.bytes,
+            seconds=seconds,
+        )
+
+
+def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Samples of like length together, so that little is padded; in each batch the longest first."""
+    stream = iter(samples)
+    while chunk := sorted(islice(stream, SORTED_AT_ONCE), key=lambda sample: len(sample.ids), reverse=True):
+        for first in range(0, len(chunk), BATCH):
+            yield chunk[first : first + BATCH]
+
+
+def _padded_size(batch: list[Sample]) -> int:
+    return len(batch) * (len(batch[0].ids) - 1)

@@ -1,0 +1,1 @@
+"""What a run stores: checkpoints, folders and where it came from."""

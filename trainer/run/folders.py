@@ -1,0 +1,269 @@
+"""Where a run lives: its two folders, the lock on them, and the archive of the runs before it."""
+
+import errno
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.base.atomic_files import FileLock, remove_unfinished, replace_file
+from trainer.base.checkpoint_file import read_state
+from trainer.errors import MachineError, UserError
+from trainer.observe.totals import format_bytes
+from trainer.run.checkpoints import CheckpointManager
+
+# What a run writes, and so what moves with it; anything else in the folders is not ours to touch.
+_RECORD_FILES = ("run.db", "run.db-*", "run.json", "metrics_history.json", "text_samples.json", "training_*.png")
+_CHECKPOINT_FILES = ("checkpoint_step_*.bin", "checkpoint_step_*.bin.sha256")
+_MARK = ".run"
+"""The file in each folder that names its run and carries the lock."""
+_MACHINE_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
+def mark_of(folder: Path) -> dict[str, object]:
+    """What a folder says of the run in it: `run_id`, `test`, and where its two halves are (`viz`, `checkpoints`)."""
+    try:
+        content = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and "run_id" in content else {}
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folder of the record and the folder of the checkpoints of one run."""
+
+    viz: Path
+    checkpoints: Path
+
+    def below(self, *names: str) -> "Folders":
+        return Folders(self.viz.joinpath(*names), self.checkpoints.joinpath(*names))
+
+    def is_test(self) -> bool:
+        """Whether a test run lives here, and in neither folder half of a real one."""
+        marks = [mark for folder in (self.viz, self.checkpoints) if (mark := mark_of(folder))]
+        return bool(marks) and all(mark.get("test") is True for mark in marks)
+
+    def has_files(self) -> bool:
+        return bool(_files(self.viz, _RECORD_FILES) or _files(self.checkpoints, _CHECKPOINT_FILES))
+
+    def paired(self) -> "Folders":
+        """These checkpoints and the record of the same run: elsewhere, if only one folder was named at its start."""
+        mark = mark_of(self.checkpoints)
+        if mark and mark_of(self.viz).get("run_id") != mark["run_id"]:
+            elsewhere = Path(str(mark.get("viz")))
+            theirs = mark_of(elsewhere)
+            # Of a copy of the checkpoints, that record belongs to the ones that were copied.
+            is_theirs = str(theirs.get("checkpoints")) == str(self.checkpoints.resolve())
+            if theirs.get("run_id") == mark["run_id"] and is_theirs:
+                return Folders(elsewhere, self.checkpoints)
+        return self
+
+
+class RunFolder:
+    """The two folders of one run, locked while this object lives. Nothing in them is moved before `begin`."""
+
+    def __init__(self, folders: Folders, run_id: str, *, test: bool) -> None:
+        """Make the folders and lock them.
+
+        Raises:
+            UserError: a folder can't be written, or another process is writing there.
+        """
+        self.viz = folders.viz
+        self.checkpoints = folders.checkpoints
+        self.run_id = run_id
+        self._folders = folders
+        self._test = test
+        for folder in (folders.viz, folders.checkpoints):
+            _make(folder)
+        self._locks = _lock(folders)
+        for folder in (folders.viz, folders.checkpoints):
+            remove_unfinished(folder, (*_CHECKPOINT_FILES, _MARK))
+
+    def begin(self, command: str, say: Callable[[str], None]) -> None:
+        """Make room for this run: an earlier one moves to `earlier/<run id>/`; `say` tells how to go on with it.
+
+        Called when nothing can go wrong any more, so that a run that never starts moves nothing.
+        """
+        _archive(self._folders, command, say)
+        _write_mark(self.viz, self.run_id, self._test, self._folders)
+        _write_mark(self.checkpoints, self.run_id, self._test, self._folders)
+
+    def release(self) -> None:
+        for lock in self._locks:
+            lock.release()
+
+
+def new_run(root: Folders, *, test: bool) -> RunFolder:
+    """Folders for a new run. A test run never moves a real one: where one lives, it takes the folders `test/` instead.
+
+    Raises:
+        UserError: a folder can't be written, or another process is writing there.
+    """
+    if test and not root.is_test() and root.has_files():
+        root = root.below("test")
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+    return RunFolder(root, run_id, test=test)
+
+
+def _archive(root: Folders, command: str, say: Callable[[str], None]) -> None:
+    """Move what is in the two folders; where they hold halves of two runs, each half to its own."""
+    halves = {"viz": (root.viz, _RECORD_FILES), "checkpoints": (root.checkpoints, _CHECKPOINT_FILES)}
+    moving: dict[str, list[str]] = {}
+    for name, (folder, patterns) in halves.items():
+        if _files(folder, patterns):
+            unnamed = f"unnamed-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+            moving.setdefault(str(mark_of(folder).get("run_id", unnamed)), []).append(name)
+    for run_id, names in moving.items():
+        mark = mark_of(halves[names[0]][0])
+        place = {name: Path(str(mark.get(name, folder))) for name, (folder, _) in halves.items()}
+        place |= {name: halves[name][0] / "earlier" / run_id for name in names}
+        earlier = Folders(place["viz"], place["checkpoints"])
+        for name in names:
+            _make(place[name])
+        # The marks go first: after a kill in the middle what has moved knows its name; the rest follows next time.
+        # A half that stays where it is learns where the other one is now.
+        for folder in place.values():
+            if folder.name == run_id or mark_of(folder).get("run_id") == run_id:
+                _write_mark(folder, run_id, mark.get("test") is True, earlier)
+        for name in names:
+            for path in _files(*halves[name]):
+                shutil.move(path, place[name] / path.name)
+        where = " and ".join(dict.fromkeys(str(place[name]) for name in names))
+        if CheckpointManager(earlier.checkpoints).all():
+            say(f"The run that was here moved to {where}. To go on with it: {command} --resume {run_id}")
+        else:
+            say(f"The run that was here moved to {where} (it has no checkpoint to resume from).")
+
+
+def locate_run(root: Folders, wanted: str, *, test: bool) -> tuple[Folders, Path | None]:
+    """The folders of the run that `--resume` means, and the checkpoint if one was named.
+
+    Args:
+        wanted: "" for the newest run of the folder, a run id, or the path of a checkpoint.
+        test: look for a test run only.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    if test and not root.is_test():
+        root = root.below("test")
+        if not root.is_test():
+            raise UserError(f"nothing to resume: there is no test run in {root.viz.parent}")
+    if not wanted:
+        return root.paired(), None
+    for place in (root, root.below("earlier", wanted), root.below("test"), root.below("test", "earlier", wanted)):
+        if mark_of(place.checkpoints).get("run_id") == wanted:
+            return place.paired(), None
+        mark = mark_of(place.viz)
+        if mark.get("run_id") == wanted:
+            return Folders(place.viz, Path(str(mark.get("checkpoints", place.checkpoints)))), None
+    path = Path(wanted)
+    if path.is_file():
+        return Folders(root.viz, path.parent).paired(), path
+    known = [place.name for place in sorted((root.checkpoints / "earlier").glob("*/")) if mark_of(place)]
+    here = f"runs here: {', '.join(known)}" if known else f"no earlier runs in {root.checkpoints}"
+    raise UserError(f"--resume {wanted}: no run of that id and no such checkpoint file ({here})")
+
+
+def resume_run(
+    folders: Folders, chosen: Path | None, *, refused: Callable[[str], None]
+) -> tuple[RunFolder, Path, dict[str, Any]]:
+    """Lock the run's folders, choose the checkpoint to go on from and read it.
+
+    Args:
+        chosen: the one that a person named, else the newest that is whole.
+        refused: told why of each newer one that is not.
+
+    Raises:
+        UserError: nothing to resume, the one that was named is damaged, or another process is writing there.
+    """
+    manager = CheckpointManager(folders.checkpoints)
+    nothing = f"nothing to resume: no checkpoint in {folders.checkpoints}"
+    if not folders.checkpoints.is_dir():
+        raise UserError(f"{nothing}. Without --resume a new run starts")
+    mark = mark_of(folders.checkpoints)
+    run = RunFolder(folders, str(mark.get("run_id", "unnamed")), test=mark.get("test") is True)
+    try:
+        found = (chosen, read_state(chosen)) if chosen else manager.load_newest(refused)
+        if found is None:
+            raise UserError(f"{nothing} is whole" if manager.all() else f"{nothing}. Without --resume a new run starts")
+    except BaseException:
+        run.release()
+        raise
+    return run, *found
+
+
+def checkpoint_bytes(parameters: int, count: int) -> int:
+    """What `count` checkpoints take at most: 16 bytes a weight (fp32 weight, its average, and two moments)."""
+    return count * 16 * parameters
+
+
+def record_bytes(steps: int, max_seq_length: int, charts: int, keep_documents: int | None = None) -> int:
+    """What the record takes at most (measured, `docs/decisions.md`): 8 bytes a token and 200 a step, 200 kB a chart.
+
+    Of steps further back than `keep_documents` and one block of 1,000, one in fifty keeps its tokens; the others take
+    500 bytes.
+    """
+    whole = steps if keep_documents is None else min(steps, keep_documents + 1000)
+    emptied = steps - whole
+    tokens = 8 * max_seq_length * (whole + emptied // 50)
+    return tokens + 200 * whole + 500 * emptied + charts * 200_000
+
+
+def check_disk(needed: Mapping[Path, int]) -> None:
+    """Raise `MachineError` when a folder's disk has fewer bytes free than will be written there.
+
+    Args:
+        needed: existing folder → bytes; folders on the same disk are added up.
+    """
+    for device in {folder.stat().st_dev for folder in needed}:
+        folders = [folder for folder in needed if folder.stat().st_dev == device]
+        total, free = sum(needed[folder] for folder in folders), shutil.disk_usage(folders[0]).free
+        if free < total:
+            raise MachineError(
+                f"{' and '.join(map(str, folders))}: this run will write up to {format_bytes(total)} and "
+                f"{format_bytes(free)} are free: make room, or choose another --out or fewer --keep-checkpoints"
+            )
+
+
+def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{_MARK}.{secrets.token_hex(4)}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        problem = f"{folder} can't be written ({error.strerror}): choose another with --out"
+        raise (MachineError if error.errno in _MACHINE_FAILS else UserError)(problem) from error
+
+
+def _lock(folders: Folders) -> list[FileLock]:
+    locks: list[FileLock] = []
+    for folder in dict.fromkeys((folders.viz.resolve(), folders.checkpoints.resolve())):
+        try:
+            locks.append(FileLock(folder / f"{_MARK}.lock"))
+        except BlockingIOError as error:
+            for lock in locks:
+                lock.release()
+            holder = mark_of(folder).get("run_id", "that is just starting")
+            number = FileLock.holder(folder / f"{_MARK}.lock")
+            raise UserError(
+                f"{folder} is in use by run {holder} (process {number or 'unknown'}): wait for it, stop it, or choose "
+                "another --out"
+            ) from error
+    return locks
+
+
+def _write_mark(folder: Path, run_id: str, test: bool, folders: Folders) -> None:
+    where = {"viz": str(folders.viz.resolve()), "checkpoints": str(folders.checkpoints.resolve())}
+    content = json.dumps({"run_id": run_id, "test": test, **where}).encode()
+    replace_file(folder / _MARK, lambda file: (file.write(content), None)[1])

@@ -1,0 +1,1 @@
+"""Images: charts, comparisons and time lapses."""

@@ -1,0 +1,87 @@
+"""The pictures in a folder: `training_step_000050.png` after 50 documents, `training_latest.png` the newest of them."""
+
+import re
+from pathlib import Path
+
+from viz.charts.figure import SIZE, Chart
+from viz.record.files import replace_file
+from viz.record.reader import StoreReader
+from viz.record.run_folder import KEEP_CHARTS
+from viz.views.run_view import Viewer
+
+
+def draw_run(chart: Chart, viewer: Viewer, folder: Path, step: int) -> Path:
+    """Draw the run as of `step` finished documents: `training_step_000050.png`, and the latest if none is newer.
+
+    Returns the picture's path. Raises OSError when it can't be written.
+    """
+    picture = chart.draw(viewer.look(step))
+    path = folder / f"training_step_{step:06d}.png"
+    replace_file(path, [picture])
+    if step >= max(numbered_charts(folder)):
+        replace_file(folder / "training_latest.png", [picture])
+    return path
+
+
+def numbered_steps(viewer: Viewer) -> list[int]:
+    """Finished documents at which a run has a picture: at each interval of its settings, thinned, and at its end."""
+    view = viewer.look()
+    if not view.count:
+        return []
+    config, first = view.run["config"], int(view.column("steps")[0]) + 1
+    interval = int(config.get("viz_interval") or view.step)
+    steps = {*range(-(-first // interval) * interval, view.step, interval), view.step}
+    return thinned(sorted(steps), int(config.get("keep_charts") or KEEP_CHARTS))
+
+
+def draw_picture(folder: Path, step: int | None = None, size: tuple[int, int] = SIZE, dark: bool = False) -> bytes:
+    """The run in a folder as of `step` finished documents (or all of it) as a PNG.
+
+    Raises what `StoreReader` does, and ValueError for more documents than the run has.
+    """
+    with StoreReader(folder / "run.db") as store:
+        viewer = Viewer(store)
+        newest = viewer.look().step
+        if step is not None and not 0 <= step <= newest:
+            raise ValueError(f"the run in {folder} has {newest:,} documents: there is no picture of {step:,}")
+        return Chart(size, dark=dark).draw(viewer.look(step))
+
+
+def numbered_charts(folder: Path) -> dict[int, Path]:
+    """Finished documents -> picture, of all the numbered pictures in a folder."""
+    pattern = re.compile(r"training_step_(\d{6,})\.png")
+    return {int(match[1]): path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+
+
+def thin_charts(folder: Path, most: int) -> None:
+    """Remove numbered pictures until `most` are left, evenly spread over the run; the first and the newest stay."""
+    charts = numbered_charts(folder)
+    for number in charts.keys() - set(thinned(sorted(charts), most)):
+        charts[number].unlink(missing_ok=True)
+
+
+def thinned(numbers: list[int], most: int) -> list[int]:
+    """At most `most` (2 or more) of increasing numbers, evenly spread, the first and the last among them.
+
+    One by one, each time the one goes whose neighbours are nearest to each other; of far too many first every second.
+    """
+    numbers = list(numbers)
+    while len(numbers) > 2 * most:
+        numbers = [*numbers[:-1:2], numbers[-1]]
+    while len(numbers) > max(most, 2):
+        gaps = [later - earlier for earlier, later in zip(numbers, numbers[2:], strict=False)]
+        del numbers[gaps.index(min(gaps)) + 1]
+    return numbers
+
+
+def forget_charts(folder: Path, step: int) -> None:
+    """Remove the pictures of more than `step` documents, which the run has forgotten; the latest is the newest left."""
+    charts = numbered_charts(folder)
+    gone = [number for number in charts if number > step]
+    for number in gone:
+        charts.pop(number).unlink(missing_ok=True)
+    latest = folder / "training_latest.png"
+    if gone and charts:
+        replace_file(latest, [charts[max(charts)].read_bytes()])
+    elif gone:
+        latest.unlink(missing_ok=True)

@@ -1,0 +1,248 @@
+"""Runs to look at: pictures and JSON made again from the store, two runs compared, all runs of a folder listed."""
+
+import argparse
+import io
+import os
+import re
+import sqlite3
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+from common.terminal_text import one_line
+from viz.charts.chart_files import draw_picture, draw_run, numbered_steps
+from viz.charts.comparison_figure import SIZE as COMPARISON_SIZE
+from viz.charts.comparison_figure import draw_comparison
+from viz.charts.figure import SIZE, Chart
+from viz.charts.timelapse import FRAMES, SECONDS, make_timelapse
+from viz.charts.timelapse import SIZE as FILM_SIZE
+from viz.page_commands import add_page_commands
+from viz.record.exports import Exporter
+from viz.record.files import replace_file
+from viz.record.reader import StoreReader
+from viz.record.run_folder import record_of
+from viz.record.runs import confirm_text, delete_run, describe_runs, find_runs
+from viz.views.comparison import compare
+from viz.views.document_text import describe_document
+from viz.views.run_view import Viewer
+
+FOLDER = Path("training_viz")
+OF_THIS_PAIR = "The ± is about this pair of runs: how far two seeds lie apart is another question"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, or 2 with one line for what was asked for and can't be had."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without `→` is no reason to fail
+    chosen = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = chosen.carry_out
+    try:
+        code = command(chosen)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, sqlite3.Error) as error:  # the latter: a store that is damaged, or held all the while
+        return _refuse(str(error))
+
+
+def _refuse(why: str) -> int:
+    print(f"python -m viz: {one_line(why)}", file=sys.stderr)
+    return 2
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"python -m viz: {message} ({self.prog} --help lists all)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(prog="python -m viz", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, carry_out: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_text, description=f"{help_text[:1].upper()}{help_text[1:]}.")
+        command.set_defaults(carry_out=carry_out)
+        return command
+
+    def add_look(command: argparse.ArgumentParser, size: tuple[int, int]) -> None:
+        usual = f"{size[0]}x{size[1]}"
+        command.add_argument("--size", type=_size, default=size, metavar="WxH", help=f"in pixels (default: {usual})")
+        command.add_argument("--dark", action="store_true", help="light on dark")
+
+    chart = add("chart", _chart, "draw the run as of its last step, or of another")
+    _add_folder(chart)
+    chart.add_argument(
+        "-o", "--output", type=Path, metavar="FILE.png",
+        help="default: the numbered file in DIR; with --step, --size or --dark chart.png, here",
+    )  # fmt: skip
+    chart.add_argument("--step", type=_count, metavar="N", help="as of N finished documents")
+    chart.add_argument("--all", action="store_true", help="the numbered pictures in DIR anew, as many as the run keeps")
+    add_look(chart, SIZE)
+    film = add("timelapse", _timelapse, "the run as a moving picture, a .gif or an animated .png")
+    _add_folder(film)
+    film.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: timelapse.gif, here")
+    film.add_argument("--frames", type=_count, default=FRAMES, metavar="N", help=f"default: {FRAMES}")
+    film.add_argument("--seconds", type=_seconds, default=SECONDS, metavar="S", help=f"default: {SECONDS:g}")
+    add_look(film, FILM_SIZE)
+    read = add("document", _document, "what a step was trained on: the text, and what in it surprised the model most")
+    read.add_argument("step", type=_step, metavar="STEP", help="as on the axis of the chart, from 0 on")
+    _add_folder(read)
+    runs = add("runs", _runs, "list the runs of a folder: what they were, and how to go on with each")
+    _add_folder(runs)
+    runs.add_argument("--delete", metavar="ID", help="delete a run and its checkpoints, after a question")
+    runs.add_argument("--yes", action="store_true", help="don't ask")
+    pair = add("compare", _compare, "which of two runs is better, document by document")
+    for name in ("a", "b"):
+        pair.add_argument(name, metavar=name.upper(), help="the folder of a run's record, or a run's id")
+    pair.add_argument("--in", dest="dir", type=Path, default=FOLDER, metavar="DIR", help=f"of the ids ({FOLDER})")
+    pair.add_argument("--since", type=_step, default=0, metavar="STEP", help="only documents from this step of A on")
+    pair.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="of the picture (default: comparison.png, here)"
+    )
+    add_look(pair, COMPARISON_SIZE)
+    add_page_commands(add, _add_folder)
+    _add_folder(add("export", _export, "write the JSON files"))
+    return parser
+
+
+def _add_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument("dir", nargs="?", type=Path, default=FOLDER, metavar="DIR", help=f"default: {FOLDER}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    width, height = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (640 <= width <= 12_000 and width <= 2 * height <= 2.2 * width):
+        raise argparse.ArgumentTypeError(
+            f"expected pixels as 1600x1000, 640 to 12000 wide and half to 1.1 times as high, found {text!r}"
+        )
+    return width, height
+
+
+def _count(text: str) -> int:
+    number = _step(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    return number
+
+
+def _step(text: str) -> int:
+    digits = text.replace(",", "")  # as charts write it
+    if not digits.isascii() or not digits.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, found {text!r}")
+    return int(digits)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0.1 to 3600, found {text!r}")
+    return seconds
+
+
+def _chart(chosen: argparse.Namespace) -> int:
+    if chosen.all and (chosen.output or chosen.step):
+        raise ValueError("--all draws the numbered pictures of the folder: leave out --output and --step")
+    path: Path | None = chosen.output
+    if path is None and not chosen.all and (chosen.step or chosen.dark or chosen.size != SIZE):
+        path = Path("chart.png")  # the numbered ones of a run look alike, at its intervals
+    if path is not None and path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: a chart is a .png, by the name of its file")
+    record = record_of(chosen.dir)
+    if path is not None:
+        replace_file(path, [draw_picture(record, chosen.step, chosen.size, chosen.dark)])
+        print(path)
+        return 0
+    with StoreReader(record / "run.db") as store:
+        chart, viewer = Chart(chosen.size, dark=chosen.dark), Viewer(store)
+        for step in numbered_steps(viewer) if chosen.all else [viewer.look().step]:
+            print(draw_run(chart, viewer, record, step), flush=True)
+    return 0
+
+
+def _timelapse(chosen: argparse.Namespace) -> int:
+    path = chosen.output or Path("timelapse.gif")
+    frames = make_timelapse(
+        record_of(chosen.dir), path, frames=chosen.frames, seconds=chosen.seconds, size=chosen.size, dark=chosen.dark
+    )
+    print(f"{path} ({frames} frame{'' if frames == 1 else 's'})")
+    return 0
+
+
+def _document(chosen: argparse.Namespace) -> int:
+    with StoreReader(record_of(chosen.dir) / "run.db") as store:
+        print(describe_document(store, chosen.step))
+    return 0
+
+
+def _runs(chosen: argparse.Namespace) -> int:
+    if not chosen.dir.is_dir():
+        raise ValueError(f"there is no folder {chosen.dir}")
+    inner = chosen.dir / "training_viz"  # as --out makes it
+    found = find_runs(chosen.dir) or (find_runs(inner) if inner.is_dir() else [])
+    if chosen.delete is None:
+        print(describe_runs(found))
+        return 0
+    run = next((run for run in found if run.run_id == chosen.delete), None)
+    if run is None:
+        known = ", ".join(run.run_id for run in found) or "none"
+        raise ValueError(f"--delete {chosen.delete}: no run of that id in {chosen.dir} (there: {known})")
+    if run.is_running:
+        raise ValueError(f"run {run.run_id} is running: stop it first")
+    if not chosen.yes:
+        print(confirm_text(run))
+        try:
+            answer = input("Delete them? [y/N] ")
+        except EOFError:
+            answer = ""
+            print()
+        if answer.strip().lower() not in ("y", "yes"):
+            print("Nothing was deleted.")
+            return 0
+    delete_run(run)
+    print(f"Deleted run {run.run_id}.")
+    return 0
+
+
+def _compare(chosen: argparse.Namespace) -> int:
+    path = chosen.output or Path("comparison.png")
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: the picture of a comparison is a .png, by the name of its file")
+    folders = [_folder_of(name, chosen.dir) for name in (chosen.a, chosen.b)]
+    with StoreReader(folders[0] / "run.db") as first, StoreReader(folders[1] / "run.db") as second:
+        found = compare(first, second, since=chosen.since)
+    about = [
+        f"{name}: {folder} (run {what}, {total:,} document{'' if total == 1 else 's'})"
+        for name, folder, what, total in zip("AB", folders, found.about, found.totals, strict=True)
+    ]
+    print("\n".join(map(one_line, [found.sentence(), *about, *found.notes(), OF_THIS_PAIR])), flush=True)
+    replace_file(path, [draw_comparison(found, dark=chosen.dark, size=chosen.size)])
+    print(path)
+    return 0
+
+
+def _folder_of(name: str, root: Path) -> Path:
+    """Of a run that is named by its folder, its `run.db`, or its id."""
+    if Path(name).exists():
+        return record_of(Path(name))
+    known = {run.run_id: run.record for run in find_runs(root)}
+    if name not in known:
+        there = ", ".join(known) or "none"
+        raise ValueError(f"{name}: neither the folder of a run nor the id of one in {root} (there: {there})")
+    return known[name]
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    record = record_of(chosen.dir)
+    with StoreReader(record / "run.db") as store:
+        Exporter().export(store, store.columns(), record)
+    print(f"metrics_history.json, text_samples.json and run.json in {record}")
+    return 0

@@ -1,0 +1,1 @@
+"""The live page: a server that only reads, and its static files."""

@@ -1,0 +1,119 @@
+"""The live page and its JSON over HTTP: a Starlette application that only reads."""
+
+import gzip
+import json
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from viz.page.api import QUERIES, Service
+from viz.page.guard import Guard
+from viz.page.live_run import NoRun
+from viz.page.page_files import PAGE, PLOTLY, page_files
+from viz.page.query import BadQuery, NotThere, Query, whole_number
+
+VOID = {404: "there is nothing here", 405: "only GET and HEAD are answered"}
+
+
+class StrictJSON(JSONResponse):
+    """NaN is refused, not written: JavaScript can't read it."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def application(service: Service, names: Sequence[str] = ()) -> ASGIApp:
+    """`names`: of this machine, to which it answers beside those of loopback."""
+    return Guard(unguarded(service), names)  # around what Starlette itself answers where all else fails, too
+
+
+def unguarded(service: Service) -> Starlette:
+    """The same, for whoever asks."""
+    told: set[str] = set()  # what went wrong, so that each is told once
+    routes = [Route(f"/api/{name}", _question(told, service, name)) for name in QUERIES]
+    for name, answer in (("documents", service.answers.document), ("probes", service.answers.probe)):
+        routes.append(Route(f"/api/{name}/{{step}}", _of_step(told, answer)))
+    for name, (content, kind) in page_files().items():
+        routes.append(Route("/" if name == PAGE else f"/{name}", _file(content, kind, for_good=name == PLOTLY)))
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)],
+        exception_handlers={HTTPException: _refuse},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _question(told: set[str], service: Service, name: str) -> Callable[[Request], Response]:
+    answer, known = QUERIES[name]
+    return lambda request: _json(told, lambda: answer(service, _query(request, known)))
+
+
+def _of_step(told: set[str], answer: Callable[[int], dict[str, Any]]) -> Callable[[Request], Response]:
+    def asked(request: Request) -> dict[str, Any]:
+        _query(request, ())
+        return answer(whole_number(request.path_params["step"], "step"))
+
+    return lambda request: _json(told, lambda: asked(request))
+
+
+def _query(request: Request, known: Sequence[str]) -> Query:
+    given = request.query_params.multi_items()
+    if len(dict(given)) < len(given):
+        raise BadQuery("a parameter is there twice")
+    return Query(dict(given), known)
+
+
+def _json(told: set[str], answer: Callable[[], dict[str, Any]]) -> Response:
+    try:
+        return StrictJSON(answer(), headers={"cache-control": "no-store"})
+    except BadQuery as error:
+        return _error(400, str(error))
+    except NotThere as error:
+        return _error(404, str(error))
+    except NoRun as error:
+        return _error(503, str(error), state=error.state)
+    except Exception as error:  # noqa: BLE001  # a damaged record may hold anything; a defect of ours shows its place
+        _tell_once(told, error)
+        return _error(503, f"the record can't be read ({type(error).__name__}: {error})", state="unreadable")
+
+
+def _tell_once(told: set[str], error: Exception) -> None:
+    """Its traceback in the terminal, but not at each request: a page asks every second."""
+    kind = repr(error)
+    if kind not in told and len(told) < 20:
+        told.add(kind)
+        traceback.print_exception(error)
+
+
+def _error(status: int, why: str, **more: str) -> Response:
+    return StrictJSON({"error": why, **more}, status, headers={"cache-control": "no-store"})
+
+
+def _refuse(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    answer = _error(status, VOID.get(status, "it can't be answered"))
+    answer.headers.update(getattr(error, "headers", None) or {})
+    return answer
+
+
+def _file(content: bytes, kind: str, *, for_good: bool) -> Callable[[Request], Response]:
+    packed = gzip.compress(content, 6)  # once, not at each request
+    age = "public, max-age=31536000, immutable" if for_good else "no-cache"
+
+    def answer(request: Request) -> Response:
+        headers = {"cache-control": age, "vary": "accept-encoding"}
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            return Response(packed, media_type=kind, headers=headers | {"content-encoding": "gzip"})
+        return Response(content, media_type=kind, headers=headers)
+
+    return answer

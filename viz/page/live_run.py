@@ -1,0 +1,150 @@
+"""One run, followed while it is written: its store opened once it is there, read on when asked, left when it goes."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from viz.record.reader import StoreReader, is_blank
+from viz.record.run_folder import is_locked, record_of
+from viz.record.schema import Row
+from viz.stats.averages import WINDOW
+from viz.stats.running_averages import Averages
+from viz.stats.series import Series
+from viz.views.token_text import Speller, speller
+
+FRESH_SECONDS = 0.25
+"""What was read less long ago is not read again."""
+MOST_WINDOWS = 4
+"""Averages that are kept beside the usual ones, of other windows."""
+
+
+class NoRun(Exception):
+    """There is nothing to show. `state`: `waiting` (there was no run yet), `gone`, `unreadable`."""
+
+    def __init__(self, state: str, why: str) -> None:
+        super().__init__(why)
+        self.state = state
+
+
+class LiveRun:
+    """The run in a folder, to be used while `reading`. Nothing here writes to the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder`: of the record, or what `--out` named; it need not be there yet."""
+        self.lock = threading.RLock()
+        self.folder = folder
+        self.record = folder
+        """Where `run.db` is, or was last."""
+        self.edition = time.time_ns() // 1_000_000  # another server has others
+        """Changes when steps may have been made again, or the run is another: what was read before is void."""
+        self._store: StoreReader | None = None
+        self._identity: tuple[object, object] | None = None
+        self._depth = 0
+        self._is_locked = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._read_at = -FRESH_SECONDS
+        self.series = Series()
+        self.run: Row = {}
+        self._rewinds: int | None = None
+        self._averages: dict[int, Averages] = {}
+        self._speller: Speller | None = None
+        self._has_speller = False
+        self.edition += 1
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within, by one thread at a time: the run as it is now. Raises NoRun where there is none that can be read.
+
+        The store is open within, and not between: a run that ends leaves one file only where nobody has it open.
+        """
+        with self.lock:
+            self._depth += 1
+            try:
+                if self._depth == 1:
+                    self._refresh()
+                yield
+            finally:
+                self._depth -= 1
+                if not self._depth and self._store is not None:
+                    self._store.close()
+                    self._store = None
+
+    @property
+    def store(self) -> StoreReader:
+        assert self._store is not None, "it is open while `reading`"
+        return self._store
+
+    def _refresh(self) -> None:
+        try:
+            self._open()
+            run = self.store.run()
+            # Not by its file: one that is made where another was deleted may have the same number.
+            identity = (run.get("run_id"), run.get("started"))
+            if identity != self._identity:
+                self._forget()
+            self._identity = identity
+            if time.monotonic() - self._read_at < FRESH_SECONDS:
+                return
+            rewinds = self.store.count_rewinds()
+            if self._rewinds not in (None, rewinds):
+                self._forget()
+            self.run, self._rewinds = run, rewinds
+            first = self.series.size
+            self.series.read(self.store)
+            new = {name: values[first:] for name, values in self.series.columns().items()}
+            for averages in self._averages.values():
+                averages.extend(new)
+        except FileNotFoundError as error:
+            self._forget()
+            raise NoRun("gone", f"{self.record / 'run.db'} is gone") from error
+        except (ValueError, KeyError, TypeError, OSError, sqlite3.Error) as error:
+            self._forget()
+            raise NoRun("unreadable", str(error)) from error
+        self._is_locked = is_locked(self.record)
+        self._read_at = time.monotonic()
+
+    def _open(self) -> None:
+        """Open the store that is in the folder now."""
+        try:
+            path = record_of(self.folder) / "run.db"
+        except ValueError as error:
+            if self._identity is not None:
+                raise FileNotFoundError from error
+            raise NoRun("waiting", f"no run in {self.folder} yet") from error
+        try:
+            self._store, self.record = StoreReader(path), path.parent
+        except ValueError:
+            if is_blank(path):  # its tables are on their way
+                raise NoRun("waiting", f"the run in {self.folder} has only begun") from None
+            raise
+
+    def averages(self, window: int = WINDOW) -> Averages:
+        """The averages over about `window` documents."""
+        if window == self.series.averages.window:
+            return self.series.averages
+        if window not in self._averages:
+            while len(self._averages) >= MOST_WINDOWS:
+                del self._averages[next(iter(self._averages))]
+            made = Averages(window)
+            made.extend(self.series.columns())
+            self._averages[window] = made
+        return self._averages[window]
+
+    @property
+    def speller(self) -> Speller | None:
+        """What spells the run's tokens; None where the record holds no tokenizer."""
+        if not self._has_speller:
+            self._speller, self._has_speller = speller(self.run.get("tokenizer")), True
+        return self._speller
+
+    @property
+    def state(self) -> str:
+        """`ended`, `running`, or `stopped`: the record has no end, and nobody writes it any more."""
+        if self.run.get("ended") is not None:
+            return "ended"
+        return "running" if self._is_locked else "stopped"

@@ -1,0 +1,140 @@
+"""The runs that the run of a page can be held against, by their ids."""
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viz.page.answers import Answers
+from viz.page.live_run import LiveRun, NoRun
+from viz.page.query import NotThere
+from viz.record.reader import StoreReader
+from viz.record.run_folder import record_of
+from viz.record.runs import FoundRun, find_runs
+from viz.stats.averages import extremes
+from viz.stats.paired_difference import RunningAverage
+from viz.stats.reduction import number, numbers
+from viz.views.comparison import Comparison, compare
+
+NAMES = ("this run", "the other run")
+
+
+class Pairs:
+    """The runs in the folder of the page's run (those moved to `earlier/` too), and in `others`."""
+
+    def __init__(self, live: LiveRun, others: Sequence[Path] = ()) -> None:
+        self._live = live
+        self._others = others
+        self._lock = threading.Lock()  # of a comparison, which takes a core for a while, and of what follows
+        self._opened: dict[str, Answers] = {}
+
+    def known(self) -> list[dict[str, Any]]:
+        """Each run, the newest first; `is_this` is the run of the page."""
+        with self._live.reading():
+            this = str(self._live.run.get("run_id") or "")
+        return [
+            {
+                "run_id": run.run_id,
+                "folder": str(run.record),
+                "model": run.model,
+                "source": run.source,
+                "documents": run.documents,
+                "loss": number(run.loss),
+                "started": run.started,
+                "outcome": run.outcome,
+                "is_this": run.run_id == this,
+            }
+            for run in self._runs().values()
+            if not run.problem
+        ]
+
+    def _runs(self) -> dict[str, FoundRun]:
+        with self._live.reading():
+            places = [self._live.record]
+        for other in self._others:
+            try:
+                places.append(record_of(other))
+            except ValueError:  # not there yet, or not any more
+                continue
+        return {run.run_id: run for place in dict.fromkeys(places) for run in find_runs(place) if run.run_id}
+
+    def answers_of(self, run_id: str) -> Answers:
+        """Answers about another run. Raises NotThere."""
+        with self._lock:
+            return self._answers_of(run_id)
+
+    def _answers_of(self, run_id: str) -> Answers:
+        if run_id not in self._opened:
+            runs = self._runs()
+            if run_id not in runs:
+                raise NotThere(f"no run {run_id[:100]!r} here; known: {', '.join(runs) or 'none'}")
+            self._opened[run_id] = Answers(LiveRun(runs[run_id].record))
+        answers = self._opened[run_id]
+        try:
+            with answers.live.reading():
+                found = answers.live.run.get("run_id")
+        except NoRun as error:
+            raise NotThere(f"run {run_id} can't be read any more: {error}") from error
+        if found != run_id:  # another one has taken its place
+            del self._opened[run_id]
+            return self._answers_of(run_id)
+        return answers
+
+    def compare(self, run_id: str, points: int, since: int = 0) -> dict[str, Any]:
+        """This run and another, document by document, from step `since` of this run on.
+
+        Raises NotThere where there is no such run, or nothing in common.
+        """
+        with self._lock:
+            runs = (self._live, self._answers_of(run_id).live)
+            try:
+                columns, paths = [], []
+                for live in runs:
+                    with live.reading():
+                        columns.append(live.series.columns() if live.series.size else None)
+                        paths.append(live.record / "run.db")
+                with StoreReader(paths[0]) as a, StoreReader(paths[1]) as b:
+                    found = compare(a, b, NAMES, since, columns)
+            except (OSError, ValueError, sqlite3.Error) as error:
+                raise NotThere(str(error)) from error
+        return _in_json(found, points)
+
+
+def _in_json(found: Comparison, points: int) -> dict[str, Any]:
+    sentence = found.sentence()
+    rows = extremes(found.differences, points)
+    return {
+        "names": list(found.names),
+        "about": list(found.about),
+        "sentence": sentence[:1].upper() + sentence[1:],
+        "notes": found.notes(),
+        "unit": found.unit,
+        "documents": found.overall.documents,
+        "difference": number(found.overall.value),
+        "half_width": number(found.overall.half_width),
+        "sources": [
+            {
+                "source": one.name,
+                "difference": number(one.value),
+                "half_width": number(one.half_width),
+                "documents": one.documents,
+            }
+            for one in found.sources
+        ],
+        "curves": [_curve(one, points) for one in found.curves],
+        "difference_curve": _curve(found.difference_curve, points),
+        "single": {"steps": found.steps[rows].tolist(), "values": numbers(found.differences[rows])},
+    }
+
+
+def _curve(found: RunningAverage, points: int) -> dict[str, Any]:
+    rows = extremes(found.average, points)
+    return {
+        "steps": found.steps[rows].tolist(),
+        "values": numbers(found.average[rows]),
+        "band": numbers(np.abs(found.band[rows])),
+        "window": found.window,
+    }

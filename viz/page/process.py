@@ -1,0 +1,101 @@
+"""The server of the page beside a training run: a process of its own, on a port that is had before the run begins."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from common.child_process import ROOT, environment
+
+PORT = 8000
+TRIES = 50
+"""Ports that are tried from `PORT` on, where none is named."""
+
+
+def listen(port: int | None) -> socket.socket:
+    """A socket on 127.0.0.1 that listens: on `port`, or on the first free one from `PORT` on.
+
+    Raises OSError where that port, or each of them, is taken.
+    """
+    failure: OSError | None = None
+    for number in [port] if port is not None else range(PORT, PORT + TRIES):
+        found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        if sys.platform == "linux":  # a port just given up can be had at once; elsewhere one in use could be, too
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind(("127.0.0.1", number))
+            found.listen(128)
+            return found
+        except OSError as error:
+            found.close()
+            failure = OSError(error.errno, f"port {number} can't be had ({error.strerror})")
+    assert failure is not None
+    raise failure
+
+
+def opening_lines(port: int) -> list[str]:
+    """Where the page is, on this machine and from another."""
+    there = f"ssh -L {port}:127.0.0.1:{port} {os.environ.get('USER', 'user')}@{socket.gethostname()}"
+    return [
+        f"The page: http://127.0.0.1:{port}",  # not localhost, which may be another server's ::1
+        f"From another machine: {there}, then open the same address there",
+    ]
+
+
+@contextmanager
+def page_beside(folder: Path, listening: socket.socket, say: Callable[[str], None]) -> Iterator[None]:
+    """Within: the page on a run that trains here. Where its process can't be started that is said, no more."""
+    try:
+        page = PageProcess(folder, listening)
+    except OSError as error:
+        listening.close()
+        say(f"There is no page in this run: its process can't be started ({error})")
+        yield
+        return
+    say("\n".join(opening_lines(page.port)))
+    try:
+        yield
+    finally:
+        failure = page.stop()
+        say(f"The page ended early ({failure})" if failure else "The page has ended with the run")
+
+
+class PageProcess:
+    """`python -m viz.page.serving` on a folder. It ends when this process does, however that ends."""
+
+    def __init__(self, folder: Path, listening: socket.socket) -> None:
+        """Start it. `listening` is its from now on: a browser that is early waits."""
+        self.port: int = listening.getsockname()[1]
+        # What goes wrong there must not stand in the progress bar.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "viz.page.serving", str(folder.resolve()), str(listening.fileno())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+            pass_fds=[listening.fileno()],
+            cwd=ROOT,
+            env=environment(),
+            start_new_session=True,  # Ctrl-C reaches the whole group: it is the trainer's, which ends this one
+        )
+        listening.close()
+
+    def stop(self) -> str:
+        """End it. Returns why it had ended before, in one line; nothing where it had not."""
+        ended_before = self._process.poll() is not None
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
+        self._said.close()
+        return (lines[-1] if lines else f"exit code {self._process.returncode}") if ended_before else ""

@@ -1,0 +1,146 @@
+"""A run as one HTML file: the live page with its answers packed in, which needs neither a server nor a network."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from viz.page.answers import Answers
+from viz.page.live_run import LiveRun, NoRun
+from viz.page.other_runs import Pairs
+from viz.page.page_files import MODULES, PAGE, PLOTLY, page_files
+from viz.page.query import NotThere
+from viz.record.reader import StoreReader
+from viz.record.run_folder import record_of
+
+POINTS = 1500
+LISTED = 100
+"""Documents of each list, each of which can be opened in the report."""
+SAMPLES, MOMENTS = 200, 24
+PLACED = ("run", "folder", "shard", "source", "judged", "detail", "resume_command")
+"""Keys of what names files and folders."""
+
+
+def make_report(folder: Path, others: Sequence[Path] = ()) -> bytes:
+    """The file, UTF-8. `others`: folders of further runs, of which the first is compared.
+
+    Raises ValueError, one line, where there is no run that can be read or compared.
+    """
+    live = LiveRun(folder)
+    pairs = Pairs(live, others)
+    try:
+        found = _answers(Answers(live), pairs, others)
+        # What is mailed to others says nothing of where it was made.
+        places = {f"{live.record.resolve().parent}{os.sep}": "", f"{Path.home()}{os.sep}": f"~{os.sep}"}
+        return _html(_renamed(found, {place: name for place, name in places.items() if len(place) > 1}))
+    except (NoRun, NotThere) as error:
+        raise ValueError(str(error)) from error
+
+
+def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str, Any]:
+    """By the names under which `page/api.js` looks for them."""
+    run = answers.run()
+    found: dict[str, Any] = {
+        "made": time.time(),
+        "run": run,
+        "series": answers.series(points=POINTS),
+        "sources": answers.sources(points=POINTS),
+        "events": answers.events(1000),
+        "spikes above": answers.spikes(LISTED),
+        "spikes below": answers.spikes(LISTED, best=True),
+        "samples": answers.samples(SAMPLES),
+        "probes": answers.probes(),
+        "runs": {"runs": []},
+    }
+    for number, asked in enumerate(found["samples"]["prompts"]):
+        found[f"samples {number}"] = answers.samples(MOMENTS, asked["prompt"])
+    if others:
+        run_id = _run_id(others[0])
+        found[f"compare {run_id}"] = pairs.compare(run_id, POINTS)
+        found[f"series {run_id}"] = pairs.answers_of(run_id).series(points=POINTS)
+        there = [one for one in pairs.known() if one["run_id"] == run_id]
+        found["runs"] = {"runs": [one | {"folder": "/".join(Path(one["folder"]).parts[-2:])} for one in there]}
+    probed = {probe["step"] for probe in found["probes"]["probes"]}
+    found |= {f"probes/{step}": answers.probe(step) for step in probed}
+    steps = {entry["step"] for side in ("above", "below") for entry in found[f"spikes {side}"]["documents"]}
+    steps |= probed | set(answers.judged()[-LISTED:])
+    if run["steps"]:
+        steps |= {run["first_step"], run["steps"] - 1}
+    return found | {f"documents/{step}": answers.document(step) for step in sorted(steps)}
+
+
+def _renamed(value: Any, places: Mapping[str, str], *, names_places: bool = False) -> Any:
+    """The same, nested as it is, with each of `places` by its other name wherever places are named, never in a text."""
+    if isinstance(value, str) and names_places:
+        for place, name in places.items():
+            value = value.replace(place, name)
+    elif isinstance(value, dict):
+        return {key: _renamed(item, places, names_places=names_places or key in PLACED) for key, item in value.items()}
+    elif isinstance(value, list):
+        return [_renamed(item, places, names_places=names_places) for item in value]
+    return value
+
+
+def _run_id(folder: Path) -> str:
+    with StoreReader(record_of(folder) / "run.db") as store:
+        return str(store.run()["run_id"])
+
+
+def _html(answers: dict[str, Any]) -> bytes:
+    files = {name: content.decode("utf-8") for name, (content, _) in page_files().items()}
+    plotly, program = _harmless(files[PLOTLY]), _harmless(bundle({name: files[name] for name in MODULES}))
+    policy = (
+        f"default-src 'none'; script-src {_digest(plotly)} {_digest(program)}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    # `<` as \u003c: nothing that a document says can end the element.
+    packed = json.dumps(answers, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = files[PAGE]
+    for old, new in (
+        (
+            '<meta charset="utf-8">',
+            f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        ),
+        ('<link rel="stylesheet" href="/style.css">', f"<style>\n{files['style.css']}</style>"),
+        (f'<script src="/{PLOTLY}" defer></script>\n', ""),
+        ('<script type="module" src="/main.js"></script>\n', ""),
+        (
+            "</body>",
+            f'<script type="application/json" id="answers">{packed}</script>\n'
+            f'<script>{plotly}</script>\n<script type="module">{program}</script>\n</body>',
+        ),
+    ):
+        before, found, after = page.partition(old)
+        assert found, f"{PAGE} has no {old!r}"
+        page = before + new + after
+    return page.encode("utf-8")
+
+
+def _digest(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode()}'"
+
+
+def _harmless(script: str) -> str:
+    """The same program, without what would end its element: it can only stand in strings and comments."""
+    return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
+
+
+def bundle(modules: dict[str, str]) -> str:
+    """Modules as one, each after those that it imports from: each is a function that returns what it exports.
+
+    They import by `import { a, b } from "./x.js";` on one line, and export functions, classes and constants by name.
+    """
+    parts = []
+    for name, source in modules.items():
+        exported = re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", source, flags=re.MULTILINE)
+        body = re.sub(r'^import (\{.*\}) from "\./(\w+)\.js";$', r"const \1 = modules.\2;", source, flags=re.MULTILINE)
+        body = re.sub(r"^export ", "", body, flags=re.MULTILINE)
+        if stray := re.search(r"^(?:import|export)\b.*", body, flags=re.MULTILINE):
+            raise AssertionError(f"{name}: {stray[0]}")
+        parts.append(f"modules.{Path(name).stem} = (() => {{\n{body}\nreturn {{ {', '.join(exported)} }};\n}})();\n")
+    return "const modules = {};\n" + "".join(parts)

@@ -1,0 +1,1 @@
+"""The run store: its writer, its readers and its exports."""

@@ -1,0 +1,125 @@
+"""What is asked of the file system: a file replaced in one piece, who left half of one behind, whether it lives on this
+machine, who holds a lock on it.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+_NETWORK = re.compile(
+    r"nfs\d?|cifs|smb\d?|smbfs|9p|afs|acfs|beegfs|ceph|coda|gfs2?|glusterfs|gpfs|lustre|mfs|moosefs|ncpfs|ocfs2|orangefs"
+    r"|panfs|pvfs2|quobyte|wekafs|fuse.*|drvfs|prl_fs|vboxsf|virtiofs|vmhgfs"  # the last five: folders of a host
+)
+
+
+def filesystem_type(path: Path, mountinfo: str) -> str:
+    """Type (`ext4`, `nfs4`, `fuse.sshfs`) of the mount that holds an absolute path without links; '' if none does.
+
+    `mountinfo` is the text of `/proc/self/mountinfo` (proc(5)). The longest mount point that contains the path decides,
+    the later one of equals: it is mounted over the earlier.
+    """
+    found, depth = "", -1
+    for line in mountinfo.splitlines():
+        before, dash, after = line.partition(" - ")
+        fields = before.split(" ")
+        if not dash or len(fields) < 5:
+            continue
+        mount = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4]))
+        if len(mount.parts) >= depth and path.is_relative_to(mount):
+            found, depth = after.split(" ")[0], len(mount.parts)
+    return found
+
+
+def is_network_type(name: str) -> bool:
+    """Whether a file system of this type may be shared with other machines (every FUSE is taken for one that is)."""
+    return _NETWORK.fullmatch(name) is not None
+
+
+def is_on_network(path: Path) -> bool:
+    """Whether a path lives on a file system of a network type. Where the mounts can't be read (macOS): False."""
+    try:
+        mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return False
+    return is_network_type(filesystem_type(path.resolve(), mountinfo))
+
+
+def part_name(name: str, process: int | str) -> str:
+    """Name under which `replace_file` writes: hidden, and matched by no pattern of the finished files."""
+    return f".{name}.{process}.part"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of the files of a run in `folder`; the parts of a process that lives stay."""
+    names = r"training_(?:step_\d{6,}|latest)\.png|(?:metrics_history|text_samples|run)\.json"
+    for path in folder.iterdir():
+        found = re.fullmatch(rf"\.(?:{names})\.(\d+)\.part", path.name)
+        if found and not _lives(int(found[1])):
+            with suppress(OSError):  # it costs some disk, and the next start tries again
+                path.unlink()
+
+
+def _lives(process: int) -> bool:
+    if process == os.getpid():  # an earlier process had our number: this one is only about to start
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # of another user
+    return True
+
+
+def lock_holders(path: Path) -> list[str]:
+    """`process 4711, sqlite3` for each other process that holds a lock on an SQLite file; [] where Linux can't say.
+
+    Nothing is opened for that: to close the file again would drop the locks that this process has on it.
+    """
+    places = set()
+    for name in (path.name, f"{path.name}-shm"):
+        with suppress(OSError):
+            found = path.with_name(name).stat()
+            places.add(f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}")
+    holders = {}
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            fields = line.split()  # 1: POSIX ADVISORY READ 4711 fe:00:12345 0 EOF; `->` in the second where one waits
+            if len(fields) > 5 and fields[5] in places and fields[4] not in ("-1", "0", str(os.getpid())):
+                if _is_ours(fields[4]):
+                    continue
+                name = Path(f"/proc/{fields[4]}/comm").read_text(encoding="utf-8", errors="replace").strip()
+                holders[fields[4]] = f"process {fields[4]}, {name}"
+    return list(holders.values())
+
+
+def _is_ours(process: str) -> bool:
+    """Whether it is the process that draws for this one, which reads the store too."""
+    about = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    draws = b"viz.charts.renderer" in Path(f"/proc/{process}/cmdline").read_bytes()
+    return draws and about.rpartition(")")[2].split()[1] == str(os.getpid())
+
+
+def replace_file(path: Path, pieces: Iterable[bytes | bytearray]) -> None:
+    """Write `pieces` as the new content of `path`: whoever reads sees the old file or the whole new one.
+
+    Not forced to disk: what is written here can be made again from the store. Raises OSError; then the old file stands.
+    """
+    part = path.with_name(part_name(path.name, os.getpid()))
+    try:
+        with part.open("wb") as file:
+            file.writelines(pieces)
+        part.replace(path)
+    except OSError as error:
+        _remove(part)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the part is nobody's business
+    except BaseException:
+        _remove(part)
+        raise
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,257 @@
+"""The runs in a folder: what each has come to, the command that goes on with it, and how to be rid of it."""
+
+import os
+import shlex
+import sqlite3
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.terminal_text import one_line
+from viz.record import schema
+from viz.record.reader import StoreReader
+from viz.record.run_folder import (
+    LOCK,
+    MARK,
+    checkpoint_files,
+    checkpoints_of,
+    held,
+    is_locked,
+    mark_of,
+    record_files,
+    set_aside,
+)
+
+RECENT_DOCUMENTS = 200
+PROGRAM = Path(__file__).resolve().parents[2] / "train_slimpajama.py"
+TABLE_COLUMNS = 100
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run as it was found. Times are UNIX seconds; what is not known is None or ''."""
+
+    run_id: str
+    record: Path
+    """The folder of `run.db`."""
+    checkpoints: Path | None
+    """The folder of its checkpoints, if there is one that is this run's."""
+    is_test: bool
+    is_running: bool
+    bytes_on_disk: int
+    """Of the record and the checkpoints."""
+    newest_checkpoint: int | None
+    """The documents it was saved after."""
+    started: float | None = None
+    outcome: str = ""
+    source: str = ""
+    model: str = ""
+    documents: int = 0
+    steps_asked: int | None = None
+    loss: float | None = None
+    """Mean of the last `RECENT_DOCUMENTS` documents, nats per token."""
+    problem: str = ""
+    """Why the record can't be read, in one line."""
+    resume_command: str | None = None
+    """To be pasted where the person stands now."""
+    why_not: str = ""
+    """Why there is no such command."""
+
+
+def find_runs(viz: Path) -> list[FoundRun]:
+    """The run in a folder like `training_viz`, in its `test/`, and those in the `earlier/` of both; newest first."""
+    homes = (viz, viz / "test")
+    places = [place for home in homes for place in (home, *sorted((home / "earlier").glob("*/")))]
+    found = [_look_at(viz, place) for place in places if (place / "run.db").exists() or mark_of(place)]
+    return sorted(found, key=lambda run: run.started or 0, reverse=True)
+
+
+def _look_at(viz: Path, record: Path) -> FoundRun:
+    mark, known = mark_of(record), _read_record(record / "run.db")
+    run_id = known.pop("run_id", "") or str(mark.get("run_id", ""))
+    checkpoints = checkpoints_of(record, run_id)
+    saved = checkpoint_files(checkpoints, run_id)
+    numbers = [
+        int(path.stem.rpartition("_")[2]) for path in saved if path.suffix == ".bin" and path.parent == checkpoints
+    ]
+    newest = max(numbers, default=None)
+    is_running = is_locked(record) or (checkpoints is not None and is_locked(checkpoints))
+    is_current = known.pop("is_current", True)
+    command, why_not = None, ""
+    if is_running:
+        why_not = "it is running"
+    elif known.get("problem") and (record / "run.db").exists():
+        why_not = "its record can't be read"
+    elif not is_current:
+        why_not = "its record is of an earlier version, which can be read but not gone on with"
+    elif checkpoints is None or newest is None:
+        why_not = "there is no checkpoint"
+    else:
+        command = _resume_command(viz, record, checkpoints, run_id)
+        if newest >= (known.get("steps_asked") or newest + 1):
+            command += f" --steps {2 * newest}"
+        elif known.get("outcome") == "documents ended":
+            command += " --repeat"
+    return FoundRun(
+        run_id,
+        record,
+        checkpoints,
+        is_test=mark.get("test") is True if mark else "test" in record.relative_to(viz).parts,
+        is_running=is_running,
+        bytes_on_disk=_bytes_of([*record_files(record), *saved]),
+        newest_checkpoint=newest,
+        resume_command=command,
+        why_not=why_not,
+        **known,
+    )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a store says of its run, by the fields of `FoundRun`, and if it `is_current`; or what its `problem` is."""
+    try:
+        with StoreReader(path) as store:
+            about, documents = store.run(), store.documents_trained()
+            losses = store.columns(documents - RECENT_DOCUMENTS)["loss"]
+            is_current = store.version >= schema.VERSION
+        steps, losses = about["config"].get("num_steps"), losses[np.isfinite(losses)]
+        return {
+            **{name: str(about[name] or "") for name in ("run_id", "source", "model", "outcome")},
+            "started": None if about["started"] is None else float(about["started"]),
+            "documents": documents,
+            "steps_asked": None if steps is None else int(steps),
+            "loss": float(losses.mean()) if losses.size else None,
+            "is_current": is_current,
+        }
+    except FileNotFoundError:
+        return {"problem": f"{path} is gone"}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, sqlite3.Error) as error:
+        said = str(error)  # in a broken or foreign file anything may be missing or of another kind
+        return {"problem": said if str(path) in said else f"{path} can't be read as a run store: {said}"}
+
+
+def _bytes_of(paths: list[Path]) -> int:
+    total = 0
+    for path in paths:
+        with suppress(FileNotFoundError):  # a live run replaces and deletes them
+            total += path.stat().st_size
+    return total
+
+
+def _resume_command(viz: Path, record: Path, checkpoints: Path, run_id: str) -> str:
+    """By the id from the folders above `earlier/` and `test/`, if both halves lie at the same place below them."""
+    place = record.relative_to(viz).parts
+    homes = [record.resolve(), checkpoints]
+    if place and checkpoints.parts[-len(place) :] == place:
+        homes = [viz.resolve(), checkpoints.parents[len(place) - 1]]
+    out = homes[0].parent
+    if homes == [out / "training_viz", out / "checkpoints"]:
+        flags = "" if out == Path.cwd() else f" --out {_shown(out)}"
+    else:
+        named = zip(("--viz-dir", "--checkpoint-dir"), ("training_viz", "checkpoints"), homes, strict=True)
+        flags = "".join(f" {flag} {_shown(home)}" for flag, usual, home in named if home != Path(usual).resolve())
+    return f"python {_quote(os.path.relpath(PROGRAM))}{flags} --resume {_quote(run_id)}"
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return _quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def _quote(word: str) -> str:
+    """For a shell; what would steer the terminal as the `$'…'` of bash and zsh."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"
+
+
+def describe_runs(runs: list[FoundRun]) -> str:
+    """A table for a terminal; below each run its state, what it takes on disk, and how to go on with it."""
+    if not runs:
+        return "No runs here. A first one: python train_slimpajama.py --test"
+    rows = [("run", "started", "data", "model", "documents", "loss (last 200)"), *map(_cells, runs)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[2] = max(min(widths[2], 12), widths[2] - max(0, sum(widths) + 2 * 5 - TABLE_COLUMNS))
+    lines = []
+    for row, run in zip(rows, [None, *runs], strict=True):
+        cells = [
+            text if len(text) <= width else f"{text[: width - 1]}…" for text, width in zip(row, widths, strict=True)
+        ]
+        aligned = [f"{text:{'>' if i > 3 else '<'}{widths[i]}}" for i, text in enumerate(cells)]
+        lines.append("  ".join(aligned).rstrip())
+        if run is not None:
+            state = "running" if run.is_running else run.problem or run.outcome or "cut off"
+            why_not = "" if run.resume_command or run.is_running else f"; can't go on: {run.why_not}"
+            kind = "a test run, " if run.is_test else ""
+            lines.append(f"    {kind}{one_line(state)}; {format_bytes(run.bytes_on_disk)} on disk{why_not}")
+            if run.resume_command is not None:
+                lines.append(f"    to go on: {run.resume_command}")
+    return "\n".join(lines)
+
+
+def _cells(run: FoundRun) -> tuple[str, ...]:
+    started = "–" if run.started is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
+    documents = f"{run.documents:,}" + ("" if run.steps_asked is None else f" of {run.steps_asked:,}")
+    loss = "–" if run.loss is None else f"{run.loss:.4f}"
+    return (one_line(run.run_id) or "–", started, one_line(run.source), one_line(run.model), documents, loss)
+
+
+def format_bytes(count: int) -> str:
+    """`35.2 kB`, `165.4 MB`, `1.5 GB`, `2.0 TB`, as `trainer/observe/totals.py` says them."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+def confirm_text(run: FoundRun) -> str:
+    """What `delete_run` will remove, to be asked about: the folders, the files in them, how large they are."""
+    lines = [f"Delete run {one_line(run.run_id)} ({run.documents:,} documents, {format_bytes(run.bytes_on_disk)})?"]
+    halves: dict[Path, list[Path]] = {}
+    for path in [*record_files(run.record), *checkpoint_files(run.checkpoints, run.run_id)]:
+        halves.setdefault(path.parent, []).append(path)
+    for folder, files in halves.items():
+        charts = [path for path in files if path.suffix == ".png"]
+        told = [path.name for path in files if path not in charts] + ([f"{len(charts)} charts"] if charts else [])
+        if told:
+            lines.append(f"  {_shown(folder.resolve())}: {', '.join(told)} ({format_bytes(_bytes_of(files))})")
+    return "\n".join([*lines, "Nothing else in these folders is touched."])
+
+
+def delete_run(run: FoundRun) -> None:
+    """Remove the files of a run, and its folders under `earlier/` and `test/` once they are empty.
+
+    Raises:
+        ValueError: it is running, or what is there now is not this run: nothing is removed.
+        OSError: a file can't be removed: the record and its mark go last, so that `find_runs` lists what is left.
+    """
+    halves = [folder for folder in (run.checkpoints, run.record) if folder is not None]
+    aside = [] if run.checkpoints is None else set_aside(run.checkpoints, run.run_id)
+    _refuse_another(run)
+    with ExitStack() as locks:
+        for folder in dict.fromkeys(folder.resolve() for folder in halves):
+            locks.enter_context(held(folder))
+        _refuse_another(run)
+        marks = [folder / name for folder in halves for name in (MARK, LOCK)]
+        for path in [*checkpoint_files(run.checkpoints, run.run_id), *record_files(run.record), *marks]:
+            path.unlink(missing_ok=True)
+    for folder in [*aside, *halves]:
+        while folder.parent.name == "earlier" or folder.name in ("earlier", "test"):
+            try:
+                folder.rmdir()
+            except OSError:  # a person's own file lies there, or another run
+                break
+            folder = folder.parent
+
+
+def _refuse_another(run: FoundRun) -> None:
+    """It may have moved since it was found."""
+    now = _read_record(run.record / "run.db").get("run_id") or str(mark_of(run.record).get("run_id", ""))
+    if not run.run_id or now != run.run_id:
+        found = f"holds run {now} now, not {run.run_id}" if now else "holds no run with an id: remove it by hand"
+        raise ValueError(f"{run.record} {found}")
+    if run.checkpoints != checkpoints_of(run.record, run.run_id):
+        raise ValueError(f"the checkpoints of run {run.run_id} are no longer in {run.checkpoints}: look again")

@@ -1,0 +1,144 @@
+"""The schema of a run store: its tables, declared once, and the rows that a call to `update` makes in them.
+
+What the keys mean is told in `viz/record/writer.py`.
+"""
+
+import json
+import operator
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+
+from viz.record.blobs import encode_array
+
+VERSION = 5  # PRAGMA user_version: raise it with every change that an older reader would misread
+APPLICATION_ID = 0x534C504A  # PRAGMA application_id: what tells a run store from any other SQLite file
+
+Array = np.ndarray[Any, Any]  # as a column's kind: kept as a blob of `viz/record/blobs.py`
+Row = dict[str, Any]
+Statement = tuple[str, tuple[Any, ...]]  # SQL and its values
+
+STEP = {
+    "loss": float, "accuracy": float, "throughput": float, "learning_rate": float, "gradient_norm": float,
+    "tokens": int, "bytes": int, "seconds": float, "seconds_waited": float,
+    "unigram_entropy": float,
+}  # fmt: skip
+DOCUMENT = {
+    "source": str, "shard": str, "row": int, "text_hash": bytes, "document_bytes": int,
+    "token_ids": Array, "token_losses": Array, "token_ranks": Array,
+}  # fmt: skip
+SAMPLE = {"prompt": str, "reference": str, "source": str, "error": str, "accuracy": float}
+KEY = {"step": int, "rank": int}
+TABLES: dict[str, dict[str, Any]] = {
+    "run": {
+        "run_id": str, "config": dict, "recipe": dict, "flops": dict, "versions": dict, "git_commit": str,
+        "device": str, "dtype": str, "model": str, "parameters": int, "source": str, "revision": str, "note": str,
+        "tokenizer": bytes, "tokenizer_hash": str, "vocab_size": int, "started": float, "ended": float, "outcome": str,
+    },
+    "steps": KEY | STEP,
+    "documents": KEY | DOCUMENT,
+    "text_samples": KEY | {"input": str, "output": str} | SAMPLE,
+    "evaluations": {
+        "step": int, "split": str, "source": str, "loss": float, "accuracy": float, "bits_per_byte": float,
+        "documents": int, "tokens": int, "bytes": int, "seconds": float,
+    },
+    "probes": {"step": int, "document": int, "loss": float, "accuracy": float, "token_losses": Array},
+    "events": {"time": float, "step": int, "kind": str, "detail": str},
+}  # fmt: skip
+SPIKES = ("spike", "skipped update")
+"""Kinds of events by which the judge of stability speaks."""
+REWOUND = ("steps", "documents", "text_samples", "evaluations", "probes")
+_CONSTRAINTS = {
+    # Rows of `steps` are small: inside the key's own tree they need no index beside them. Those of `documents` are not.
+    "steps": "PRIMARY KEY (step, rank)) WITHOUT ROWID",
+    "documents": "PRIMARY KEY (step, rank))",
+    "evaluations": "PRIMARY KEY (step, split, source)) WITHOUT ROWID",
+    "probes": "PRIMARY KEY (step, document))",
+    "text_samples": "id INTEGER PRIMARY KEY); CREATE INDEX text_samples_step ON text_samples (step)",
+    "events": "id INTEGER PRIMARY KEY)",
+    "run": "id INTEGER PRIMARY KEY CHECK (id = 1))",
+}
+_SQL = {int: "INTEGER", float: "REAL", str: "TEXT", bytes: "BLOB", dict: "TEXT", Array: "BLOB"}
+UPDATE_KEYS = frozenset(KEY | STEP | DOCUMENT | SAMPLE)
+
+
+def _text(value: object) -> str:
+    """A lone surrogate can't be stored as UTF-8: it becomes `?`."""
+    return str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+_CONVERT: dict[Any, Callable[[Any], Any]] = {
+    int: operator.index,
+    float: float,
+    str: _text,
+    bytes: bytes,
+    dict: partial(json.dumps, default=str),
+    Array: lambda values: values,  # encoded in the writer's thread
+}
+
+
+def make_row(table: str, values: Mapping[str, Any]) -> Row:
+    """Values as SQLite takes them, by the table's declaration. Raises ValueError for what doesn't fit it."""
+    kinds, row = TABLES[table], {}
+    for name, value in values.items():
+        if name not in kinds:
+            raise ValueError(f"unknown column {name!r} of {table}; known: {', '.join(kinds)}")
+        try:
+            row[name] = None if value is None else _CONVERT[kinds[name]](value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name!r} of {table}: {error}") from error
+    return row
+
+
+def rows_of(metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> list[tuple[str, Row]]:
+    """(table, row) for each row that an `update` makes; the module's docstring says which. Raises ValueError."""
+    unknown = metrics.keys() - UPDATE_KEYS
+    if unknown or metrics.get("step") is None:
+        problem = f"unknown: {', '.join(sorted(unknown))}" if unknown else "no step"
+        raise ValueError(f"metrics: {problem}; known keys: {', '.join(sorted(UPDATE_KEYS))}")
+    key = {"step": metrics["step"], "rank": metrics.get("rank") or 0}
+    rows = []
+    if metrics.get("loss") is not None:
+        rows.append(("steps", make_row("steps", key | {k: v for k, v in metrics.items() if k in STEP})))
+    if metrics.get("token_ids") is not None:
+        rows.append(("documents", make_row("documents", key | {k: v for k, v in metrics.items() if k in DOCUMENT})))
+    if input_text or output_text or metrics.get("prompt") is not None or metrics.get("error") is not None:
+        sample = {k: v for k, v in metrics.items() if k in SAMPLE}
+        rows.append(
+            ("text_samples", make_row("text_samples", key | sample | {"input": input_text, "output": output_text}))
+        )
+    if not rows:
+        raise ValueError(f"metrics of step {metrics['step']}: no loss, no token_ids and no text: nothing to record")
+    return rows
+
+
+def create_statements() -> list[Statement]:
+    """The SQL that makes an empty store."""
+    made = [sql for table in TABLES for sql in _create_table(table)]
+    made += [f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}"]
+    return [(sql, ()) for sql in made]
+
+
+def _create_table(table: str) -> list[str]:
+    columns = ", ".join(f"{name} {_SQL[kind]}" for name, kind in TABLES[table].items())
+    return f"CREATE TABLE {table} ({columns}, {_CONSTRAINTS[table]}".split("; ")
+
+
+def insert_statement(table: str, row: Row) -> Statement:
+    """The SQL that adds a row of `make_row`, and its values; arrays become blobs here. Raises ValueError."""
+    kinds = TABLES[table]
+    values = tuple(encode_array(v) if kinds[k] is Array and v is not None else v for k, v in row.items())
+    return _insert_sql(table, tuple(row)), values
+
+
+@cache
+def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
+    # One text for all rows of a kind: hundreds of thousands of them may wait in memory.
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+
+
+def update_statement(row: Row) -> Statement:
+    """The SQL that replaces columns of the one row of `run`."""
+    return f"UPDATE run SET {', '.join(f'{name} = ?' for name in row)}", tuple(row.values())

@@ -1,0 +1,1 @@
+"""Statistics and series: arrays in, arrays out."""

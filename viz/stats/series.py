@@ -1,0 +1,117 @@
+"""The steps of a run in memory, and the averages over them, brought up to date row by row: what a chart is drawn from.
+
+Every derived number of a row follows from the rows up to it alone. So the run as of an earlier step is the beginning of
+these arrays, and what a chart has shown once stays as it was.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from viz.record.reader import Columns, StoreReader
+from viz.stats.averages import DebiasedAverage, Floats
+from viz.stats.downsample import Curve, Growing
+from viz.stats.running_averages import Averages
+
+READ_AT_ONCE = 50_000  # rows: where there is no log, the writer has to wait while they are read
+FEWEST_OF_SOURCE = 20  # documents of a source before its average tells what is usual
+
+
+class UsualLoss:
+    """What is usual for one source: the running average of the losses of its documents."""
+
+    def __init__(self) -> None:
+        self._average = DebiasedAverage()
+
+    def extend(self, losses: Floats) -> tuple[Floats, Floats]:
+        """(N,) more losses -> the average behind each, and what was usual before it: NaN where too few were read."""
+        before, known = self._average.value, self._average.count
+        averages = self._average.extend(losses)
+        usual = np.append(before, averages[:-1])
+        finite = np.isfinite(losses)
+        usual[known + np.cumsum(finite) - finite < FEWEST_OF_SOURCE] = np.nan
+        return averages, usual
+
+
+class SourceSeries:
+    """The documents of one source: their rows, and the average of their losses behind each."""
+
+    def __init__(self) -> None:
+        self.rows = Growing(np.intp)
+        self.average = Curve()
+        self._usual = UsualLoss()
+
+    def extend(self, rows: npt.NDArray[np.intp], losses: Floats) -> Floats:
+        """Returns what was usual before each of these documents: NaN where too few of the source were read."""
+        averages, usual = self._usual.extend(losses)
+        self.rows.extend(rows)
+        self.average.extend(averages)
+        return usual
+
+
+def rows_by_source(names: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[np.intp]]]:
+    """Each name among (N,) of them, in the order in which they first come, and the rows that have it, in order."""
+    known: dict[str, int] = {}
+    codes = np.fromiter((known.setdefault(name, len(known)) for name in names.tolist()), np.intp, len(names))
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(len(known) + 1))
+    for name, begin, end in zip(known, bounds[:-1], bounds[1:], strict=True):
+        yield name, order[begin:end]
+
+
+class Series:
+    """All rows of one rank so far. `columns` are as the store has them, the `Curve`s are what is drawn."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, Growing] = {}
+        self.size = 0
+        self.averages = Averages()
+        self.usual = Growing()
+        """What was usual for a document's source just before it, nats per token; NaN where nothing was yet."""
+        self.excess = Growing()
+        """How far a document lay above what was usual for its source, nats per token; NaN where nothing was yet."""
+        self.sources: dict[str, SourceSeries] = {}
+
+    def read(self, store: StoreReader) -> None:
+        """Take in the rows of a store that are not here yet."""
+        known = int(self["steps"][-1]) + 1 if self.size else 0
+        for begin in range(known, max(store.documents_trained(), known + 1), READ_AT_ONCE):
+            self.extend(store.columns(begin, begin + READ_AT_ONCE))
+
+    def extend(self, columns: Columns) -> None:
+        """Take in further rows, as `StoreReader.columns` gives them."""
+        for name, values in columns.items():
+            if name not in self._columns:
+                self._columns[name] = Curve() if values.dtype == np.float64 else Growing(values.dtype)
+            self._columns[name].extend(values)
+        first, self.size = self.size, self.size + len(columns["steps"])
+        self.averages.extend(columns)
+        self._extend_sources(first, columns["source"], columns["loss"])
+
+    def _extend_sources(self, first: int, names: npt.NDArray[Any], losses: Floats) -> None:
+        usual = np.full(len(names), np.nan)
+        for name, rows in rows_by_source(names):
+            usual[rows] = self.sources.setdefault(name, SourceSeries()).extend(first + rows, losses[rows])
+        self.usual.extend(usual)
+        with np.errstate(invalid="ignore"):
+            self.excess.extend(losses - usual)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        """A column: (N,), a view, good until the next `extend`."""
+        return self._columns[name].values()
+
+    def column(self, name: str) -> Curve:
+        """A column of numbers as a curve."""
+        curve = self._columns[name]
+        assert isinstance(curve, Curve)
+        return curve
+
+    def columns(self, count: int | None = None) -> Columns:
+        """The first `count` rows of all columns, or all."""
+        return {name: column.values(count) for name, column in self._columns.items()}
+
+    def rows_below(self, step: int) -> int:
+        """How many rows are of steps below this one."""
+        return int(np.searchsorted(self["steps"], step)) if self.size else 0

@@ -1,0 +1,107 @@
+"""The document of a step, opened: where it is from, how it went, what it says, what each token of it cost."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from viz.record.reader import StoreReader
+from viz.record.schema import Row
+from viz.stats.series import Series
+from viz.views.token_text import Speller
+
+
+@dataclass(frozen=True)
+class OpenedDocument:
+    """What the record has of a step. What it lacks is None; numbers may be NaN or infinite."""
+
+    step: int
+    previous: int | None
+    """The step before it in the record."""
+    next: int | None
+    source: str
+    shard: str | None
+    row: int | None
+    loss: float
+    """Nats per token, measured before the model learned from it."""
+    usual: float
+    """The average of its source just before it, nats per token; NaN where too few of the source were read by then."""
+    accuracy: float
+    gradient_norm: float
+    learning_rate: float
+    bytes_read: int | None
+    """UTF-8 bytes of the whole characters that the model read."""
+    document_bytes: int | None
+    """UTF-8 bytes of the whole document."""
+    ids: Sequence[int] | None
+    """(T,) as the model read them; None where they are not kept."""
+    texts: Sequence[str] | None
+    """(T,) what each id spells; None where they are not kept, or the record holds no tokenizer."""
+    losses: Sequence[float] | None
+    """(T-1,) nats, of every id but the first."""
+    ranks: Sequence[int] | None
+    """(T-1,) how many tokens the model held more likely than the true one."""
+    judged: Sequence[str] = ()
+    """What the judge of stability said of this step."""
+    samples: Sequence[Row] = field(default_factory=tuple)
+    """Rows of `text_samples`: what the model wrote before it learned from this document."""
+
+    @property
+    def excess(self) -> float:
+        """Nats per token above what was usual for its source; NaN where nothing was yet."""
+        return self.loss - self.usual
+
+    @property
+    def about_tokens(self) -> int | None:
+        """Of the whole document, if the rest of it has as many bytes a token as what was read; exact if all was."""
+        if not self.bytes_read or self.document_bytes is None or self.ids is None:
+            return None
+        return max(len(self.ids), round(len(self.ids) * self.document_bytes / self.bytes_read))
+
+    @property
+    def text(self) -> str | None:
+        return None if self.texts is None else "".join(self.texts)
+
+    def surprises(self, most: int) -> list[int]:
+        """Places in `losses` of the tokens that surprised most, the worst first; infinite losses are the worst."""
+        known = [place for place, loss in enumerate(self.losses or ()) if not math.isnan(loss)]
+        return sorted(known, key=lambda place: -(self.losses or ())[place])[:most]
+
+
+def open_document(store: StoreReader, series: Series, step: int, speller: Speller | None) -> OpenedDocument:
+    """The document of a step. `series` holds the rows of the store, at least up to this one.
+
+    Raises ValueError where the run has no such step.
+    """
+    if not series.size:
+        raise ValueError(f"the run has no step {step:,}: it has none yet")
+    steps, row = series["steps"], series.rows_below(step)
+    if row >= len(steps) or steps[row] != step:
+        raise ValueError(f"the run has no step {step:,}: they are {steps[0]:,} to {steps[-1]:,}")
+    found = next((one for one in store.documents(step) if one["rank"] == 0), {})
+    ids, losses, ranks = (
+        None if found.get(name) is None else found[name].tolist()
+        for name in ("token_ids", "token_losses", "token_ranks")
+    )
+    texts = speller.pieces(ids) if speller is not None and ids is not None else None
+    return OpenedDocument(
+        step,
+        previous=int(steps[row - 1]) if row else None,
+        next=int(steps[row + 1]) if row + 1 < len(steps) else None,
+        source=found.get("source") or "",
+        shard=found.get("shard"),
+        row=found.get("row"),
+        loss=float(series["loss"][row]),
+        usual=float(series.usual.values()[row]),
+        accuracy=float(series["accuracy"][row]),
+        gradient_norm=float(series["gradient_norm"][row]),
+        learning_rate=float(series["learning_rate"][row]),
+        # Cut within a character, the text ends with what stands for a broken one.
+        bytes_read=None if texts is None else len("".join(texts).rstrip("\N{REPLACEMENT CHARACTER}").encode()),
+        document_bytes=found.get("document_bytes"),
+        ids=ids,
+        texts=texts,
+        losses=losses,
+        ranks=ranks,
+        judged=store.judged().get(step, ()),
+        samples=store.text_samples_at(step),
+    )

@@ -1,0 +1,226 @@
+"""What a chart tells of a run as of a step, gathered from its store: everything that is shown, and nothing of how."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from viz.record.reader import StoreReader
+from viz.record.schema import SPIKES, Row
+from viz.stats.averages import WINDOW, Floats
+from viz.stats.series import Series
+from viz.views.token_text import Speller, speller
+
+STAND_OUTS = 3
+WORDS = 6
+MOMENTS = 4
+BINS = 28  # along the positions of a document
+FEWEST_AT_PLACE = 5  # documents that reach a position, for a mean there
+
+
+@dataclass(frozen=True)
+class StandOut:
+    """A document that lay far above what was usual for its source."""
+
+    step: int
+    loss: float
+    excess: float
+    """Nats per token above the average of its source at that time."""
+    source: str
+    words: str
+    """The first words of its text; nothing where it is not kept."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Mean loss by the place of a token in its document, over some documents."""
+
+    documents: int
+    places: Floats
+    """(B,) index of the predicted token in its document, from 1, the middle of each bin on a logarithmic axis."""
+    mean: Floats
+    """(B,) nats per token."""
+    error: Floats
+    """(B,) standard error of the mean over documents."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A run as of `step` finished documents."""
+
+    run: Row
+    step: int
+    series: Series
+    count: int
+    """Rows of `series` that are part of it."""
+    evaluations: Sequence[Row] = ()
+    events: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Kind -> the steps at which such an event has happened, in order, as often as it did."""
+    stand_outs: Sequence[StandOut] = ()
+    positions: Sequence[Positions] = ()
+    """Of the first documents and of the newest, never the same ones."""
+    moments: Sequence[Row] = ()
+    """Rows of `text_samples` to one prompt, at most `MOMENTS`, in order."""
+    sample: Row | None = None
+    """The newest generation from a document."""
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """(count,) of a column of the store."""
+        return self.series[name][: self.count]
+
+    @property
+    def spikes(self) -> list[int]:
+        """Steps whose loss or gradient the judge of stability took for a spike."""
+        return sorted({step for kind in SPIKES for step in self.events.get(kind, ())})
+
+    @property
+    def repeats_from(self) -> int | None:
+        """The step from which on documents are read again, where they are."""
+        return self.events["epoch"][0] if "epoch" in self.events else None
+
+    @property
+    def warmup_steps(self) -> int:
+        return int(self.run.get("config", {}).get("warmup_steps") or 0)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the run has its steps, at the usual speed of the last `WINDOW` documents; None where it is at its end.
+
+        What held up a few of them is left out: more than 20 times the lower median.
+        """
+        left = int(self.run.get("config", {}).get("num_steps") or 0) - self.step
+        ended = self.run.get("ended") is not None and self.count == self.series.size
+        recent = self.column("seconds")[-WINDOW:]
+        recent = recent[np.isfinite(recent)]
+        if left <= 0 or ended or not len(recent):
+            return None
+        middle = np.quantile(recent, 0.5, method="lower")
+        return left * float(recent[recent <= 20 * middle].mean())
+
+
+class Viewer:
+    """Looks at one store again and again; remembers the text of what stood out, and the first documents' losses."""
+
+    def __init__(self, store: StoreReader) -> None:
+        self._store = store
+        self.series = Series()
+        self._speller: Speller | None = None
+        self._has_speller = False
+        self._words: dict[int, str] = {}
+        self._early: Positions | None = None
+        self._rewinds: int | None = None
+
+    def look(self, step: int | None = None) -> View:
+        """The run as of `step` finished documents, or as of its newest."""
+        if (rewinds := self._store.count_rewinds()) != self._rewinds:  # rows may have been made again
+            if self._rewinds is not None:
+                self.series, self._words, self._early = Series(), {}, None
+            self._rewinds = rewinds
+        self.series.read(self._store)
+        if step is None:
+            step = int(self.series["steps"][-1]) + 1 if self.series.size else 0
+        run, count = self._store.run(), self.series.rows_below(step)
+        view = View(run, step, self.series, count)
+        return View(
+            run,
+            step,
+            self.series,
+            count,
+            evaluations=self._store.evaluations(step),
+            events=self._store.steps_of_events(step),
+            stand_outs=[self._stand_out(row) for row in furthest_above(view)],
+            positions=self._positions(count),
+            moments=self._store.text_samples_of(spread(self._store.asked_again(step), MOMENTS)),
+            sample=self._store.latest_text_sample(step),
+        )
+
+    def _stand_out(self, row: int) -> StandOut:
+        series = self.series
+        step = int(series["steps"][row])
+        if step not in self._words:
+            self._words[step] = self._first_words(step)
+        loss, excess = float(series["loss"][row]), float(series.excess.values()[row])
+        return StandOut(step, loss, excess, str(series["source"][row]), self._words[step])
+
+    def _first_words(self, step: int) -> str:
+        if not self._has_speller:
+            self._speller, self._has_speller = speller(self._store.run().get("tokenizer")), True
+        ids = self._store.token_ids(step)
+        if ids is None or self._speller is None:
+            return ""
+        return " ".join(self._speller.text(ids).split()[:WORDS])
+
+    def _positions(self, count: int) -> list[Positions]:
+        documents = min(WINDOW, count // 2)
+        if documents < FEWEST_AT_PLACE:
+            return []
+        early = self._early
+        if early is None or early.documents != documents:
+            early = self._measure(0, documents)
+        if documents == WINDOW:
+            self._early = early  # for good
+        return [found for found in (early, self._measure(count - documents, count)) if found is not None]
+
+    def _measure(self, first: int, last: int) -> Positions | None:
+        steps = self.series["steps"]
+        first_step, last_step = int(steps[first]), int(steps[last - 1])
+        losses = self._store.token_losses(first_step, last_step + 1)
+        # Where few are left, they are the ones that were kept for being unlike the others.
+        enough = len(losses) >= max(FEWEST_AT_PLACE, (last - first) / 2)
+        found = by_position(losses) if enough else None
+        return found if found is not None and len(found.places) else None
+
+
+def furthest_above(view: View) -> list[int]:
+    """Rows of the `STAND_OUTS` documents after the warm-up that lay furthest above what was usual, furthest first."""
+    begin = view.series.rows_below(view.warmup_steps)
+    excess = view.series.excess.values(view.count)[begin:]
+    above = np.flatnonzero((excess >= 0.005) & np.isfinite(excess))  # less would be written as +0.00
+    if len(above) > STAND_OUTS:
+        above = above[np.argpartition(excess[above], -STAND_OUTS)[-STAND_OUTS:]]
+    return [begin + int(row) for row in above[np.argsort(-excess[above], kind="stable")]]
+
+
+def by_position(losses: Sequence[npt.NDArray[Any]]) -> Positions:
+    """Mean loss of the tokens of documents in `BINS` bins of equal width on a logarithmic axis.
+
+    Tokens of one document are not independent, documents are: a bin's value of a document is the mean over its tokens
+    there, and the error is that of the mean of these.
+    """
+    longest = max(len(one) for one in losses)
+    edges = np.unique(np.geomspace(1, longest + 1, BINS + 1).astype(int))
+    table = np.full((len(losses), longest), np.nan)
+    for row, one in zip(table, losses, strict=True):
+        row[: len(one)] = one
+    known = np.isfinite(table)
+    counts = np.add.reduceat(known, edges[:-1] - 1, axis=1)
+    sums = np.add.reduceat(np.where(known, table, 0), edges[:-1] - 1, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums / counts
+    reach = (counts > 0).sum(axis=0)
+    kept = reach >= FEWEST_AT_PLACE
+    means, reach = means[:, kept], reach[kept]
+    places = np.sqrt(edges[:-1] * (edges[1:] - 1.0))[kept]
+    error = np.nanstd(means, axis=0, ddof=1) / np.sqrt(reach)
+    return Positions(len(losses), places, np.nanmean(means, axis=0), error)
+
+
+def spread(places: Sequence[tuple[int, int]], most: int) -> list[int]:
+    """Of (step, id) in order the ids of the first, the last and at most `most` in all, by about equal ratios of steps.
+
+    A model learns most at first: moments at equal ratios of steps show more of it than at equal distances.
+    """
+    if most == 1:
+        return [number for _, number in places[-1:]]
+    if len(places) <= most:
+        return [number for _, number in places]
+    logs = np.log([max(step, 1) for step, _ in places])
+    chosen, free = [0, len(places) - 1], np.ones(len(places), dtype=bool)
+    free[chosen] = False
+    for k in range(1, most - 1):
+        wanted = logs[1] + (logs[-1] - logs[1]) * k / (most - 1)
+        chosen.append(int(np.where(free, np.abs(logs - wanted), np.inf).argmin()))
+        free[chosen] = False
+    return [places[place][1] for place in sorted(chosen)]
