@@ -206,7 +206,7 @@ def read_log(path: Path) -> list[tuple[str, Call]]:
 
 USED_BY_A_RUN = (
     *("datasets", "matplotlib", "pyarrow.parquet", "sentencepiece", "train_slimpajama", "viz.visualizer"),
-    *(f"trainer.{name}" for name in ("commands", "assemble", "trainer")),
+    *(f"trainer.{name}" for name in ("cli", "assemble", "trainer")),
     *("trainer.observe.terminal", "trainer.run.folders", "trainer.run.provenance"),
 )
 """What the warm process has imported when it forks."""

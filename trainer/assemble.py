@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer.base.checkpoint_file import read_state
+from trainer.base.checkpoint_file import checkpoints_in, load_newest, read_state
 from trainer.base.device import (
     choose_device,
     choose_dtype,
@@ -25,7 +25,7 @@ from trainer.config import FIELDS, ModelShape, TrainingConfig, size_of
 from trainer.data import stdlib_corpus as python_library
 from trainer.data.document_filter import usable_texts
 from trainer.data.document_stream import DocumentStream, open_documents
-from trainer.data.sample_stream import held_out_samples
+from trainer.data.sample_stream import SampleStream, held_out_samples
 from trainer.data.sources import DataSource, embedded_source, is_local, resolve_source
 from trainer.data.tokenizer import Tokenizer, collect_training_texts
 from trainer.errors import RunError, UserError
@@ -36,10 +36,13 @@ from trainer.learning.flops import measure_flops
 from trainer.learning.spike_detector import InstabilityDetector
 from trainer.learning.step import TrainingStep
 from trainer.model.language_model import LanguageModel, shape_of
-from trainer.observe.evaluation import Evaluator
-from trainer.observe.evaluations import evaluation_interval
-from trainer.records import Cursor, Document, Sample
+from trainer.observe.evaluation import Evaluator, evaluation_interval
+from trainer.observe.terminal import Progress
+from trainer.records import Cursor, Document, Sample, Visualizer
 from trainer.run.checkpoints import CheckpointManager
+from trainer.run.folders import RunFolder
+from trainer.run.provenance import changes, kernels
+from trainer.trainer import Trainer
 
 State = Mapping[str, Any]
 """What a checkpoint holds."""
@@ -205,12 +208,12 @@ def _open_documents(
 def _pretrained(path: Path, say: Callable[[str], None]) -> tuple[State, str]:
     """The state that `--pretrained-checkpoint` names, and the file or folder that it is of."""
     if is_transformers_folder(path):
-        if CheckpointManager(path).all():
+        if checkpoints_in(path):
             say(f"{path} holds a transformers model and checkpoints: the model is taken (name a checkpoint to have it)")
         return read_transformers_folder(path), str(path)
     if not path.is_dir():
         return read_state(path), str(path)
-    found = CheckpointManager(path).load_newest(lambda why: say(f"Passed by: {why}"))
+    found = load_newest(path, lambda why: say(f"Passed by: {why}"))
     if found is None:
         raise UserError(
             f"--pretrained-checkpoint {path}: neither a whole checkpoint in this folder nor a transformers config.json"
@@ -292,3 +295,65 @@ def held_out_of_run(
 ) -> list[Sample]:
     """What the run that `state` is of measures itself on. Raises as `make_parts` does."""
     return _held_out(config, _open_documents(config, state, say, lambda kind, detail: say(detail)), tokenizer)
+
+
+def assemble_trainer(
+    parts: Parts,
+    run: RunFolder,
+    state: State | None,
+    should_stop: Callable[[], bool],
+    open_record: Callable[[Callable[[str], None]], Visualizer],
+) -> Trainer:
+    """Build the trainer from its parts. With `state`, it continues where that was saved.
+
+    Args:
+        open_record: returns the run's record, given the function that prints a line above the progress bar.
+    """
+    progress, source = Progress(parts.config.num_steps), parts.documents.source
+    trainer = Trainer(
+        parts.config,
+        model=parts.step.model,
+        tokenizer=parts.tokenizer,
+        samples=SampleStream(
+            dataclasses.replace(
+                parts.documents,
+                on_event=lambda kind, detail: trainer.note(kind, detail),
+                should_stop=should_stop,
+            ),
+            parts.tokenizer,
+            parts.config.max_seq_length,
+            hold_out=not source.has_validation,
+            should_stop=should_stop,
+            on_fault=lambda detail: trainer.note_often("bad row", detail),
+            state=None if state is None else state["samples"],
+        ),
+        step=parts.step,
+        viz=open_record(progress.say),
+        checkpoints=CheckpointManager(
+            run.checkpoints, keep=parts.config.keep_checkpoints, keep_every=parts.config.keep_every
+        ),
+        progress=progress,
+        evaluator=parts.evaluator,
+        identity={
+            "run_id": run.run_id,
+            "source": {
+                "name": source.name,
+                "revision": source.revision,
+                "note": source.note,
+                "folder": str(Path.cwd()),  # what a relative name is relative to
+            },
+            "kernels": kernels(parts.step.device),
+            "pretrained": parts.pretrained,
+        },
+        should_stop=should_stop,
+    )
+    if state is not None:
+        trainer.load_state_dict(state)
+        changed, is_exact = changes(state, parts.config, parts.step.device)
+        exactness = "" if is_exact else "not exact to the last bit"
+        detail = "; ".join(filter(None, (f"after {state['step']:,} documents", changed, exactness)))
+        if not is_exact:
+            progress.say(f"Resumed {detail}")
+            trainer.health.roll_backs = 0  # something was changed, so that going back may help again
+        trainer.viz.record_event(state["step"], "resume", detail)
+    return trainer

@@ -19,7 +19,7 @@ from trainer.errors import UserError
 from trainer.interop.load import CommandParser, TrainedModel, exit_code_of, open_trained_model
 from trainer.observe.evaluation import Evaluator
 from trainer.records import Cursor, Document, Evaluation, Origin, Sample
-from trainer.run.run_state import RUN_STATE, misfit
+from trainer.run.checkpoints import RUN_STATE, misfit
 
 MOST_SOURCES = 20
 """That are shown apart, those with the most predictions."""

@@ -6,23 +6,22 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from common.formatting import format_time
 from trainer.base.checkpoint_file import STATE_HEADER
 from trainer.base.device import is_out_of_memory
 from trainer.config import TrainingConfig
 from trainer.data.sample_stream import SampleStream
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import Diverged, MachineError, RunError
-from trainer.learning.health import CHECK_INTERVAL, MAX_ROLL_BACKS, Health
 from trainer.learning.schedule import make_scheduler
+from trainer.learning.spike_detector import CHECK_INTERVAL, MAX_ROLL_BACKS, Health
 from trainer.learning.step import TrainingStep
 from trainer.model.language_model import LanguageModel
-from trainer.observe.evaluation import Evaluator
-from trainer.observe.evaluations import Evaluations
+from trainer.observe.evaluation import Evaluations, Evaluator
 from trainer.observe.forgetting import Probes
 from trainer.observe.generations import Display
 from trainer.observe.recorder import Recorder
 from trainer.observe.terminal import Progress
-from trainer.observe.totals import format_time
 from trainer.records import Sample, StepResult, Visualizer
 from trainer.run.checkpoints import CheckpointManager
 

@@ -5,7 +5,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from viz.record.run_folder import record_of
+from viz.record.runs import record_of
 
 if TYPE_CHECKING:
     import pandas

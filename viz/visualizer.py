@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from viz.charts.render_process import DrawingProcess
 from viz.record.files import remove_leftovers
-from viz.record.run_folder import KEEP_CHARTS
+from viz.record.runs import KEEP_CHARTS
 from viz.record.schema import make_row, rows_of
 from viz.record.writer import StoreWriter
 from viz.stats.retention import Retention

@@ -18,7 +18,7 @@ EVALUATIONS = "SELECT step, split, source, loss, bits_per_byte, accuracy, docume
 
 AT_ONCE = """
 import sys
-import trainer.observe.evaluations
+import trainer.observe.evaluation
 import trainer.assemble
 trainer.evaluations.SHORTEST_RUN, trainer.evaluations.AUTOMATIC_INTERVAL, trainer.evaluations.MOST_TIME = 20, 10, 1e3
 trainer.parts.EVALUATION_PATIENCE = float(sys.argv.pop(1))
@@ -31,9 +31,9 @@ sys.exit(train_slimpajama.main())
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """20 documents are a long run, and time is no matter."""
-    monkeypatch.setattr("trainer.observe.evaluations.SHORTEST_RUN", 20)
-    monkeypatch.setattr("trainer.observe.evaluations.AUTOMATIC_INTERVAL", 10)
-    monkeypatch.setattr("trainer.observe.evaluations.MOST_TIME", 1000.0)
+    monkeypatch.setattr("trainer.observe.evaluation.SHORTEST_RUN", 20)
+    monkeypatch.setattr("trainer.observe.evaluation.AUTOMATIC_INTERVAL", 10)
+    monkeypatch.setattr("trainer.observe.evaluation.MOST_TIME", 1000.0)
 
 
 def measured(folder: Path) -> list[int]:

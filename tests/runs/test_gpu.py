@@ -12,8 +12,8 @@ from tests.runs.test_stopping import OUT_OF_MEMORY, start
 from tests.trainer.model.test_language_model import rough_model
 from trainer.config import MODEL_SIZES
 from trainer.learning.step import TrainingStep
-from trainer.model.decoding import CachedDecoder
 from trainer.model.language_model import LanguageModel
+from trainer.model.sampling import CachedDecoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
 

@@ -13,7 +13,7 @@ import torch
 from tests.runs.conftest import Train
 from tests.trainer.base.test_checkpoint_file import Canary
 from trainer.base.checkpoint_file import read_state, write_state
-from trainer.run.run_state import RUN_STATE, misfit
+from trainer.run.checkpoints import RUN_STATE, misfit
 
 
 @pytest.fixture

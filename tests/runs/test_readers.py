@@ -14,8 +14,7 @@ import pytest
 from tests.runs.conftest import Train, table
 from tests.viz.holding import hold
 from viz.page.process import PageProcess, listen
-from viz.record.connection import StoreConnection
-from viz.record.writer import StoreWriter
+from viz.record.writer import StoreConnection, StoreWriter
 from viz.visualizer import TrainingVisualizer
 
 STEPS = 200

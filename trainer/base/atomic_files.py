@@ -5,38 +5,8 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
-
-
-def replace_file(
-    path: Path, write: Callable[[BinaryIO], None], before_naming: Callable[[Path], None] | None = None
-) -> None:
-    """Give `path` new content in one step: a reader, a kill or a power cut finds the old file or the new one, whole.
-
-    Args:
-        path: the file; its folder must exist.
-        write: writes the content to the open temporary file beside it.
-        before_naming: called with the temporary file once its bytes are on disk, before it gets its name.
-
-    Raises:
-        OSError: the content could not be written; `path` is as before and the temporary file is gone.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if before_naming is not None:
-            before_naming(aside)
-        aside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
@@ -48,15 +18,6 @@ def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
         for path in folder.glob(f".{name}.*.tmp"):
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable; a rename is only a promise until its folder is on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of_file(path: Path) -> str:

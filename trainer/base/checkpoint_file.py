@@ -1,5 +1,6 @@
 """A checkpoint's file: one plain dict, written whole, with its SHA-256 beside it, and read without running anything."""
 
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -8,10 +9,12 @@ from typing import Any, BinaryIO
 
 import torch
 
-from trainer.base.atomic_files import replace_file, sha256_of_file
+from common.file_replacement import replace_file
+from trainer.base.atomic_files import sha256_of_file
 from trainer.base.device import is_out_of_memory
 from trainer.errors import UserError
 
+_NAME = re.compile(r"checkpoint_step_(\d+)\.bin")
 STATE_HEADER: Mapping[str, Any] = {"format": "train_slimpajama.checkpoint", "version": 1}
 """What every such dict begins with. `model` (name → fp32 weight), `shape` and `vocab_size` always follow."""
 
@@ -43,7 +46,7 @@ def write_state(path: Path, state: Mapping[str, Any], before_naming: Callable[[]
                 raise error.__context__ from None
             raise
 
-    replace_file(path, write, before_naming=write_digest)
+    replace_file(path, write, durable=True, before_naming=write_digest)
     if not is_new:
         _write_digests(path, _digests(path)[:1])
 
@@ -83,6 +86,30 @@ def read_state(path: str | Path) -> dict[str, Any]:
             if len(plain[part]) < len(named):
                 raise UserError(f"{path} is no checkpoint: it holds weights twice, with and without a prefix")
     return {**state, **plain}
+
+
+def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
+    """Return (N, path) of every `checkpoint_step_N.bin` in `folder`, oldest first, whether it is complete or not."""
+    named = [(match, path) for path in folder.glob("*.bin") if (match := _NAME.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in named if path.is_file())
+
+
+def load_newest(
+    folder: Path, refused: Callable[[str], None], at_most: int | None = None
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the path and the state of the newest complete checkpoint in `folder`, or None.
+
+    Args:
+        refused: called with the reason for each newer one that is not complete.
+        at_most: consider only checkpoints with at most this many documents.
+    """
+    for step, path in reversed(checkpoints_in(folder)):
+        if at_most is None or step <= at_most:
+            try:
+                return path, read_state(path)
+            except UserError as error:
+                refused(str(error))
+    return None
 
 
 def is_plain(value: object) -> bool:
@@ -153,4 +180,4 @@ def _digests(path: Path) -> list[str]:
 
 
 def _write_digests(path: Path, lines: list[str]) -> None:
-    replace_file(digest_path(path), lambda file: file.writelines(line.encode() for line in lines))
+    replace_file(digest_path(path), lambda file: file.writelines(line.encode() for line in lines), durable=True)

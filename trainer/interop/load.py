@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainer.base.checkpoint_file import read_state
+from trainer.base.checkpoint_file import load_newest, read_state
 from trainer.data.pretrained_tokenizer import tokenizer_of
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import MachineError, RunError, UserError
 from trainer.model.language_model import LanguageModel, shape_of
-from trainer.run.checkpoints import CheckpointManager
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def stored_tokenizer(state: Mapping[str, Any], name: str) -> Tokenizer:
 
 
 def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    newest = CheckpointManager(folder).load_newest(lambda why: print(f"Passed by: {why}", file=sys.stderr))
+    newest = load_newest(folder, lambda why: print(f"Passed by: {why}", file=sys.stderr))
     if newest is None:
         raise UserError(f"no checkpoint in {folder}: train one first (python train_slimpajama.py), or name a file")
     return newest

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from trainer.base.checkpoint_file import STATE_HEADER, read_state, write_state
 from trainer.config import ModelShape
 from trainer.errors import Diverged, UserError
-from trainer.model.decoding import CachedDecoder
-from trainer.model.sampling import sample_tokens
+from trainer.model.sampling import CachedDecoder, sample_tokens
 from trainer.model.transformer import Decoder, RotaryTables, join
 
 

@@ -6,10 +6,50 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from trainer.observe.token_counts import TokenCounts
+import numpy as np
+import torch
+
+from common.debiased_average import DebiasedAverage
+
+
+class TokenCounts:
+    """Counts of the tokens trained on, and the entropy of their frequencies.
+
+    H = -sum_i p_i ln p_i with p_i = c_i / N (Shannon 1948, section 6), kept as ln N - (sum_i c_i ln c_i) / N, so that a
+    document costs what it is long and not what the vocabulary is large.
+    """
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(0, dtype=np.int64)
+        self._total = 0
+        self._sum = 0.0  # of c ln c
+
+    def add(self, ids: Sequence[int]) -> float:
+        """Count the (T,) ids of a document. Returns the entropy of all tokens so far, nats per token."""
+        seen, times = np.unique(np.asarray(ids, dtype=np.int64), return_counts=True)
+        if seen[-1] >= len(self._counts):
+            self._counts = np.pad(self._counts, (0, int(seen[-1]) + 1 - len(self._counts)))
+        before = self._counts[seen]
+        after = before + times
+        self._counts[seen] = after
+        self._total += len(ids)
+        self._sum += float((after * np.log(after) - before * np.log(np.maximum(before, 1))).sum())
+        return float(np.log(self._total)) - self._sum / self._total
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sum as it is, too: counted anew it would differ in its last bits."""
+        return {"counts": torch.from_numpy(self._counts.copy()), "sum": self._sum}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._counts = state["counts"].numpy().copy()
+        self._total = int(self._counts.sum())
+        self._sum = state["sum"]
+
 
 WINDOW = 100
 """Documents that the averages of the bar and of the closing lines are taken over."""
+_SPAN = 2 * WINDOW - 1
+"""The same as a `DebiasedAverage` counts: each document has the weight 1 / WINDOW."""
 
 
 def usual_mean(seconds: Collection[float]) -> float:
@@ -21,47 +61,6 @@ def usual_mean(seconds: Collection[float]) -> float:
     return statistics.fmean(one for one in seconds if one <= 20 * middle)
 
 
-def format_time(seconds: float) -> str:
-    """`45.0s`, `37.8m`, `2.5h`."""
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    if seconds < 3600:
-        return f"{seconds / 60:.1f}m"
-    return f"{seconds / 3600:.1f}h"
-
-
-def format_bytes(count: int) -> str:
-    """`35.2 kB`, `165.4 MB`, `1.5 GB`, `2.0 TB`."""
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.1f} kB"
-
-
-class DebiasedAverage:
-    """Exponential average over about the last `WINDOW` values, divided by the weight they have so far.
-
-    m_t = (1 - a) m_{t-1} + a x_t, average = m_t / (1 - (1 - a)^t), a = 1 / WINDOW (the bias correction of Adam, arXiv
-    1412.6980, section 3). Values that are not finite are left out.
-    """
-
-    def __init__(self, total: float = 0.0, weight: float = 0.0) -> None:
-        self._total = total
-        self._weight = weight
-
-    def add(self, value: float) -> None:
-        if math.isfinite(value):
-            self._total += (value - self._total) / WINDOW
-            self._weight += (1.0 - self._weight) / WINDOW
-
-    @property
-    def value(self) -> float:
-        return self._total / self._weight if self._weight else math.nan
-
-    def state(self) -> list[float]:
-        return [self._total, self._weight]
-
-
 class Tally:
     """Sums and averages over the documents trained so far; goes with the checkpoint."""
 
@@ -70,10 +69,10 @@ class Tally:
         self.tokens = 0
         self.seconds = 0.0
         self.waited = 0.0
-        self.loss = DebiasedAverage()
-        self.accuracy = DebiasedAverage()
-        self._tokens = DebiasedAverage()
-        self._seconds = DebiasedAverage()
+        self.loss = DebiasedAverage(_SPAN)
+        self.accuracy = DebiasedAverage(_SPAN)
+        self._tokens = DebiasedAverage(_SPAN)
+        self._seconds = DebiasedAverage(_SPAN)
         self._first: list[float] = []
         self._last: deque[float] = deque(maxlen=WINDOW)
         self._texts: deque[tuple[float, int, list[int]]] = deque(maxlen=WINDOW)
@@ -139,7 +138,7 @@ class Tally:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.documents, self.tokens, self.seconds, self.waited = state["totals"]
-        averages = (DebiasedAverage(*numbers) for numbers in state["averages"])
+        averages = (DebiasedAverage(_SPAN, numbers) for numbers in state["averages"])
         self.loss, self.accuracy, self._tokens, self._seconds = averages
         self._first = list(state["first"])
         self._last = deque(state["last"], maxlen=WINDOW)

@@ -1,20 +1,82 @@
 """`CheckpointManager`: whole states of a run to disk and back. Knows nothing of what is in them."""
 
-import re
 import shutil
 import threading
 import time
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.base.atomic_files import sync_folder
-from trainer.base.checkpoint_file import digest_path, read_state, write_state
-from trainer.errors import UserError
+from common.file_replacement import sync_folder
+from trainer.base.checkpoint_file import are_counts, checkpoints_in, digest_path, is_plain, load_newest, write_state
 
-_NAME = re.compile(r"checkpoint_step_(\d+)\.bin")
+_CURSOR = {"epoch": int, "shard": int, "row": int}
+_PLACE = [int, int, int]
+_UPDATE = {"step": int, "cursor": _PLACE, "where": str}
+_AVERAGE = [float, float]
+_NAMES = types.MappingProxyType({str: int})
+RUN_STATE: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "average": types.MappingProxyType({str: is_plain}),
+        "config": dict,
+        "display": {"first_prompt": [int]},
+        "health": {"last_update": (None, _UPDATE), "failures_in_a_row": int, "roll_backs": int},
+        "kernels": {"torch": str, "device": str, "cpu": str, "threads": int},
+        "optimizer": types.MappingProxyType({str: types.MappingProxyType({str: is_plain})}),
+        "probes": {"documents": [{"step": int, "ids": [int]}]},
+        "recipe": types.MappingProxyType({str: float}),
+        "run_id": str,
+        "samples": {"cursor": _CURSOR, "trained": int, "held_out": int, "skipped": _NAMES, "passed_by": [_PLACE]},
+        "source": {"name": str, "revision": str, "note": str, "folder": str},
+        "stability": {
+            "history": types.MappingProxyType({int: is_plain}),
+            "counts": types.MappingProxyType({int: int}),
+        },
+        "step": int,
+        "tally": {
+            "totals": [int, int, float, float],
+            "averages": [_AVERAGE, _AVERAGE, _AVERAGE, _AVERAGE],
+            "first": [float],
+            "last": [float],
+            "texts": [[float, int, [int]]],
+            "token_counts": {"counts": are_counts, "sum": float},
+        },
+        "tokenizer": bytes,
+    }
+)
+"""A type; a dict of what must be there; a mapping of one kind of key to one kind of value (a read-only one); a list of
+one kind, or of so many; a tuple of several that will do; a function that says yes."""
+
+
+def misfit(value: Any, kind: Any = RUN_STATE, name: str = "") -> str:
+    """The name of the first part of a state that is missing or of another kind; nothing where all is well."""
+    if isinstance(kind, tuple):
+        return "" if any(not misfit(value, one, name) for one in kind) else name
+    if kind is None:
+        return "" if value is None else name
+    if isinstance(kind, type):
+        fits = isinstance(value, kind) and not (isinstance(value, int) and (isinstance(value, bool) or value < 0))
+        return "" if fits else name
+    if callable(kind):
+        return "" if kind(value) else name
+    if isinstance(kind, list):
+        kinds = kind if len(kind) > 1 or not isinstance(value, list) else kind * len(value)
+        fits = isinstance(value, list) and len(value) == len(kinds)
+        parts = [(item, one, f"{name}[]") for item, one in zip(value, kinds, strict=True)] if fits else None
+    elif not isinstance(value, dict):
+        parts = None
+    elif isinstance(next(iter(kind)), str):
+        parts = [(value.get(key), one, f"{name}.{key}".lstrip(".")) for key, one in kind.items()]
+    else:
+        (key_kind, one), *_ = kind.items()
+        parts = [(key, key_kind, f"{name}'s keys") for key in value]
+        parts += [(item, one, f"{name}.{key}") for key, item in value.items()]
+    if parts is None:
+        return name or "everything"
+    return next((found for part in parts if (found := misfit(*part))), "")
 
 
 class CheckpointManager:
@@ -40,9 +102,8 @@ class CheckpointManager:
         return self.folder / f"checkpoint_step_{step}.bin"
 
     def all(self) -> list[tuple[int, Path]]:
-        """(N, path) of every checkpoint by name, oldest first; whether they are whole is not looked at."""
-        named = [(match, path) for path in self.folder.glob("*.bin") if (match := _NAME.fullmatch(path.name))]
-        return sorted((int(match[1]), path) for match, path in named if path.is_file())
+        """See `checkpoints_in`."""
+        return checkpoints_in(self.folder)
 
     def save(
         self,
@@ -114,19 +175,8 @@ class CheckpointManager:
     def load_newest(
         self, refused: Callable[[str], None], at_most: int | None = None
     ) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that is whole and its state, or None.
-
-        Args:
-            refused: told why of each newer one that is not whole.
-            at_most: of those after so many documents or fewer.
-        """
-        for step, path in reversed(self.all()):
-            if at_most is None or step <= at_most:
-                try:
-                    return path, read_state(path)
-                except UserError as error:
-                    refused(str(error))
-        return None
+        """See `trainer.base.checkpoint_file.load_newest`."""
+        return load_newest(self.folder, refused, at_most)
 
     def set_aside_newer(self, step: int, run_id: str) -> str:
         """Going on from an older checkpoint makes the newer ones another past: move them to `earlier/`, for good.

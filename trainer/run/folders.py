@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.base.atomic_files import FileLock, remove_unfinished, replace_file
+from common.file_replacement import replace_file
+from common.formatting import format_bytes
+from trainer.base.atomic_files import FileLock, remove_unfinished
 from trainer.base.checkpoint_file import read_state
 from trainer.errors import MachineError, UserError
-from trainer.observe.totals import format_bytes
 from trainer.run.checkpoints import CheckpointManager
 
 # What a run writes, and so what moves with it; anything else in the folders is not ours to touch.
@@ -266,4 +267,4 @@ def _lock(folders: Folders) -> list[FileLock]:
 def _write_mark(folder: Path, run_id: str, test: bool, folders: Folders) -> None:
     where = {"viz": str(folders.viz.resolve()), "checkpoints": str(folders.checkpoints.resolve())}
     content = json.dumps({"run_id": run_id, "test": test, **where}).encode()
-    replace_file(folder / _MARK, lambda file: (file.write(content), None)[1])
+    replace_file(folder / _MARK, lambda file: file.write(content), durable=True)

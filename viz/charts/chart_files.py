@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
+from common.file_replacement import replace_file
 from viz.charts.figure import SIZE, Chart
-from viz.record.files import replace_file
 from viz.record.reader import StoreReader
-from viz.record.run_folder import KEEP_CHARTS
+from viz.record.runs import KEEP_CHARTS
 from viz.views.run_view import Viewer
 
 
@@ -17,9 +17,9 @@ def draw_run(chart: Chart, viewer: Viewer, folder: Path, step: int) -> Path:
     """
     picture = chart.draw(viewer.look(step))
     path = folder / f"training_step_{step:06d}.png"
-    replace_file(path, [picture])
+    replace_file(path, lambda file: file.write(picture), durable=False)
     if step >= max(numbered_charts(folder)):
-        replace_file(folder / "training_latest.png", [picture])
+        replace_file(folder / "training_latest.png", lambda file: file.write(picture), durable=False)
     return path
 
 
@@ -82,6 +82,7 @@ def forget_charts(folder: Path, step: int) -> None:
         charts.pop(number).unlink(missing_ok=True)
     latest = folder / "training_latest.png"
     if gone and charts:
-        replace_file(latest, [charts[max(charts)].read_bytes()])
+        newest = charts[max(charts)].read_bytes()
+        replace_file(latest, lambda file: file.write(newest), durable=False)
     elif gone:
         latest.unlink(missing_ok=True)

@@ -8,11 +8,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from common.debiased_average import Floats
 from viz.charts import primitives as marks
-from viz.charts.picture import INCHES, png_of
-from viz.charts.style import DARK, LIGHT, Palette, drawn_in
+from viz.charts.style import DARK, INCHES, LIGHT, Palette, drawn_in, png_of
 from viz.charts.text import printable, shorten_to_width
-from viz.stats.averages import Floats
 from viz.stats.paired_difference import FEWEST, Difference, RunningAverage
 from viz.views.comparison import Comparison
 

@@ -13,16 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from common.formatting import format_duration
 from viz.charts import panels
-from viz.charts.picture import INCHES, png_of
 from viz.charts.primitives import short_number
-from viz.charts.style import DARK, LIGHT, drawn_in
+from viz.charts.style import DARK, INCHES, LIGHT, drawn_in, png_of
 from viz.charts.text import Section, fill_text_panel, printable, shorten_to_width, write_quietly
 from viz.charts.text_block import LINE, TextBlock
 from viz.record.schema import Row
 from viz.stats.averages import WINDOW
-from viz.views.run_view import View
-from viz.views.verdict import verdict
+from viz.views.run_view import View, verdict
 
 SIZE = (1600, 1000)  # pixels
 _WIDE_MARGIN, _MARGIN = "token frequencies 00.00", "…maCommonCraw00 00.00"  # as wide as the labels of lines get
@@ -233,16 +232,3 @@ class Chart:
 def written(row: Row) -> str | None:
     """What the model wrote, or that it failed: nothing ever stands in for it."""
     return f"(failed: {row['error']})" if row.get("error") else row.get("output")
-
-
-def format_duration(seconds: float) -> str:
-    """`45s`, `2m 10s`, `35m`, `3h 05m`, `2d 4h`."""
-    whole = round(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if whole < 60:
-        return f"{whole}s"
-    if minutes < 10:
-        return f"{minutes}m {whole % 60:02d}s"
-    if hours < 1:
-        return f"{minutes}m"
-    return f"{hours}h {minutes % 60:02d}m" if days < 2 else f"{days}d {hours % 24}h"

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
 
+from common.debiased_average import Floats
 from viz.charts.style import Palette
 from viz.charts.text_block import LINE, TextBlock
-from viz.stats.averages import Floats
 from viz.stats.downsample import Curve
 
 FEW = 1500  # documents that are drawn as points; more are a density

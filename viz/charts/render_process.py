@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from common.child_process import ROOT, environment
-from viz.record.files import part_name
-from viz.record.run_folder import KEEP_CHARTS
+from common.file_replacement import temporary_name
+from viz.record.runs import KEEP_CHARTS
 
 MOST_WAITING = 10  # charts; the oldest beyond are dropped
 ANSWER_SECONDS = 60.0  # a chart takes 0.1: a process that is silent for that long hangs
@@ -256,7 +256,7 @@ class DrawingProcess:
                 break
             except subprocess.TimeoutExpired:  # of a killed one, if the kernel waits for a disk: nobody can end that
                 process.kill()
-        for left in self._folder.glob(part_name("*", process.pid)):
+        for left in self._folder.glob(temporary_name("*", process.pid)):
             with suppress(OSError):
                 left.unlink(missing_ok=True)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.file_replacement import replace_file
 from viz.charts.figure import Chart
-from viz.record.files import replace_file
 from viz.record.reader import StoreReader
 from viz.views.run_view import Viewer
 
@@ -52,7 +52,7 @@ def make_timelapse(
     durations = [round(1000 * seconds / len(steps))] * (len(steps) - 1) + [round(1000 * LAST_SECONDS)]
     file = io.BytesIO()
     first.save(file, FORMATS[path.suffix.lower()], save_all=True, append_images=others, duration=durations, loop=0)
-    replace_file(path, [file.getvalue()])
+    replace_file(path, lambda target: target.write(file.getvalue()), durable=False)
     return len(steps)
 
 

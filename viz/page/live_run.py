@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from viz.record.reader import StoreReader, is_blank
-from viz.record.run_folder import is_locked, record_of
+from viz.record.runs import is_locked, record_of
 from viz.record.schema import Row
 from viz.stats.averages import WINDOW
-from viz.stats.running_averages import Averages
-from viz.stats.series import Series
+from viz.stats.series import Averages, Series
 from viz.views.token_text import Speller, speller
 
 FRESH_SECONDS = 0.25

@@ -12,11 +12,10 @@ from viz.page.answers import Answers
 from viz.page.live_run import LiveRun, NoRun
 from viz.page.query import NotThere
 from viz.record.reader import StoreReader
-from viz.record.run_folder import record_of
-from viz.record.runs import FoundRun, find_runs
+from viz.record.runs import FoundRun, find_runs, record_of
 from viz.stats.averages import extremes
+from viz.stats.downsample import number, numbers
 from viz.stats.paired_difference import RunningAverage
-from viz.stats.reduction import number, numbers
 from viz.views.comparison import Comparison, compare
 
 NAMES = ("this run", "the other run")

@@ -1,11 +1,14 @@
 """The server of the page beside a training run: a process of its own, on a port that is had before the run begins."""
 
+import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -65,7 +68,7 @@ def page_beside(folder: Path, listening: socket.socket, say: Callable[[str], Non
 
 
 class PageProcess:
-    """`python -m viz.page.serving` on a folder. It ends when this process does, however that ends."""
+    """`python -m viz.page.process` on a folder. It ends when this process does, however that ends."""
 
     def __init__(self, folder: Path, listening: socket.socket) -> None:
         """Start it. `listening` is its from now on: a browser that is early waits."""
@@ -73,7 +76,7 @@ class PageProcess:
         # What goes wrong there must not stand in the progress bar.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "viz.page.serving", str(folder.resolve()), str(listening.fileno())],
+            [sys.executable, "-m", "viz.page.process", str(folder.resolve()), str(listening.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._said,
@@ -99,3 +102,67 @@ class PageProcess:
         lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
         self._said.close()
         return (lines[-1] if lines else f"exit code {self._process.returncode}") if ended_before else ""
+
+
+def serve(
+    folder: Path,
+    others: Sequence[Path],
+    listening: socket.socket,
+    names: Sequence[str] = (),
+    *,
+    ready: Callable[[int], None],
+    parent_is_gone: Callable[[], None] | None = None,
+) -> None:
+    """Answer until SIGINT or SIGTERM, or until `parent_is_gone` returns.
+
+    `ready`: called with the port once requests are answered.
+    """
+    import uvicorn  # here, so that the training process, which only starts this one, does not import it
+
+    from viz.page.api import Service
+    from viz.page.http import application
+
+    service = Service.of(folder, others)
+    config = uvicorn.Config(
+        application(service, names), log_level="warning", access_log=False, lifespan="off", server_header=False,
+        proxy_headers=False, timeout_graceful_shutdown=2, http="h11",
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+
+    async def run() -> None:
+        task = asyncio.create_task(server.serve([listening]))
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        if server.started:
+            ready(listening.getsockname()[1])
+        await task
+
+    def end() -> None:
+        if parent_is_gone is not None:
+            parent_is_gone()
+        server.should_exit = True
+
+    threading.Thread(target=service.read_ahead, name="read-ahead", daemon=True).start()
+    if parent_is_gone is not None:
+        threading.Thread(target=end, name="parent", daemon=True).start()
+    # uvicorn stops first and then raises the signal again: what the search keeps on disk has to go before that ends us.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        asyncio.run(run())
+    finally:
+        service.close()
+
+
+def _input_ends() -> None:
+    sys.stdin.read()
+
+
+def main(folder: Path, descriptor: int) -> None:
+    """Answer on a socket that the parent has made listen, until standard input ends."""
+    os.nice(10)
+    listening = socket.socket(fileno=descriptor)
+    serve(folder, (), listening, ready=lambda port: None, parent_is_gone=_input_ends)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -13,10 +13,10 @@ from typing import Any
 from viz.page.answers import Answers
 from viz.page.live_run import LiveRun, NoRun
 from viz.page.other_runs import Pairs
-from viz.page.page_files import MODULES, PAGE, PLOTLY, page_files
 from viz.page.query import NotThere
+from viz.page.static import MODULES, PAGE, PLOTLY, page_files
 from viz.record.reader import StoreReader
-from viz.record.run_folder import record_of
+from viz.record.runs import record_of
 
 POINTS = 1500
 LISTED = 100

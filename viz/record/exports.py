@@ -6,6 +6,7 @@ text of earlier rows is kept, so that a later export of a long run costs little 
 
 import json
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from viz.record.files import replace_file
+from common.file_replacement import replace_file
 from viz.record.reader import COLUMNS, Columns, StoreReader
 
 _COUNTS = ("steps", "tokens", "bytes")
@@ -43,7 +44,7 @@ class Exporter:
             ("run.json", (_dump(describe_run(store.run(), columns), indent=2), b"\n")),
         ):
             try:
-                replace_file(folder / name, pieces)
+                replace_file(folder / name, operator.methodcaller("writelines", pieces), durable=False)
             except OSError as error:
                 failure = failure or error
         if failure is not None:

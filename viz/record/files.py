@@ -4,7 +4,6 @@ machine, who holds a lock on it.
 
 import os
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,16 +45,11 @@ def is_on_network(path: Path) -> bool:
     return is_network_type(filesystem_type(path.resolve(), mountinfo))
 
 
-def part_name(name: str, process: int | str) -> str:
-    """Name under which `replace_file` writes: hidden, and matched by no pattern of the finished files."""
-    return f".{name}.{process}.part"
-
-
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left of the files of a run in `folder`; the parts of a process that lives stay."""
     names = r"training_(?:step_\d{6,}|latest)\.png|(?:metrics_history|text_samples|run)\.json"
     for path in folder.iterdir():
-        found = re.fullmatch(rf"\.(?:{names})\.(\d+)\.part", path.name)
+        found = re.fullmatch(rf"\.(?:{names})\.(\d+)\.(?:tmp|part)", path.name)
         if found and not _lives(int(found[1])):
             with suppress(OSError):  # it costs some disk, and the next start tries again
                 path.unlink()
@@ -100,26 +94,3 @@ def _is_ours(process: str) -> bool:
     about = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     draws = b"viz.charts.renderer" in Path(f"/proc/{process}/cmdline").read_bytes()
     return draws and about.rpartition(")")[2].split()[1] == str(os.getpid())
-
-
-def replace_file(path: Path, pieces: Iterable[bytes | bytearray]) -> None:
-    """Write `pieces` as the new content of `path`: whoever reads sees the old file or the whole new one.
-
-    Not forced to disk: what is written here can be made again from the store. Raises OSError; then the old file stands.
-    """
-    part = path.with_name(part_name(path.name, os.getpid()))
-    try:
-        with part.open("wb") as file:
-            file.writelines(pieces)
-        part.replace(path)
-    except OSError as error:
-        _remove(part)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # the part is nobody's business
-    except BaseException:
-        _remove(part)
-        raise
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink(missing_ok=True)

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from viz.record import schema
-from viz.record.blobs import decode_array
-from viz.record.schema import Array, Row
+from viz.record.schema import Array, Row, decode_array
 
 Columns = dict[str, npt.NDArray[Any]]
 COLUMNS = ("steps", *schema.STEP, "source")

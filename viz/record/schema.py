@@ -5,18 +5,48 @@ What the keys mean is told in `viz/record/writer.py`.
 
 import json
 import operator
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from viz.record.blobs import encode_array
+
+def encode_array(values: npt.ArrayLike) -> bytes:
+    """One-dimensional numbers as a blob: integers in the smallest unsigned dtype that holds them, floats as float16.
+
+    Raises ValueError for negative integers, for more than one dimension, and for what is no number.
+    """
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "uif":
+        raise ValueError(f"expected one dimension of numbers, found shape {array.shape} of {array.dtype}")
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # too large becomes infinite, as the module says
+            array = array.astype("<f2")
+    else:
+        if array.size and array.min() < 0:
+            raise ValueError(f"expected numbers from 0 up, found {array.min()}")
+        array = array.astype(np.min_scalar_type(int(array.max(initial=0))).newbyteorder("<"))
+    planes = np.ascontiguousarray(array).view(np.uint8).reshape(array.size, array.itemsize).T
+    return f"{array.dtype.kind}{array.itemsize}".encode() + zlib.compress(planes.tobytes(), 9)
+
+
+def decode_array(blob: bytes) -> npt.NDArray[Any]:
+    """The array of `encode_array`: (N,) in the dtype it was kept in. Raises ValueError for any other blob."""
+    try:
+        dtype = np.dtype("<" + blob[:2].decode("ascii"))
+        planes = np.frombuffer(zlib.decompress(blob[2:]), np.uint8).reshape(dtype.itemsize, -1)
+    except (TypeError, ValueError, zlib.error) as error:
+        raise ValueError(f"not an encoded array ({len(blob)} bytes that begin with {blob[:8]!r})") from error
+    return np.ascontiguousarray(planes.T).view(dtype).reshape(-1)
+
 
 VERSION = 5  # PRAGMA user_version: raise it with every change that an older reader would misread
 APPLICATION_ID = 0x534C504A  # PRAGMA application_id: what tells a run store from any other SQLite file
 
-Array = np.ndarray[Any, Any]  # as a column's kind: kept as a blob of `viz/record/blobs.py`
+Array = np.ndarray[Any, Any]  # as a column's kind: kept as a blob of `viz/record/schema.py`
 Row = dict[str, Any]
 Statement = tuple[str, tuple[Any, ...]]  # SQL and its values
 

@@ -5,51 +5,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-
+from common.debiased_average import DebiasedAverage, Floats
 
 WINDOW = 200
 """Documents that the averages of a chart reach back over: fixed, so that what was drawn once is never drawn anew."""
-
-
-class DebiasedAverage:
-    """Exponential average over about the last `window` values, corrected for its start, that goes on with new ones.
-
-    With a = 2 / (window + 1), which has the mean age and the variance of a plain mean of `window` values:
-
-        s_t = (1 - a) s_{t-1} + a x_t,  s_0 = 0;   average_t = s_t / (1 - (1 - a)^t)
-
-    The division (Kingma & Ba 2015, section 3) makes the first average equal to the first value. What is not finite is
-    passed over as if it were not there: the average stays what it was (NaN before the first finite value).
-    """
-
-    def __init__(self, window: int = WINDOW) -> None:
-        if window < 1:
-            raise ValueError(f"expected a window of 1 or more, found {window}")
-        self._decay = 1 - 2 / (window + 1)
-        self._sum = 0.0
-        self.count = 0
-        """Finite values so far."""
-        self.value = math.nan
-
-    def extend(self, values: npt.ArrayLike) -> Floats:
-        """(N,) more values -> (N,) float64, the average behind each."""
-        array = np.asarray(values, dtype=np.float64)
-        finite = np.isfinite(array)
-        kept = array[finite]
-        before = self.value
-        averages = np.array([before])
-        if kept.size and self._decay == 0:
-            averages = np.append(before, kept)
-        elif kept.size:
-            sums = _decayed_sums(kept, self._decay, self._sum)
-            self._sum = float(sums[-1])
-            numbers = np.arange(self.count + 1, self.count + kept.size + 1)
-            averages = np.append(before, sums * (1 - self._decay) / -np.expm1(numbers * math.log(self._decay)))
-        self.count += kept.size
-        self.value = float(averages[-1])
-        latest: Floats = averages[np.cumsum(finite)]  # at each place the newest finite value at or before it
-        return latest
 
 
 def debiased_average(values: npt.ArrayLike, window: int = WINDOW) -> Floats:
@@ -69,6 +28,7 @@ class AverageWithError:
 
     def __init__(self, window: int = WINDOW) -> None:
         self._window = window
+        self._count = 0
         self._mean, self._square = DebiasedAverage(window), DebiasedAverage(window)
         self._middle = math.nan  # what squares are taken around: near the values, so that no digits are lost
 
@@ -78,7 +38,8 @@ class AverageWithError:
         finite = np.isfinite(array)
         if math.isnan(self._middle) and finite.any():
             self._middle = float(array[finite][0])
-        numbers = self._mean.count + np.cumsum(finite)
+        numbers = self._count + np.cumsum(finite)
+        self._count += int(finite.sum())
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             mean = self._mean.extend(array - self._middle)
             square = self._square.extend((array - self._middle) ** 2)
@@ -93,25 +54,6 @@ def squared_weights(count: npt.ArrayLike, window: int = WINDOW) -> Floats:
     powers = decay ** np.asarray(count, dtype=np.float64)
     weights: Floats = (1 - decay) / (1 + decay) * (1 + powers) / (1 - powers)
     return weights
-
-
-def _decayed_sums(values: Floats, decay: float, before: float) -> Floats:
-    """S_t = decay * S_{t-1} + x_t from S = `before` on, without a Python loop over the values.
-
-    In rows of such a length that decay^-row is at most 1000: within a row S is a cumulative sum of x_i / decay^i, and
-    no more than three of float64's sixteen digits are lost; only the carry from row to row is a loop.
-    """
-    row = max(1, min(values.size, int(math.log(1000) / -math.log(decay))))
-    padded = np.zeros(-(-values.size // row) * row)
-    padded[: values.size] = values
-    powers = decay ** np.arange(row)
-    sums = np.cumsum(padded.reshape(-1, row) / powers, axis=1) * powers
-    carry = before
-    for line in sums:
-        line += carry * decay * powers
-        carry = float(line[-1])
-    flat: Floats = sums.reshape(-1)[: values.size]
-    return flat
 
 
 def extremes(values: npt.ArrayLike, buckets: int) -> npt.NDArray[np.intp]:

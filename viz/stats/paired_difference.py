@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from viz.stats.averages import Floats, debiased_average, squared_weights
+from common.debiased_average import Floats
+from viz.stats.averages import debiased_average, squared_weights
 
 Indices = npt.NDArray[np.intp]
 

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from viz.record.connection import Fetch
+from common.debiased_average import Floats
 from viz.record.schema import DOCUMENT, KEY, SPIKES, Array, Statement
-from viz.stats.averages import WINDOW, Floats
+from viz.record.writer import Fetch
+from viz.stats.averages import WINDOW
 from viz.stats.series import UsualLoss, rows_by_source
 
 BLOCK = 1000

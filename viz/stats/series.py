@@ -10,10 +10,47 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.debiased_average import DebiasedAverage, Floats
 from viz.record.reader import Columns, StoreReader
-from viz.stats.averages import DebiasedAverage, Floats
+from viz.stats.averages import WINDOW, AverageWithError
 from viz.stats.downsample import Curve, Growing
-from viz.stats.running_averages import Averages
+
+
+class Averages:
+    """What is drawn as lines over single documents. Each is an average over all rows so far, whatever part is shown."""
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self.window = window
+        self.loss, self.loss_error = Curve(), Curve()
+        self.accuracy, self.accuracy_error = Curve(), Curve()
+        self.gradient_norm = Curve()
+        """Geometric: norms are drawn on a logarithmic axis."""
+        self.tokens_per_second = Curve()
+        """Average of tokens over average of seconds: a short document counts as little as it is long."""
+        self.waited_share = Curve()
+        """Of the time, 0...1."""
+        self._loss, self._accuracy = AverageWithError(window), AverageWithError(window)
+        self._norm, self._throughput = DebiasedAverage(window), DebiasedAverage(window)
+        self._tokens, self._seconds, self._waited = (DebiasedAverage(window) for _ in range(3))
+
+    def extend(self, columns: Columns) -> None:
+        """Take in further rows, as `StoreReader.columns` gives them."""
+        for curve, values in zip(
+            (self.loss, self.loss_error, self.accuracy, self.accuracy_error),
+            (*self._loss.extend(columns["loss"]), *self._accuracy.extend(columns["accuracy"])),
+            strict=True,
+        ):
+            curve.extend(values)
+        norms = columns["gradient_norm"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.gradient_norm.extend(np.exp(self._norm.extend(np.log(np.where(norms > 0, norms, np.nan)))))
+            seconds = self._seconds.extend(columns["seconds"])
+            rate = self._tokens.extend(columns["tokens"]) / seconds
+            self.waited_share.extend(self._waited.extend(columns["seconds_waited"]) / seconds)
+        # Rows that were not told their seconds: the mean of their rates is what there is.
+        mean_rate = self._throughput.extend(columns["throughput"])
+        self.tokens_per_second.extend(np.where(np.isfinite(rate), rate, mean_rate))
+
 
 READ_AT_ONCE = 50_000  # rows: where there is no log, the writer has to wait while they are read
 FEWEST_OF_SOURCE = 20  # documents of a source before its average tells what is usual
@@ -23,14 +60,16 @@ class UsualLoss:
     """What is usual for one source: the running average of the losses of its documents."""
 
     def __init__(self) -> None:
-        self._average = DebiasedAverage()
+        self._average = DebiasedAverage(WINDOW)
+        self._known = 0
 
     def extend(self, losses: Floats) -> tuple[Floats, Floats]:
         """(N,) more losses -> the average behind each, and what was usual before it: NaN where too few were read."""
-        before, known = self._average.value, self._average.count
+        before, known = self._average.value, self._known
         averages = self._average.extend(losses)
         usual = np.append(before, averages[:-1])
         finite = np.isfinite(losses)
+        self._known += int(finite.sum())
         usual[known + np.cumsum(finite) - finite < FEWEST_OF_SOURCE] = np.nan
         return averages, usual
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from common.debiased_average import Floats
 from viz.record.reader import Columns, StoreReader
 from viz.record.schema import Row
-from viz.stats.averages import WINDOW, Floats
+from viz.stats.averages import WINDOW
 from viz.stats.paired_difference import Difference, Indices, RunningAverage, by_source, estimate, match, running
 
 

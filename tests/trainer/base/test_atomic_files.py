@@ -5,13 +5,14 @@ from typing import BinaryIO
 
 import pytest
 
-from trainer.base.atomic_files import FileLock, remove_unfinished, replace_file, sha256_of_file
+from common.file_replacement import replace_file
+from trainer.base.atomic_files import FileLock, remove_unfinished, sha256_of_file
 
 
 def test_replaces_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content in (b"one", b"two"):
-        replace_file(path, lambda file, content=content: file.write(content) and None)
+        replace_file(path, lambda file, content=content: file.write(content), durable=True)
         assert path.read_bytes() == content
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -25,7 +26,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        replace_file(path, write)
+        replace_file(path, write, durable=True)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -36,7 +37,7 @@ def test_what_is_called_before_naming_sees_the_bytes_and_no_name(tmp_path: Path)
     def before(aside: Path) -> None:
         seen.append((aside.read_bytes(), path.exists(), aside.parent == tmp_path))
 
-    replace_file(path, lambda file: file.write(b"x") and None, before)
+    replace_file(path, lambda file: file.write(b"x"), durable=True, before_naming=before)
     assert seen == [(b"x", False, True)]
 
 

@@ -19,7 +19,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data import parquet_rows
+from trainer.data import row_reader
 from trainer.data import row_reader as rows
 from trainer.data.row_reader import TOO_LONG, Damaged, read_rows
 from trainer.data.sources import kind_of
@@ -84,13 +84,13 @@ def test_parquet_is_read_in_the_thread_that_asks(tmp_path: Path, monkeypatch: py
     """A thread of Arrow's own that still holds what it read when the process ends aborts it."""
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [str(row) for row in range(300)]}), path, row_group_size=100)
-    read_of_arrow, threads = parquet_rows._ReadAhead.read, set()
+    read_of_arrow, threads = row_reader._ReadAhead.read, set()
 
-    def watched(self: parquet_rows._ReadAhead, count: int = -1) -> bytes:
+    def watched(self: row_reader._ReadAhead, count: int = -1) -> bytes:
         threads.add(threading.get_ident())
         return read_of_arrow(self, count)
 
-    monkeypatch.setattr(parquet_rows._ReadAhead, "read", watched)
+    monkeypatch.setattr(row_reader._ReadAhead, "read", watched)
     assert len(read(path)) == 300
     assert threads == {threading.get_ident()}
 
@@ -268,6 +268,7 @@ def test_a_row_that_is_too_long_costs_itself(tmp_path: Path, suffix: str, monkey
 
 PEAK = """
 import resource, sys
+from trainer.data import row_reader
 from trainer.data.row_reader import Damaged, read_rows
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -7,7 +7,7 @@ import torch
 
 from tests.trainer.model.test_language_model import rough_model
 from trainer.config import MODEL_SIZES, ModelShape
-from trainer.model.decoding import CachedDecoder, product
+from trainer.model.sampling import CachedDecoder, product
 
 TINY = MODEL_SIZES["tiny"]
 SHARED = dataclasses.replace(TINY, kv_heads=1)

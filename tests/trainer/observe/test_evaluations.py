@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.test_trainer import Notebook
-from trainer.observe.evaluation import Evaluator
-from trainer.observe.evaluations import MOST_TIME, Evaluations, evaluation_interval
+from trainer.observe.evaluation import MOST_TIME, Evaluations, Evaluator, evaluation_interval
 from trainer.observe.recorder import Recorder
 from trainer.observe.terminal import Progress
 from trainer.records import Evaluation

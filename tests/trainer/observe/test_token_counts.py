@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from trainer.observe.token_counts import TokenCounts
+from trainer.observe.totals import TokenCounts
 
 
 def test_the_entropy_is_that_of_all_tokens_so_far() -> None:

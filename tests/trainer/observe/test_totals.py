@@ -2,7 +2,9 @@ import math
 
 import pytest
 
-from trainer.observe.totals import WINDOW, DebiasedAverage, Tally, format_time, usual_mean
+from common.debiased_average import DebiasedAverage
+from common.formatting import format_time
+from trainer.observe.totals import WINDOW, Tally, usual_mean
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,7 @@ def test_what_held_up_a_few_steps_is_no_part_of_the_usual_mean() -> None:
 
 
 def test_the_average_is_not_pulled_to_zero_and_forgets_slowly() -> None:
-    average = DebiasedAverage()
+    average = DebiasedAverage(2 * WINDOW - 1)
     assert math.isnan(average.value)
     average.add(5.0)
     assert average.value == pytest.approx(5.0)
@@ -33,7 +35,7 @@ def test_the_average_is_not_pulled_to_zero_and_forgets_slowly() -> None:
 
 
 def test_one_nan_does_not_poison_the_average() -> None:
-    average = DebiasedAverage()
+    average = DebiasedAverage(2 * WINDOW - 1)
     for value in (2.0, math.nan, math.inf, 2.0):
         average.add(value)
     assert average.value == pytest.approx(2.0)

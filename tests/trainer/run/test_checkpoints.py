@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.base import atomic_files as durable
 from trainer.base.checkpoint_file import read_state, write_state
 from trainer.errors import UserError
+from trainer.run import checkpoints as durable
 from trainer.run.checkpoints import CheckpointManager, snapshot
 
 

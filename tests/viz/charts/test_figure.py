@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
+from common.formatting import format_duration
 from tests.viz.runs_to_draw import HOSTILE, MOMENTS, SAMPLE, columns_of, view_of
-from viz.charts.figure import SIZE, Chart, format_duration
+from viz.charts.figure import SIZE, Chart
 from viz.charts.panels import shorten_names
 from viz.charts.primitives import FEW, Density, places
 from viz.charts.text_block import TextBlock
 from viz.stats.series import Series
-from viz.views.run_view import StandOut, View, by_position
-from viz.views.verdict import verdict
+from viz.views.run_view import StandOut, View, by_position, verdict
 
 PICTURES = Path(__file__).parent / "pictures"
 

@@ -228,10 +228,10 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path,
     viz.update(metrics(0))
     viz.close()
     leave = (
-        "import os, sys; from pathlib import Path; from viz.record.files import replace_file\n"
+        "import os, sys; from pathlib import Path; from common.file_replacement import replace_file\n"
         "def pieces():\n"
         "    yield bytes(100_000); print(os.getpid(), flush=True); sys.stdin.readline(); yield b'end'\n"
-        "replace_file(Path(sys.argv[1]), pieces())"
+        "replace_file(Path(sys.argv[1]), lambda file: file.writelines(pieces()), durable=False)"
     )
     for name in ("training_step_000050.png", "metrics_history.json"):
         command = [sys.executable, "-c", leave, str(tmp_path / name)]

@@ -18,7 +18,7 @@ from tests.conftest import PROJECT
 from tests.viz.asgi import status_of
 from viz.page.api import Service
 from viz.page.http import application, unguarded
-from viz.page.page_files import page_files
+from viz.page.static import page_files
 from viz.record.schema import rows_of
 from viz.record.writer import StoreWriter
 

@@ -24,7 +24,7 @@ from tests.viz.views.test_token_text import MODELS
 from viz.page.api import QUERIES, Service
 from viz.page.http import application
 from viz.page.live_run import FRESH_SECONDS
-from viz.page.page_files import page_files
+from viz.page.static import page_files
 from viz.record.schema import STEP, rows_of
 from viz.record.writer import StoreWriter
 

@@ -20,7 +20,7 @@ from viz.page import live_run
 from viz.page.live_run import MOST_WINDOWS, LiveRun, NoRun
 from viz.record.schema import rows_of
 from viz.record.writer import StoreReader, StoreWriter
-from viz.stats.running_averages import Averages
+from viz.stats.series import Averages
 
 Metrics = Callable[..., dict[str, Any]]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from viz.charts.style import DARK, LIGHT, Palette
-from viz.page import page_files
-from viz.page.page_files import MODULES, PAGE, PLOTLY
+from viz.page import static
+from viz.page.static import MODULES, PAGE, PLOTLY
 
-FOLDER = Path(page_files.__file__).parent / "static"
+FOLDER = Path(static.__file__).parent
 FILES = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir() if path.is_file()}
 
 
@@ -98,4 +98,4 @@ def test_no_handler_stands_in_the_page() -> None:
     """The policy allows no script in the page, and a handler in an attribute is one."""
     assert re.findall(r"<[^>]*\son\w+=", FILES[PAGE]) == []
     assert re.findall(r"<script(?![^>]*\ssrc=)", FILES[PAGE]) == []
-    assert f'src="/{PLOTLY}"' in page_files.page_files()[PAGE][0].decode()
+    assert f'src="/{PLOTLY}"' in static.page_files()[PAGE][0].decode()

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viz.record.blobs import decode_array, encode_array
+from viz.record.schema import decode_array, encode_array
 
 
 @given(st.lists(st.integers(0, 2**40)))

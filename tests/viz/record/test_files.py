@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from viz.record.files import filesystem_type, is_network_type, is_on_network, replace_file
+from common.file_replacement import replace_file
+from viz.record.files import filesystem_type, is_network_type, is_on_network
 
 MOUNTS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -63,7 +64,7 @@ def test_this_machine_answers(tmp_path: Path) -> None:
 
 def test_a_replacement_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "training_step_000050.png"
-    replace_file(path, [b"old"])
+    replace_file(path, lambda file: file.write(b"old"), durable=False)
 
     def pieces() -> Iterator[bytes]:
         yield b"half of the "
@@ -72,6 +73,6 @@ def test_a_replacement_that_fails_leaves_the_old_file_and_nothing_else(tmp_path:
         raise RuntimeError("the disk is on fire")
 
     with pytest.raises(RuntimeError, match="on fire"):
-        replace_file(path, pieces())
+        replace_file(path, lambda file: file.writelines(pieces()), durable=False)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

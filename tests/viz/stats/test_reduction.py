@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from viz.stats.downsample import BLOCK, Curve
-from viz.stats.reduction import number, numbers, outline
+from viz.stats.downsample import BLOCK, Curve, number, numbers, outline
 
 LONG = 1_000_000
 ODD = [

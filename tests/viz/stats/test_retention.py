@@ -14,7 +14,7 @@ from viz.record.writer import StoreReader
 from viz.stats.averages import WINDOW
 from viz.stats.retention import BLOCK, FURTHEST, Retention
 from viz.stats.series import Series
-from viz.views.document_text import describe_document
+from viz.views.document import describe_document
 from viz.views.run_view import Viewer
 from viz.visualizer import TrainingVisualizer
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from viz.record.blobs import encode_array
 from viz.record.reader import StoreReader
-from viz.record.schema import rows_of
+from viz.record.schema import encode_array, rows_of
 from viz.record.writer import StoreWriter
 from viz.stats.paired_difference import FEWEST, FEWEST_BATCHES, by_source, estimate, match, running, t_quantile
 from viz.views.comparison import WINDOW, compare

@@ -9,7 +9,7 @@ from common.terminal_text import harmless, one_line
 from tests.viz.runs_to_draw import HOSTILE
 from viz.record.schema import rows_of
 from viz.record.writer import StoreReader, StoreWriter
-from viz.views.document_text import describe_document
+from viz.views.document import describe_document
 
 Metrics = Callable[..., dict[str, Any]]
 

@@ -12,8 +12,7 @@ from viz.record.reader import StoreReader
 from viz.record.schema import rows_of
 from viz.record.writer import StoreWriter
 from viz.stats.series import Series
-from viz.views.run_view import BINS, WINDOW, View, Viewer, by_position, furthest_above, spread
-from viz.views.verdict import verdict
+from viz.views.run_view import BINS, WINDOW, View, Viewer, by_position, furthest_above, spread, verdict
 
 Metrics = Callable[..., dict[str, Any]]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from trainer.arguments import parse_arguments
-from trainer.commands import folders_of, resume_command, start_command
+from trainer.cli import folders_of, resume_command, start_command
 from trainer.run.folders import Folders, new_run
 
 

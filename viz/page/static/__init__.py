@@ -17,7 +17,7 @@ _KINDS = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", 
 @cache
 def page_files() -> dict[str, tuple[bytes, str]]:
     """Name -> content and media type of everything that the page loads from its server."""
-    folder = resources.files("viz.page") / "static"
+    folder = resources.files(__name__)
     found = {name: (folder / name).read_bytes() for name in (PAGE, "style.css", *MODULES)}
     found[PAGE] = found[PAGE].replace(b"PLOTLY", PLOTLY.encode())
     found[PLOTLY] = (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()

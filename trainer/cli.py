@@ -1,0 +1,390 @@
+"""The command line of `train_slimpajama.py`: flags → config → parts → `Trainer.train()`, and the record.
+
+Functions import torch when they need it, so that a mistake on the command line is answered at once.
+"""
+
+import dataclasses
+import io
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.arguments import Arguments, check_combinations, parse_arguments, refuse_ranks
+from trainer.base.signals import NOTHING_TRAINED, StopSignals
+from trainer.config import FIELDS, TrainingConfig
+from trainer.errors import MachineError, RunError, UserError
+
+if TYPE_CHECKING:
+    from trainer.assemble import Parts
+    from trainer.run.folders import Folders, RunFolder
+    from trainer.trainer import Trainer
+    from viz.visualizer import TrainingVisualizer
+
+
+PROGRAM = "train_slimpajama.py"
+TYPED = tuple(setting.metadata["flag"] for setting in FIELDS.values() if setting.metadata.get("typed"))
+"""Flags of what a resumed run changes only where it is typed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; the README lists them."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without `→` is no reason to fail
+    stop = StopSignals()
+    try:
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        refuse_ranks()
+        with stop:
+            return start(arguments, stop) if arguments.resume is None else resume(arguments, stop)
+    except RunError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(NOTHING_TRAINED, stop.exit_code)
+    except OSError as error:
+        return _fail(f"the machine failed: {error}", MachineError.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        from trainer.base.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        advice = (
+            "a smaller --model-size or --max-seq-length takes less; what was saved is whole, --resume goes on there"
+        )
+        return _fail(f"out of memory: {advice}", MachineError.exit_code)
+
+
+def _fail(line: str, exit_code: int) -> int:
+    print(f"train_slimpajama.py: {line}", file=sys.stderr)
+    return exit_code
+
+
+def start(arguments: Arguments, stop: StopSignals) -> int:
+    """A new run."""
+    config = arguments.merge()
+    check_combinations(config)
+    from trainer.run.folders import new_run
+
+    run = new_run(folders_of(arguments), test=arguments.test)
+    try:
+        return _train(arguments, config, run, None, stop, [])
+    finally:
+        run.release()
+
+
+def resume(arguments: Arguments, stop: StopSignals) -> int:
+    """Go on with an earlier run, from its newest whole checkpoint or from the one named."""
+    from trainer.base.checkpoint_file import digest_path
+    from trainer.run.checkpoints import misfit
+    from trainer.run.folders import locate_run, mark_of, resume_run
+
+    folders, chosen = locate_run(folders_of(arguments), arguments.resume or "", test=arguments.test)
+    events: list[tuple[str, str]] = []
+
+    def refused(why: str) -> None:
+        print(f"Passed by: {why}")
+        events.append(("checkpoint refused", why))
+
+    run, path, state = resume_run(folders, chosen, refused=refused)
+    if not digest_path(path).exists():
+        print(f"{path} has no SHA-256 beside it: a flipped bit would not be noticed")
+        events.append(("checkpoint unchecked", str(path)))
+    try:
+        if missing := misfit(state):
+            if _is_of_earlier_version(run):
+                raise UserError(_earlier_version(run, path))
+            raise UserError(
+                f"{path} holds no whole run (there is no {missing!r} in it, or not as it should be): "
+                f"--pretrained-checkpoint {path} starts from its weights"
+            )
+        run.run_id = state["run_id"]
+        if chosen is not None and "viz_dir" in arguments.typed and run.viz != folders_of(arguments).viz:
+            raise UserError(f"{path} is of the run in {run.viz}, which --out or --viz-dir would split: leave them out")
+        if chosen is not None and mark_of(run.checkpoints).get("run_id") != state["run_id"]:
+            raise UserError(
+                f"{path} was set aside or copied out of run {state['run_id']}, whose record may have gone another way: "
+                f"--pretrained-checkpoint {path} starts a new run from its weights"
+            )
+        config = arguments.merge({**state["config"], "dataset_names": [state["source"]["name"]]})
+        config = dataclasses.replace(config, viz_dir=str(run.viz), checkpoint_dir=str(run.checkpoints))
+        is_current = _check_record(run, path, state)
+        if state["step"] >= config.num_steps:
+            if is_current:
+                _finish_record(run, state["step"])
+            typed = {FIELDS[key].metadata["flag"]: value for key, value in arguments.typed.items()}
+            again = [f" {flag} {typed[flag]}" for flag in TYPED if flag in typed]
+            print(
+                f"Already finished: {state['step']:,} documents are trained, of {config.num_steps:,} asked for. "
+                f"To go on: {resume_command(arguments, run)}{''.join(again)} "
+                f"--steps {state['step'] + typed.get('--cooldown', state['step'])}"
+            )
+            return 0
+        if not is_current:
+            raise UserError(_earlier_version(run, path))
+        print(f"Resuming run {run.run_id} after {state['step']:,} documents, from {path}")
+        return _train(arguments, config, run, state, stop, events)
+    finally:
+        run.release()
+
+
+def _is_of_earlier_version(run: "RunFolder") -> bool:
+    from viz.record.schema import VERSION
+    from viz.record.writer import StoreReader
+
+    try:
+        with StoreReader(run.viz / "run.db") as record:
+            return record.version < VERSION
+    except (OSError, ValueError):
+        return False
+
+
+def _earlier_version(run: "RunFolder", path: Path) -> str:
+    return (
+        f"{run.viz / 'run.db'} is the record of an earlier version of this program, which can be read but not gone on "
+        f"with: --pretrained-checkpoint {path} starts a new run from its weights"
+    )
+
+
+def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> bool:
+    """Refuse a checkpoint whose steps are not those of the record: going on would overwrite another history.
+
+    Returns whether the record is one that this version can go on with.
+    """
+    from viz.record.schema import VERSION
+    from viz.record.writer import StoreReader
+
+    store = run.viz / "run.db"
+    if not store.exists():
+        return True
+    try:
+        with StoreReader(store) as record:
+            is_current = record.version >= VERSION
+            run_id, steps = record.run()["run_id"], record.columns(max(state["step"] - 1, 0))["steps"]
+    except ValueError as error:
+        raise UserError(f"{error}. Move it away to go on with a new record") from error
+    if run_id != state["run_id"]:
+        raise UserError(
+            f"{path} is of run {state['run_id']}, but {store} is the record of run {run_id}: "
+            "name both folders of one run with --viz-dir and --checkpoint-dir"
+        )
+    if not len(steps):
+        raise UserError(
+            f"{path} is of step {state['step']:,}, but {store} ends before that: resume from an older checkpoint"
+        )
+    return is_current
+
+
+def _finish_record(run: "RunFolder", step: int) -> None:
+    """Make what a run that was killed after its last step could not: its last picture and its JSON files."""
+    from viz.visualizer import TrainingVisualizer
+
+    try:
+        told = json.loads((run.viz / "run.json").read_bytes())  # the last of them to be written
+        is_complete = told["json_through_step"] == step - 1 and told["outcome"] is not None
+        is_complete = is_complete and not list(run.viz.glob("run.db-*"))  # a clean end leaves one file
+    except (OSError, ValueError, KeyError, TypeError):
+        is_complete = False
+    if not is_complete and (run.viz / "run.db").exists():
+        TrainingVisualizer(run.viz, resume_from=step).close("done")
+
+
+def _train(
+    arguments: Arguments,
+    config: TrainingConfig,
+    run: "RunFolder",
+    state: Mapping[str, Any] | None,
+    stop: StopSignals,
+    events: list[tuple[str, str]],
+) -> int:
+    """Make the parts, say what will happen, train, say what happened.
+
+    Args:
+        events: (kind, detail) of what has happened before there was a record to keep it in.
+    """
+    from trainer.assemble import assemble_trainer, find_origin, make_parts
+    from trainer.observe.terminal import say
+    from trainer.run.checkpoints import CheckpointManager
+    from trainer.run.folders import check_disk
+
+    def note(kind: str, detail: str) -> None:
+        say(detail)
+        events.append((kind, detail))
+
+    page = _page(arguments, run, say)  # first, because a port that is taken is a mistake to be told of at once
+    first = state["step"] if state is not None else 0
+    origin = find_origin(config, state, say)
+    shape, vocab_size = (origin.shape, origin.vocab_size) if origin else (config.shape, config.vocab_size)
+    needed = _bytes_needed(config, shape.parameters(vocab_size), run, first)
+    check_disk(needed)
+    parts = make_parts(config, state, origin, say, note, compiling=stop.at_once)
+    del origin  # its weights are in the model now
+    opening = _opening(parts, run, first, sum(needed.values()))
+    stop.hold()  # from here on Ctrl-C is a stop that saves
+    if state is None:
+        run.begin(start_command(arguments), say)
+    elif moved := CheckpointManager(run.checkpoints).set_aside_newer(first, run.run_id):
+        note("checkpoints set aside", moved)
+    say("\n".join(opening))
+    trainer = assemble_trainer(parts, run, state, stop.is_set, lambda say: _visualizer(parts, run, state, say))
+    for kind, detail in events:
+        trainer.viz.record_event(first, kind, detail)
+    with page:
+        outcome = trainer.train()
+        say("\n".join(_closing(arguments, run, trainer, outcome)))
+    return stop.exit_code if outcome == "interrupted" else 0
+
+
+def _page(arguments: Arguments, run: "RunFolder", say: Callable[[str], None]) -> AbstractContextManager[None]:
+    """The live page, if one is wanted; its port is had now, and the page is there once this is entered."""
+    if arguments.serve is None:
+        return nullcontext()
+    from viz.page.process import listen, page_beside
+
+    try:
+        listening = listen(arguments.serve or None)
+    except OSError as error:
+        raise UserError(f"--serve: {error.strerror}") from error
+    return page_beside(run.viz, listening, say)
+
+
+def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", first: int) -> dict[Path, int]:
+    """Folder → bytes that the run will write there at most."""
+    from trainer.run.folders import checkpoint_bytes, record_bytes
+
+    steps = max(config.num_steps - first, 0)
+    charts = min(steps // config.viz_interval, config.keep_charts) + 1
+    record = record_bytes(steps, config.max_seq_length, charts, config.keep_documents)
+    written = steps // config.checkpoint_interval + 1 if config.checkpoint else 0
+    for_good = steps // config.keep_every if config.keep_every else 0
+    count = min(written, config.keep_checkpoints + 1 + for_good)  # the oldest goes when the newest is there
+    checkpoints = checkpoint_bytes(parameters, count)
+    if run.viz == run.checkpoints:
+        return {run.viz: record + checkpoints}
+    return {run.viz: record, run.checkpoints: checkpoints}
+
+
+def _visualizer(
+    parts: "Parts", run: "RunFolder", state: Mapping[str, Any] | None, say: Callable[[str], None]
+) -> "TrainingVisualizer":
+    """The record: a new one, or that of the resumed run from its step on."""
+    from trainer.run.provenance import describe_run
+    from viz.visualizer import TrainingVisualizer
+
+    store = run.viz / "run.db"
+    resume_from = state["step"] if state is not None else None
+    if resume_from is not None and not store.exists():
+        say(f"{store} is gone: the record begins again at step {resume_from:,}")
+        resume_from = None
+    about = describe_run(
+        parts.config,
+        shape=parts.step.model.shape,
+        recipe=dataclasses.asdict(parts.step.optimizer.recipe),
+        flops=parts.flops,
+        source=parts.documents.source,
+        tokenizer=parts.tokenizer,
+        device=parts.step.device,
+        program=Path(__file__).resolve().parents[1],
+    )
+    try:
+        return TrainingVisualizer(
+            run.viz,
+            {"run_id": run.run_id, **about},
+            resume_from=resume_from,
+            keep_charts=parts.config.keep_charts,
+            keep_documents=parts.config.keep_documents,
+            say=say,
+        )
+    except (OSError, ValueError) as error:
+        raise MachineError(str(error)) from error
+
+
+def _opening(parts: "Parts", run: "RunFolder", first: int, needed: int) -> list[str]:
+    """The opening lines."""
+    from trainer.observe.terminal import opening_lines
+
+    documents = parts.config.num_steps - first
+    return opening_lines(
+        parts.config,
+        shape=parts.step.model.shape,
+        source=parts.documents.source,
+        tokenizer=parts.tokenizer,
+        device=parts.step.device,
+        viz=run.viz,
+        documents=documents,
+        seconds=documents * parts.trial_seconds,
+        needed=needed,
+    )
+
+
+def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome: str) -> list[str]:
+    """The closing lines."""
+    from trainer.observe.terminal import closing_lines
+
+    endings = {
+        "done": "Done",
+        "interrupted": "Stopped",
+        "documents ended": f"The documents ended before step {trainer.config.num_steps:,}",
+    }
+    more = {"done": f" --steps {2 * trainer.config.num_steps}", "interrupted": "", "documents ended": " --repeat"}
+    saved = trainer.checkpoints.all()
+    go_on = resume_command(arguments, run) + more[outcome] if saved else None
+    if saved and saved[-1][0] < trainer.global_step:
+        go_on = f"{go_on} (from step {saved[-1][0]:,}: what came after it was not saved, and is trained again)"
+    return closing_lines(
+        endings[outcome],
+        tally=trainer.tally,
+        counts=trainer.samples.state_dict(),
+        texts=trainer.recent_texts(),
+        viz=run.viz,
+        checkpoint=saved[-1][1] if saved else None,
+        go_on=go_on,
+        guessing=math.log(trainer.tokenizer.vocab_size),
+    )
+
+
+def folders_of(arguments: Arguments) -> "Folders":
+    """The folders that a command line speaks of, before `earlier/` and `test/`."""
+    from trainer.run.folders import Folders
+
+    asked = {**arguments.from_file, **arguments.typed}
+    return Folders(*(Path(asked.get(key, FIELDS[key].default)) for key in ("viz_dir", "checkpoint_dir")))
+
+
+def start_command(arguments: Arguments) -> str:
+    """The program with the flags by which it finds the same folders again."""
+    from trainer.run.folders import Folders
+
+    folders = folders_of(arguments)
+    out = folders.viz.parent
+    if folders == Folders(out / "training_viz", out / "checkpoints"):
+        return _program() if out == Path() else f"{_program()} --out {shlex.quote(str(out))}"
+    named = {"viz_dir": folders.viz, "checkpoint_dir": folders.checkpoints}
+    flags = [
+        f" {FIELDS[key].metadata['flag']} {shlex.quote(str(folder))}"
+        for key, folder in named.items()
+        if str(folder) != FIELDS[key].default
+    ]
+    return _program() + "".join(flags)
+
+
+def resume_command(arguments: Arguments, run: "RunFolder") -> str:
+    """What goes on from the newest checkpoint of the run, found in the usual folder, by its id or by its folder."""
+    from trainer.run.folders import Folders
+
+    root = folders_of(arguments)
+    usual = (root, root.below("test")) if arguments.test else (root,)
+    test = " --test" if arguments.test else ""
+    if Folders(run.viz, run.checkpoints) in usual:
+        return f"{start_command(arguments)}{test} --resume"
+    if run.run_id == arguments.resume:
+        return f"{start_command(arguments)}{test} --resume {run.run_id}"
+    return f"{_program()} --checkpoint-dir {shlex.quote(str(run.checkpoints))} --resume"
+
+
+def _program() -> str:
+    """As it was called here, so that the command works from the same folder."""
+    return f"python {shlex.quote(sys.argv[0] if sys.argv[0].endswith(PROGRAM) else PROGRAM)}"
