@@ -23,7 +23,7 @@ def main(rounds: int) -> None:
         [
             ("what", "time"),
             ("from the return key to the last file", in_words(whole, "s")),
-            ("in it: the 100 steps", in_words(steps, "s")),
-            ("in it: everything else", in_words(rest, "s")),
+            ("of which the 100 steps", in_words(steps, "s")),
+            ("of which everything else", in_words(rest, "s")),
         ],
     )
