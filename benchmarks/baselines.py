@@ -1,4 +1,4 @@
-"""Who our update is held against: AdamW as it is usually set, in our step, and the `Trainer` of transformers."""
+"""The alternatives to our update: a textbook AdamW in our own step, and the `Trainer` of transformers."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,9 @@ from trainer.model.language_model import LanguageModel
 
 
 class PlainAdamW:
-    """The usual AdamW, (0.9, 0.95) and weight decay 0.1 on matrices and embedding, in the place of `MuonAdamW`."""
+    """Textbook AdamW, betas (0.9, 0.95) and weight decay 0.1 on matrices and embedding; replaces `MuonAdamW`."""
 
-    recipe = Recipe(matrix_rate=0.0)  # of which nothing is used
+    recipe = Recipe(matrix_rate=0.0)  # unused, but the interface has it
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         self.steps = 0
@@ -62,14 +62,14 @@ class PlainAdamW:
 
 
 class PlainStep(TrainingStep):
-    """Our step with the usual AdamW; everything else is the same."""
+    """Our training step with the textbook AdamW; everything else is the same."""
 
     def _make_optimizer(self, recipe: Recipe) -> Any:
         return PlainAdamW(dict(zip(self._names, self._masters, strict=True)))
 
 
 def usual_start(model: LanguageModel, seed: int) -> None:
-    """Every matrix normal(0, 0.02)."""
+    """Initialize every matrix from normal(0, 0.02)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
@@ -78,7 +78,7 @@ def usual_start(model: LanguageModel, seed: int) -> None:
 
 
 def transformers_model(shape: ModelShape, vocab_size: int, seed: int) -> Any:
-    """A new Qwen3 of that shape."""
+    """Return a new `Qwen3ForCausalLM` of that shape."""
     import transformers
 
     transformers.set_seed(seed)
@@ -87,7 +87,7 @@ def transformers_model(shape: ModelShape, vocab_size: int, seed: int) -> Any:
 
 
 class Documents(torch.utils.data.IterableDataset[dict[str, torch.Tensor]]):
-    """In order: of an iterable the `Trainer` shuffles nothing."""
+    """The documents in their order: the `Trainer` does not shuffle an iterable dataset."""
 
     def __init__(self, documents: Sequence[list[int]], count: int) -> None:
         self._documents, self._count = documents, count
@@ -111,7 +111,7 @@ def transformers_trainer(
     bf16: bool = True,
     compiled: bool = False,
 ) -> Any:
-    """Its `Trainer` as it is set by default (`logging_steps` too) but for what the comparison is about."""
+    """Return the `Trainer` of transformers with its defaults, except for what is compared."""
     import transformers
 
     arguments = transformers.TrainingArguments(
@@ -131,5 +131,5 @@ def transformers_trainer(
         seed=seed,
     )
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=training, callbacks=callbacks)
-    trainer.remove_callback(transformers.PrinterCallback)  # what it logs is not what is asked for
+    trainer.remove_callback(transformers.PrinterCallback)  # its log lines would mix with our output
     return trainer

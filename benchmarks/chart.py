@@ -1,7 +1,7 @@
-"""What a chart costs at any length of a run.
+"""Time to read a run and draw its chart, for runs of several lengths.
 
-Made-up runs in real stores, with a prompt asked at every 50th document: how long their first look takes (the rows are
-read), then another look and the picture, medians of several.
+Generates runs in real stores, with a prompt repeated at every 50th document. Measures the first read (all rows), then a
+later read and the image (medians of several).
 """
 
 import sqlite3
@@ -24,7 +24,7 @@ REPEATS = 7
 
 
 def fill(path: Path, count: int) -> None:
-    """A closed store of `count` steps and their sources (no texts), with generations to one prompt."""
+    """Write a store with `count` steps and their sources (no texts), with generations for one prompt."""
     StoreWriter(path, {"config": {"num_steps": 2 * count, "warmup_steps": 50}, "vocab_size": 8192}).close()
     random, steps = np.random.default_rng(0), np.arange(count)
     columns = {
@@ -54,15 +54,15 @@ def fill(path: Path, count: int) -> None:
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    """Of one call."""
+    """Return the duration of one call."""
     began = time.perf_counter()
     work()
     return 1000 * (time.perf_counter() - began)
 
 
 def main(documents: list[int]) -> None:
-    """Print the table for runs of these lengths."""
-    print("| documents | first look, ms | a later look | picture | later look + picture |\n|---|---|---|---|---|")
+    """Print a table with a row for a run of each of these lengths."""
+    print("| documents | first read, ms | a later read | image | later read + image |\n|---|---|---|---|---|")
     chart = Chart()
     for count in documents:
         print(f"{count:,} documents", file=sys.stderr)
@@ -73,7 +73,7 @@ def main(documents: list[int]) -> None:
                 first = milliseconds(viewer.look)
                 view = viewer.look()
                 chart.draw(view)
-                looks = [milliseconds(viewer.look) for _ in range(REPEATS)]
-                pictures = [milliseconds(lambda: chart.draw(view)) for _ in range(REPEATS)]  # noqa: B023  # at once
-        look, picture = statistics.median(looks), statistics.median(pictures)
-        print(f"| {count:,} | {first:,.0f} | {look:.1f} | {picture:.0f} | {look + picture:.0f} |")
+                later = [milliseconds(viewer.look) for _ in range(REPEATS)]
+                images = [milliseconds(lambda: chart.draw(view)) for _ in range(REPEATS)]  # noqa: B023  # called at once
+        read, image = statistics.median(later), statistics.median(images)
+        print(f"| {count:,} | {first:,.0f} | {read:.1f} | {image:.0f} | {read + image:.0f} |")

@@ -1,4 +1,4 @@
-"""Who is timed: our step and our whole run, and the `Trainer` of transformers, on documents of one length."""
+"""The contenders that are timed: our step, our whole run, and the `Trainer` of transformers."""
 
 import json
 import multiprocessing
@@ -27,16 +27,16 @@ VOCABULARY, LENGTH = 8192, 256
 
 
 def own_process(begin: Callable[[], None] = as_ours) -> ProcessPoolExecutor:
-    """A process to time a contender in, for as long as it is asked again: what ours sets for its own holds for all.
+    """Return a child process in which a contender is timed, so that process-wide settings of ours affect only ours.
 
     Args:
-        begin: called in it before anything else.
+        begin: called in the child before anything else.
     """
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin)
 
 
 def random_documents(count: int, length: int = LENGTH) -> list[list[int]]:
-    """Ids of documents of `length` tokens."""
+    """Return `count` documents of `length` random token ids."""
     generator = random.Random(0)
     return [[generator.randrange(VOCABULARY) for _ in range(length)] for _ in range(count)]
 
@@ -44,7 +44,7 @@ def random_documents(count: int, length: int = LENGTH) -> list[list[int]]:
 def make_step(
     size: str = "small", *, dtype: str = "auto", compiled: bool = False, length: int = LENGTH
 ) -> TrainingStep:
-    """A step with new weights on this machine's device."""
+    """Return a training step with new weights on the device of this machine."""
     device = choose_device("auto")
     keep_freed_memory()
     chosen = choose_dtype(dtype, device)
@@ -58,7 +58,7 @@ def make_step(
 
 
 def time_steps(step: TrainingStep, documents: list[list[int]]) -> float:
-    """Milliseconds a step, the median."""
+    """Return the median milliseconds per step."""
     times = []
     for ids in documents:
         since = time.perf_counter()
@@ -68,7 +68,7 @@ def time_steps(step: TrainingStep, documents: list[list[int]]) -> float:
 
 
 def mean_step(step: TrainingStep, documents: list[list[int]]) -> float:
-    """Milliseconds a step, the mean of all after three that warm up what others have left cold."""
+    """Return the mean milliseconds per step, after three steps that warm the caches."""
     for ids in documents[:3]:
         step(ids, 1e-4)
     since = time.perf_counter()
@@ -78,7 +78,7 @@ def mean_step(step: TrainingStep, documents: list[list[int]]) -> float:
 
 
 def write_corpus(path: Path, documents: int) -> None:
-    """A `.jsonl.zst` of documents that are longer than `LENGTH` tokens: words of an invented language."""
+    """Write a `.jsonl.zst` of documents longer than `LENGTH` tokens, made of random words."""
     generator = random.Random(0)
     words = ["".join(generator.choices("abcdefghijklmnop", k=generator.randint(2, 9))) for _ in range(20_000)]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
@@ -88,7 +88,7 @@ def write_corpus(path: Path, documents: int) -> None:
 
 
 def run_command(folder: Path, *flags: str, environment: dict[str, str] | None = None) -> str:
-    """Our whole command in a process of its own; what it printed."""
+    """Run our whole command in a child process and return what it printed."""
     done = subprocess.run(
         [sys.executable, str(PROJECT / "train_slimpajama.py"), *flags],
         cwd=folder,
@@ -101,15 +101,16 @@ def run_command(folder: Path, *flags: str, environment: dict[str, str] | None = 
 
 
 def seconds_of_run(folder: Path, first: int) -> list[float]:
-    """Seconds of each step of the run in `folder`, from step `first` on, everything included."""
+    """Return the seconds of each step of the run in `folder` from step `first`, everything included."""
     with sqlite3.connect(folder / "training_viz" / "run.db") as store:
         rows = store.execute("SELECT seconds FROM steps WHERE step >= ? ORDER BY step", (first,)).fetchall()
     return [row[0] for row in rows]
 
 
 def time_transformers(size: str, *, steps: int, first: int, bf16: bool, compiled: bool) -> float:
-    """Milliseconds a step of the `Trainer` of transformers from step `first` on, the mean: with its own optimizer,
-    data loader and logging, reporting to nobody.
+    """Return the mean milliseconds per step of the `Trainer` of transformers from step `first`.
+
+    It uses its own optimizer, data loader and logging, and reports to no service.
     """
     import transformers
 

@@ -1,4 +1,4 @@
-"""A hundred tokens written by our cached decoding and by `generate` of transformers, on the same weights."""
+"""Time to generate 100 tokens with our cached decoder and with `generate` of transformers, on the same weights."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def main(size: str, rounds: int) -> None:
             contenders[f"ours, {name}"] = partial(_ask, ours, time_ours, size, dtype)
             contenders[f"transformers, {name}"] = partial(_ask, theirs, time_transformers, size, dtype)
         times = take_turns(contenders, rounds)
-    rows = [("what", f"{TOKENS} tokens", "ours ÷ theirs")]
+    rows = [("what", f"{TOKENS} tokens", "ours ÷ transformers")]
     for name in dtypes:
         quotient = f"{ratio(times, f'ours, {name}', f'transformers, {name}'):.2f}"
         rows += [
@@ -41,7 +41,7 @@ def _ask(process: Executor, clock: Callable[[str, torch.dtype], float], size: st
 
 
 def time_ours(size: str, dtype: torch.dtype) -> float:
-    """Milliseconds of the second time."""
+    """Return the milliseconds of our second call; the first one warms up."""
     model = LanguageModel(MODEL_SIZES[size], VOCABULARY).to(dtype)
     for _ in range(2):
         since = time.perf_counter()
@@ -50,7 +50,7 @@ def time_ours(size: str, dtype: torch.dtype) -> float:
 
 
 def time_transformers(size: str, dtype: torch.dtype) -> float:
-    """Likewise."""
+    """Return the milliseconds of the second call of `generate`."""
     model = transformers_model(MODEL_SIZES[size], VOCABULARY, 0)
     model.load_state_dict(LanguageModel(MODEL_SIZES[size], VOCABULARY).state_dict(), strict=False)
     model = model.to(dtype).eval()

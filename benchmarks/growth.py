@@ -1,4 +1,4 @@
-"""Whether a run slows down or grows: step time and memory of `tiny` after 1,000 steps and at the end."""
+"""Check whether a long run slows down or uses more memory: `tiny` after 1,000 steps and at the end."""
 
 import contextlib
 import sqlite3
@@ -19,9 +19,9 @@ def main(steps: int) -> None:
         folder = Path(name)
         write_corpus(folder / "corpus.jsonl.zst", 3000)
         flags = ["--dataset", "corpus.jsonl.zst", "--repeat", "--model-size", "tiny", "--steps", str(steps)]
-        with (folder / "words.txt").open("w") as words:
+        with (folder / "output.txt").open("w") as output:
             command = [sys.executable, str(PROJECT / "train_slimpajama.py"), *flags]
-            run = subprocess.Popen(command, cwd=folder, stdout=words, stderr=words)
+            run = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
         memory: dict[int, float] = {}
         try:
             while run.poll() is None:
@@ -30,17 +30,17 @@ def main(steps: int) -> None:
                 if done >= WINDOW:
                     memory[done] = _megabytes(run.pid) or memory.get(done, 0.0)
         finally:
-            run.kill()  # else, after Ctrl-C, it would still write where nothing is any more
+            run.kill()  # after Ctrl-C it would otherwise keep writing into the deleted folder
             run.wait()
         if run.returncode:
-            raise SystemExit((folder / "words.txt").read_text()[-2000:])
+            raise SystemExit((folder / "output.txt").read_text()[-2000:])
         seconds = seconds_of_run(folder, 0)
     first, last = ([1000 * value for value in window] for window in (seconds[WINDOW : 2 * WINDOW], seconds[-WINDOW:]))
     early, late = min(memory), max(memory)
     print_table(
-        f"`tiny`, {steps:,} steps, everything switched on",
+        f"`tiny`, {steps:,} steps, everything enabled",
         [
-            ("after documents", "a step", "memory"),
+            ("after documents", "per step", "memory"),
             (f"{WINDOW:,}", in_words(first), f"{memory[early]:.0f} MB"),
             (f"{steps:,}", in_words(last), f"{memory[late]:.0f} MB"),
             (
@@ -54,7 +54,7 @@ def main(steps: int) -> None:
 
 
 def _steps_done(folder: Path) -> int:
-    """The last step in the store: 0 before there is one."""
+    """Return the last step in the store, or 0 before there is one."""
     store = f"file:{folder}/training_viz/run.db?mode=ro"
     with contextlib.suppress(sqlite3.Error), sqlite3.connect(store, uri=True) as database:
         return int(database.execute("SELECT max(step) FROM steps").fetchone()[0] or 0)
@@ -62,7 +62,7 @@ def _steps_done(folder: Path) -> int:
 
 
 def _megabytes(pid: int) -> float | None:
-    """Resident memory of a process."""
+    """Return the resident memory of a process in MB, or None if the process has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

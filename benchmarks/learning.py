@@ -1,14 +1,15 @@
-"""What is learned from every document: `python -m benchmarks.learning [--quick] [--jobs N]`.
+"""Measure learning per document: `python -m benchmarks.learning [--quick] [--jobs N]`.
 
 Trains the same model on the same documents of the embedded library, in the same order, with the same tokenizer, warm-up
-and constant rate: by our defaults, by AdamW as it is usually set (0.9, 0.95, weight decay 0.1) at four rates, and by
-the `Trainer` of transformers. Measures each on the held-out documents, then prints the table of `docs/learning.md`.
+and constant learning rate: with our defaults, with a textbook AdamW (betas (0.9, 0.95), weight decay 0.1) and with the
+`Trainer` of transformers, both at four rates. Evaluates each on the held-out documents and prints the table of
+`docs/learning.md`.
 
-A run is a file in `--runs`, kept from call to call: those of the table are in `benchmarks/learned/`. One that was
-stopped goes on where it was (one of transformers begins again); one that was made with another recipe or other
-documents counts as missing. `--quick` runs one seed for 1,000 documents. `--only NAME` (a pattern) runs some of the
-plan, `--table` none, `--draw FILE.png` draws the curves. `--time` measures seconds per document of ours and of
-transformers in turns, on an otherwise idle machine. Needs `requirements-bench.txt`.
+Each run is a file in `--runs` that is kept between calls; those of the table are in `benchmarks/learned/`. An
+interrupted run resumes (one of transformers starts again). A run with another recipe or other documents counts as
+missing. `--quick` makes one seed of 1,000 documents. `--only PATTERN` makes only some of the runs, `--table` none, and
+`--draw FILE.png` draws the curves. `--time` measures the seconds per document of ours and of transformers in turns; the
+machine should be idle. Needs `requirements-bench.txt`.
 """
 
 import argparse
@@ -44,11 +45,11 @@ from benchmarks.learning_runs import (
 
 LEARNED = Path(__file__).parent / "learned"
 Lengths = np.ndarray[Any, np.dtype[Any]]
-"""(D,) a number for each held-out document."""
+"""(D,) one number per held-out document."""
 
 
 def table(folder: Path, runs: Sequence[Run]) -> list[str]:
-    """The lines of the table, of the runs that are there. Losses are nats per token on the held-out documents."""
+    """Return the lines of the table for the runs that exist. Losses are nats per token on the held-out documents."""
     lengths = np.array([len(ids) - 1 for ids in embedded_data().held_out])
     goal = max(run.documents for run in runs if run.contender == "adamw")
     there = {run: curve for run in runs if run.documents in (curve := _curve(folder, run))}
@@ -58,7 +59,7 @@ def table(folder: Path, runs: Sequence[Run]) -> list[str]:
         seeds = [run for run in there if (run.contender, run.size, run.documents, run.rate) == key]
         losses = [there[run][run.documents] for run in seeds]
         ends = [read_run(folder, run)["held_out"][str(run.documents)] for run in seeds]
-        last = [sum(end["last"]) / float(lengths.sum()) for end in ends if "last" in end]  # kept at the very end
+        last = [sum(end["last"]) / float(lengths.sum()) for end in ends if "last" in end]  # stored only at the end
         contender, size, documents, rate = key
         lines.append(
             f"| {contender} | {size} | {documents:,} | {rate:.2e} | {', '.join(str(run.seed) for run in seeds)} | "
@@ -76,7 +77,7 @@ def table(folder: Path, runs: Sequence[Run]) -> list[str]:
 def _comparison(
     folder: Path, there: Mapping[Run, Mapping[int, float]], best: float, goal: int, lengths: Lengths
 ) -> list[str]:
-    """Ours against AdamW at its best rate, seed by seed; against transformers; against ourselves at other rates."""
+    """Compare ours with transformers and with AdamW, each at its best rate, and with ours at other rates, by seed."""
     lines, gaps, ratios = [], [], []
     for ours in (
         run for run in there if (run.contender, run.size, run.rate, run.documents) == ("ours", "small", RATE, goal)
@@ -87,70 +88,82 @@ def _comparison(
             loss, needed = there[rival][goal], _documents_to(there[ours], there[rival][goal])
             gaps.append(gap)
             ratios.append(goal / needed)
+            lines += _against_transformers(folder, there, ours, loss, needed, lengths)
             lines.append(
-                f"seed {ours.seed}: {gap:.3f} ± {error:.3f} below AdamW at {best:.1e} (paired by document), whose loss "
-                f"of {loss:.3f} ours has after {needed:,.0f} documents: {goal / needed:.1f} x fewer"
+                f"seed {ours.seed}: {gap:.3f} ± {error:.3f} below textbook AdamW at {best:.1e} (paired by document); "
+                f"ours reaches its loss of {loss:.3f} after {needed:,.0f} documents: {goal / needed:.1f} x fewer"
             )
-            lines += _against_transformers(folder, there, ours, loss, needed)
         for other in (run for run in there if run.contender == "ours" and run.size == "small" and run.rate != RATE):
             if (other.seed, other.documents) == (ours.seed, goal):
                 gap, error = _paired(_nats(folder, other, "average"), _nats(folder, ours, "average"), lengths)
                 lines.append(f"seed {ours.seed}: --learning-rate {other.rate:.1e} costs {gap:+.3f} ± {error:.3f}")
     if len(gaps) > 1:
-        lines.append(f"over seeds: {_spread(gaps)} below AdamW; {_spread(ratios)} x fewer documents")
+        lines.append(f"all seeds: {_spread(gaps)} below textbook AdamW; {_spread(ratios)} x fewer documents")
     return lines
 
 
 def _steadiness(folder: Path, run: Run, curve: Mapping[int, float]) -> str:
-    """Whether a long run broke: how far the mean of 200 training losses, and the held-out loss, rose above their best.
+    """Return how far the mean of 200 training losses and the held-out loss of a long run rose above their lowest value.
 
-    The former rises by what the documents differ, too; the latter is of the same documents each time.
+    The former also rises when the documents get harder; the latter is always measured on the same documents.
     """
     losses = [math.nan if loss is None else loss for loss in read_run(folder, run)["losses"]]
     averages = np.convolve(losses, np.ones(200) / 200, "valid")
     held_out = np.array([curve[count] for count in sorted(curve)])
     rises = [float(np.max(values - np.minimum.accumulate(values))) for values in (averages, held_out)]
     return (
-        f"{run.name}: {run.documents:,} documents, {np.isnan(losses).sum()} not finite; above its best before, the "
-        f"average of 200 is at most {rises[0]:.2f} nats, the held-out loss {rises[1]:.3f}"
+        f"{run.name}: {run.documents:,} documents; losses not finite: {np.isnan(losses).sum()}; largest rise above the "
+        f"lowest value so far: average of 200 {rises[0]:.2f} nats, held-out loss {rises[1]:.3f}"
     )
 
 
 def _against_transformers(
-    folder: Path, there: Mapping[Run, Mapping[int, float]], ours: Run, loss: float, needed: float
+    folder: Path, there: Mapping[Run, Mapping[int, float]], ours: Run, loss: float, needed: float, lengths: Lengths
 ) -> list[str]:
-    """Documents and seconds to that loss: of transformers at its best rate, and of ours, which needed so many."""
+    """Compare with transformers at its best rate: at the end, and in time to `loss`, for which ours needs `needed`."""
     theirs = [run for run in there if (run.contender, run.size, run.seed) == ("transformers", "small", ours.seed)]
     if not theirs or not (folder / "seconds.json").exists():
         return []
     best = min(theirs, key=lambda run: (_documents_to(there[run], loss), there[run][run.documents]))
     measured = json.loads((folder / "seconds.json").read_text())
     seconds = {name: statistics.median(values) for name, values in measured.items()}
+    lines = []
+    strongest = min(theirs, key=lambda run: there[run][run.documents])
+    end = there[strongest][strongest.documents]
+    if strongest.documents == ours.documents and math.isfinite(ours_needs := _documents_to(there[ours], end)):
+        gap, error = _paired(_nats(folder, strongest, "last"), _nats(folder, ours, "average"), lengths)
+        faster = strongest.documents * seconds["transformers"] / (ours_needs * seconds["ours"])
+        lines.append(
+            f"seed {ours.seed}: {gap:.3f} ± {error:.3f} below transformers at {strongest.rate:.1e} (paired by "
+            f"document); ours reaches its loss of {end:.3f} after {ours_needs:,.0f} documents: "
+            f"{strongest.documents / ours_needs:.1f} x fewer, {faster:.1f} x less time"
+        )
     documents = _documents_to(there[best], loss)
     at_least = "" if math.isfinite(documents) else "more than "
     documents = min(documents, best.documents)
     ratio = documents * seconds["transformers"] / (needed * seconds["ours"])
     return [
-        f"seed {ours.seed}: transformers at {best.rate:.1e} needs {at_least}{documents:,.0f} documents of "
-        f"{1000 * seconds['transformers']:.0f} ms to that loss, ours take {1000 * seconds['ours']:.0f} ms each: "
-        f"{at_least}{ratio:.1f} x the time"
+        *lines,
+        f"seed {ours.seed}: to the loss of textbook AdamW, transformers at {best.rate:.1e} needs {at_least}"
+        f"{documents:,.0f} documents of {1000 * seconds['transformers']:.0f} ms, "
+        f"ours {needed:,.0f} of {1000 * seconds['ours']:.0f} ms: {at_least}{ratio:.1f} x the time",
     ]
 
 
 def _nats(folder: Path, run: Run, which: str) -> Lengths:
-    """Nats of each held-out document at the end of a run, by the `last` weights or by their `average`."""
+    """Return the nats of each held-out document at the end of a run, with the `last` weights or their `average`."""
     return np.array(read_run(folder, run)["held_out"][str(run.documents)][which])
 
 
 def _curve(folder: Path, run: Run) -> dict[int, float]:
-    """Documents → held-out loss up to the end of the run, of ours by the averaged weights; AdamW's runs keep none."""
+    """Return documents → held-out loss; for ours with the averaged weights, the others have only the last ones."""
     which, found = "average" if run.contender == "ours" else "last", read_run(folder, run)["held_out"]
     tokens = sum(len(ids) - 1 for ids in embedded_data().held_out)
     return {int(count): sum(found[count][which]) / tokens for count in found if int(count) <= run.documents}
 
 
 def _documents_to(curve: Mapping[int, float], loss: float) -> float:
-    """Documents after which a curve first reaches a loss, between two evaluations by a straight line; inf if never."""
+    """Return the documents after which a curve first reaches a loss, interpolated linearly; inf if it never does."""
     counts = sorted(curve)
     if curve[counts[0]] <= loss:
         return counts[0]
@@ -161,7 +174,7 @@ def _documents_to(curve: Mapping[int, float], loss: float) -> float:
 
 
 def _paired(theirs: Lengths, ours: Lengths, lengths: Lengths) -> tuple[float, float]:
-    """Difference in nats per token over documents of these lengths, and its standard error (of a ratio)."""
+    """Return the difference in nats per token over documents of these lengths, and its standard error (of a ratio)."""
     differences = theirs - ours
     gap = differences.sum() / lengths.sum()
     error = (differences - gap * lengths).std(ddof=1) * len(differences) ** 0.5 / lengths.sum()
@@ -169,13 +182,13 @@ def _paired(theirs: Lengths, ours: Lengths, lengths: Lengths) -> tuple[float, fl
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean ± the standard deviation over seeds, where there are several."""
+    """Format the mean, ± the standard deviation if there are several seeds."""
     mean = f"{statistics.fmean(values):.3f}"
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
 def draw(folder: Path, runs: Sequence[Run], path: Path) -> None:
-    """Held-out loss over documents, and what another `--learning-rate` costs at each size, as far as there are runs."""
+    """Draw the held-out loss over documents, and the cost of other learning rates at each size that has runs."""
     ends: dict[str, dict[float, float]] = {}
     for run in (run for run in runs if (run.contender, run.seed) == ("ours", 0) and run.documents <= GOAL):
         curve = _curve(folder, run)
@@ -208,31 +221,31 @@ def draw(folder: Path, runs: Sequence[Run], path: Path) -> None:
         rates.set_xscale("log")
         rates.set_xticks(tried, labels=[f"{rate:.1e}" for rate in tried])
         rates.minorticks_off()
-        rates.set(xlabel="--learning-rate", ylabel="nats per token above the best", title="another rate")
+        rates.set(xlabel="--learning-rate", ylabel="nats per token above the best", title="other learning rates")
         rates.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, 1,000 documents")
-    parser.add_argument("--runs", type=Path, default=LEARNED, metavar="DIR")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="of the names of runs, like 'ours-small-*'")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on its share of the cores")
-    parser.add_argument("--table", action="store_true", help="train nothing")
-    parser.add_argument("--time", action="store_true", help="seconds per document, against transformers, in turns")
-    parser.add_argument("--draw", type=Path, metavar="FILE.png", help="train nothing, draw the curves")
+    parser.add_argument("--quick", action="store_true", help="make one seed of 1,000 documents")
+    parser.add_argument("--runs", type=Path, default=LEARNED, metavar="DIR", help="where the runs are kept")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="make only these runs, e.g. 'ours-small-*'")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; they share the cores")
+    parser.add_argument("--table", action="store_true", help="only print the table")
+    parser.add_argument("--time", action="store_true", help="measure seconds per document, in turns")
+    parser.add_argument("--draw", type=Path, metavar="FILE.png", help="only draw the curves and print the table")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     runs = plan(arguments.quick)
     if arguments.jobs < 1:
-        parser.error("--jobs: at least one")
+        parser.error(f"--jobs {arguments.jobs}: expected a number of at least 1")
     if not any(fnmatch.fnmatch(run.name, arguments.only) for run in runs):
-        parser.error(f"--only {arguments.only}: no run of the plan is called so, as {runs[0].name} is")
+        parser.error(f"--only {arguments.only}: matches no run; the names look like {runs[0].name}")
     if (arguments.table or arguments.draw) and not arguments.runs.is_dir():
-        parser.error(f"--runs {arguments.runs}: no such folder")
+        parser.error(f"--runs {arguments.runs}: folder not found")
     if arguments.draw and (arguments.draw.suffix != ".png" or not arguments.draw.parent.is_dir()):
-        parser.error(f"--draw {arguments.draw}: expected a name that ends in .png, in a folder that is there")
+        parser.error(f"--draw {arguments.draw}: expected a name that ends in .png, in an existing folder")
     try:
         arguments.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -250,10 +263,10 @@ def main() -> None:
 
 
 def _train_all(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
-    """Each run in a process of its own, so many at once."""
+    """Train each run in its own process, `--jobs` of them at the same time."""
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
 
-    locks = {run.name: Lock() for run in runs}  # a longer run goes on with the files of a shorter one
+    locks = {run.name: Lock() for run in runs}  # a longer run continues from the files of a shorter one
 
     def start(run: Run) -> None:
         own = ["--one", f"{run.name}-{run.documents}", *(["--quick"] if arguments.quick else [])]

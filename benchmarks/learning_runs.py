@@ -1,4 +1,4 @@
-"""The runs of `benchmarks/learning.py`: who trains, on what, and what is kept of it."""
+"""The runs of `benchmarks/learning.py`: contenders, data and stored results."""
 
 import dataclasses
 import functools
@@ -26,9 +26,9 @@ LENGTH = 256
 RATE = 1e-3
 BASELINE_RATES = (1.5e-4, 3e-4, 6e-4, 1e-3)
 GOAL = 5000
-"""Documents after which contenders are compared."""
+"""Number of documents after which contenders are compared."""
 EVALUATION_INTERVAL = 250
-"""Documents between two evaluations up to `GOAL`; behind it only every tenth is made."""
+"""Documents between two evaluations up to `GOAL`; ten times as many after it."""
 STATE_INTERVAL = 500
 
 
@@ -50,7 +50,7 @@ class Run:
 
 
 def plan(quick: bool) -> list[Run]:
-    """All runs, the most telling first."""
+    """Return all runs, the most important first."""
     documents = 1000 if quick else GOAL
     runs = [Run("ours", RATE, 0, documents), *(Run("adamw", rate, 0, documents) for rate in BASELINE_RATES)]
     if quick:
@@ -69,19 +69,19 @@ def plan(quick: bool) -> list[Run]:
 @dataclasses.dataclass(frozen=True)
 class Data:
     training: list[list[int]]
-    """Ids of the documents trained on, in order."""
+    """Ids of the training documents, in order."""
     held_out: list[list[int]]
     vocab_size: int
 
     @functools.cached_property
     def digest(self) -> str:
-        """The same only for the same ids in the same order; another Python has other documents."""
+        """Hash of all ids in order; it differs between Python versions, because their libraries differ."""
         return hashlib.sha256(json.dumps([self.training, self.held_out]).encode()).hexdigest()[:12]
 
 
 @functools.cache
 def embedded_data() -> Data:
-    """The documents of the embedded library as a run with the default settings reads them."""
+    """Return the documents of the embedded library as a run with default settings reads them."""
     from trainer.data import stdlib_corpus as python_library
     from trainer.data.document_filter import usable_texts, why_unusable
     from trainer.data.document_stream import open_documents
@@ -107,7 +107,7 @@ def embedded_data() -> Data:
 
 @torch.no_grad()
 def held_out_nats(model: torch.nn.Module, held_out: Sequence[list[int]]) -> list[float]:
-    """Nats of each held-out document, all its predictions together, by a model of ours or of transformers."""
+    """Return the nats of each held-out document (sum over its predictions), with our model or one of transformers."""
     device = next(model.parameters()).device
     objective, found = NextToken(), [0.0] * len(held_out)
     order = sorted(range(len(held_out)), key=lambda place: len(held_out[place]))
@@ -123,10 +123,10 @@ def held_out_nats(model: torch.nn.Module, held_out: Sequence[list[int]]) -> list
 
 
 def train(run: Run, folder: Path) -> None:
-    """One run, from where it was left; its losses and evaluations go to `NAME.json`."""
+    """Train a run, or resume it, and write its losses and evaluations to `NAME.json`."""
     data, device = embedded_data(), choose_device("auto")
     keep_freed_memory()
-    kept = _nothing(run, data)
+    kept = _empty(run, data)
     if len(read_run(folder, run)["losses"]) >= run.documents:
         return
     state_file = folder / f"{run.name}.state"
@@ -164,16 +164,16 @@ def train(run: Run, folder: Path) -> None:
 
 
 def mean(nats: Sequence[float], data: Data) -> float:
-    """Nats per token of the held-out documents."""
+    """Return the nats per token of the held-out documents."""
     return sum(nats) / sum(len(ids) - 1 for ids in data.held_out)
 
 
 def train_by_transformers(run: Run, data: Data) -> dict[str, Any]:
-    """The same by the `Trainer` of transformers: bf16, a batch of one, its own AdamW, clipping and precision."""
+    """Train with the `Trainer` of transformers: bf16, batches of one, its own AdamW, clipping and autocast."""
     import transformers
 
     model = transformers_model(MODEL_SIZES[run.size], data.vocab_size, run.seed)
-    kept = _nothing(run, data)
+    kept = _empty(run, data)
 
     class Watch(transformers.TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
@@ -201,9 +201,9 @@ def train_by_transformers(run: Run, data: Data) -> dict[str, Any]:
 
 
 def seconds_per_document(rounds: int = 5, documents: int = 60) -> dict[str, list[float]]:
-    """Seconds per document of ours and of transformers, in turns over the same documents; one number a round.
+    """Return seconds per document of ours and of transformers, in turns over the same documents, once per round.
 
-    Each in a process of its own, not compiled.
+    Each runs in its own process, not compiled.
     """
     data = embedded_data()
     clocks = {"ours": _seconds_of_ours, "transformers": _seconds_of_transformers}
@@ -217,7 +217,7 @@ def seconds_per_document(rounds: int = 5, documents: int = 60) -> dict[str, list
 
 
 def _seconds_of_ours(documents: Sequence[list[int]], vocab_size: int) -> float:
-    """Of our step per document, the mean of all after the first ten."""
+    """Return the mean seconds per document of our step, after the first ten."""
     device = choose_device("auto")
     keep_freed_memory()
     model = LanguageModel(MODEL_SIZES["small"], vocab_size).to(device)
@@ -231,7 +231,7 @@ def _seconds_of_ours(documents: Sequence[list[int]], vocab_size: int) -> float:
 
 
 def _seconds_of_transformers(documents: Sequence[list[int]], vocab_size: int) -> float:
-    """Of the `Trainer` of transformers, likewise."""
+    """Return the same for the `Trainer` of transformers."""
     import transformers
 
     ends: list[float] = []
@@ -247,21 +247,21 @@ def _seconds_of_transformers(documents: Sequence[list[int]], vocab_size: int) ->
     return (ends[-1] - ends[9]) / (count - 10)
 
 
-def _nothing(run: Run, data: Data) -> dict[str, Any]:
-    """What is kept of a run that has not begun."""
+def _empty(run: Run, data: Data) -> dict[str, Any]:
+    """Return the stored results of a run that has not started."""
     recipe = dataclasses.asdict(Recipe.for_width(MODEL_SIZES[run.size].width)) if run.contender == "ours" else {}
     dtype = str(choose_dtype("auto", choose_device("auto"))).removeprefix("torch.")
     return {"made_with": {"data": data.digest, "dtype": dtype, **recipe}, "losses": [], "held_out": {}}
 
 
 def read_run(folder: Path, run: Run) -> dict[str, Any]:
-    """What is kept of a run so far: nothing, where it was made with other documents or another recipe."""
-    nothing = _nothing(run, embedded_data())
+    """Read the stored results of a run; empty ones if it used other documents or another recipe."""
+    empty = _empty(run, embedded_data())
     try:
         kept: dict[str, Any] = json.loads((folder / f"{run.name}.json").read_text())
     except FileNotFoundError:
-        return nothing
-    return kept if kept.get("made_with") == nothing["made_with"] else nothing
+        return empty
+    return kept if kept.get("made_with") == empty["made_with"] else empty
 
 
 def _write(folder: Path, run: Run, kept: Mapping[str, Any]) -> None:

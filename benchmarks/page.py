@@ -1,8 +1,8 @@
-"""What the page costs at any length of a run, in the system's Chromium: reading, the first drawing, a zoom.
+"""Time of the page for runs of several lengths, in the system's Chromium: reading, first drawing, zoom.
 
-Made-up runs in real stores (`benchmarks/chart.py`). The server is ready when a page is opened, the browser has started;
-the first page loads Plotly. A zoom is timed from the moment in which Plotly is told of it until the part that the
-server answers with is drawn; parts of a tenth to a thousandth of the run, in turns.
+Uses generated runs in real stores (`benchmarks/chart.py`). Server and browser are already running; the first page loads
+Plotly. A zoom is timed from the call to Plotly until the data from the server is drawn. Zooms alternate between a
+tenth, a hundredth and a thousandth of the run.
 """
 
 import shutil
@@ -26,7 +26,7 @@ REPEATS = 5
 ZOOM = """([from, to]) => new Promise((done) => {
   const chart = document.getElementById("chart"), began = performance.now();
   const drawn = () => {
-    if (chart.layout.xaxis.range[0] === from || chart.data[0].x[0] < from - 1) return; // Plotly's own
+    if (chart.layout.xaxis.range[0] === from || chart.data[0].x[0] < from - 1) return; // still the data before the zoom
     chart.removeListener("plotly_afterplot", drawn);
     done(performance.now() - began);
   };
@@ -37,7 +37,7 @@ ZOOM = """([from, to]) => new Promise((done) => {
 
 @contextmanager
 def served(folder: Path) -> Iterator[tuple[Service, str]]:
-    """The page on a run in a thread, and its address."""
+    """Serve the page of a run from a thread; yield the service and the address."""
     service, listening = Service.of(folder), listen(None)
     server = uvicorn.Server(uvicorn.Config(application(service), log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listening],))
@@ -51,7 +51,7 @@ def served(folder: Path) -> Iterator[tuple[Service, str]]:
 
 
 def measured(service: Service, address: str, browser: Any, count: int) -> str:
-    """A row of the table."""
+    """Measure one run and return its row of the table."""
     read = milliseconds(service.read_ahead)
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
 
@@ -76,7 +76,7 @@ def measured(service: Service, address: str, browser: Any, count: int) -> str:
 
 
 def main(documents: list[int]) -> None:
-    """Print the table for runs of these lengths."""
+    """Print a table with a row for a run of each of these lengths."""
     from playwright.sync_api import sync_playwright
 
     print("| documents | read, ms | first page drawn | a later page | `/api/series` of all | zoom | slowest zoom |")

@@ -1,4 +1,4 @@
-"""The whole run against the bare step and the `Trainer` of transformers: all as by default, but that it compiles."""
+"""Compare the whole run with the bare step and the `Trainer` of transformers, with our defaults but compiled."""
 
 import itertools
 import statistics
@@ -20,10 +20,10 @@ from benchmarks.contenders import (
 from benchmarks.timing import in_words, print_table, ratio, take_turns
 
 STEPS, FIRST = 300, 100
-"""Of a turn, and the first that counts: those before it pay for caches, and for a drawing process that starts."""
+"""Steps per measurement, and the first that counts: earlier ones fill caches and start the drawing process."""
 
 INTERVAL, DRAWN = 50, 5
-"""Steps between two generations, and two pictures; those after it that the drawing lasts."""
+"""Steps between two generations and two charts; steps after it while the chart is drawn."""
 
 
 def main(size: str, rounds: int) -> None:
@@ -48,7 +48,7 @@ def main(size: str, rounds: int) -> None:
 
         step, documents = make_step(size, compiled=True), random_documents(40)
         for dtype in ("auto", "fp32"):
-            whole(dtype)  # fills the compiler's cache
+            whole(dtype)  # fills the compiler cache
         kinds = list(itertools.product((False, True), (False, True)))
         theirs = {kind: transformers(*kind, steps=40, first=15) for kind in kinds}
         best = min(theirs, key=lambda kind: theirs[kind])
@@ -66,38 +66,38 @@ def main(size: str, rounds: int) -> None:
             rounds,
         )
     found = ", ".join(f"{_kind(*kind)} {theirs[kind]:.0f}" for kind in kinds)
-    told = [
-        ("our whole run: .jsonl.zst, store, charts and generation every 50", "whole", "whole"),
-        ("our bare step on ready-made ids", "bare", "whole"),
-        (f"`Trainer` of transformers, its best ({_kind(*best)})", "best", "whole"),
-        ("the same as it ships (fp32, eager)", "as it ships", "whole"),
+    labels = [
+        ("our whole run: .jsonl.zst, store, charts and a generation every 50 steps", "whole", "whole"),
+        ("our bare step on prepared ids", "bare", "whole"),
+        (f"`Trainer` of transformers at its best ({_kind(*best)})", "best", "whole"),
+        ("the same with its defaults (fp32, eager)", "as it ships", "whole"),
         ("our whole run in fp32", "whole, fp32", "whole, fp32"),
-        (f"`Trainer` of transformers, its best in fp32 ({_kind(*best_fp32)})", "best, fp32", "whole, fp32"),
+        (f"`Trainer` of transformers at its best in fp32 ({_kind(*best_fp32)})", "best, fp32", "whole, fp32"),
     ]
     print_table(
-        f"`{size}`, documents of {LENGTH} tokens, one a step",
+        f"`{size}`, documents of {LENGTH} tokens, one per step",
         [
-            ("what", "a step", "speed of our whole run ÷ its"),
-            *((words, in_words(times[name]), f"{ratio(times, name, ours):.2f}") for words, name, ours in told),
+            ("what", "per step", "speed of our whole run ÷ its speed"),
+            *((label, in_words(times[name]), f"{ratio(times, name, ours):.2f}") for label, name, ours in labels),
         ],
     )
-    print(f"transformers, ms a step, once each: {found}\n")
+    print(f"transformers, ms per step, once each: {found}\n")
     _accounts(seconds["auto"])
 
 
 def _accounts(seconds: list[float]) -> None:
-    """What the steps of the last run take more than most of them do, by their place after a generation."""
+    """Print how much longer than the median step the others take, by their distance from a generation."""
     usual, mean = statistics.median(seconds), statistics.fmean(seconds)
     after = [statistics.fmean(seconds[place::INTERVAL]) - usual for place in range(INTERVAL)]
     parts = [
         ("most steps (median)", usual),
-        ("a generation before every 50th", after[0] / INTERVAL),
-        (f"the {DRAWN} after it, beside the drawing", sum(after[1 : DRAWN + 1]) / INTERVAL),
+        ("a generation before every 50th step", after[0] / INTERVAL),
+        (f"the {DRAWN} steps after it, while the chart is drawn", sum(after[1 : DRAWN + 1]) / INTERVAL),
         ("all others", sum(after[DRAWN + 1 :]) / INTERVAL),
         ("all (mean)", mean),
     ]
     print_table(
-        "Where the whole run's time goes, a step",
+        "Where the time of a step in a run goes",
         [("part", "ms", "share"), *((name, f"{1000 * part:.2f}", f"{part / mean:.1%}") for name, part in parts)],
     )
 

@@ -1,9 +1,9 @@
-"""What saving costs: `python benchmarks/saving.py [small|base] [--steps N]`.
+"""Cost of saving a checkpoint: `python benchmarks/saving.py [small|base] [--steps N]`.
 
-Trains on the embedded documents twice in turns, without checkpoints and with one at half-way, in one process: how long
-the save stopped the loop, how much the steps beside it were slowed, and both as a share of the time that training takes
-at the default interval. Then a `--resume` in a fresh process, with the cursor far inside a shard: seconds to its first
-step. Needs 5 GB of memory and 3 GB of disk for `base`.
+Trains on prepared ids in one process and saves three checkpoints on the way. Prints how long a save stops the loop, how
+much it slows the steps next to it, and both as a share of training time at the default interval. Then resumes
+(`--resume`) in a new process with the cursor far inside a shard, and prints the seconds until its first step. Needs
+5 GB of memory and 3 GB of disk for `base`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ VOCABULARY, LENGTH = 8192, 256
 
 
 def save_cost(size: str, steps: int) -> None:
-    """Steps of ready-made ids; in the middle one save, as the trainer makes it."""
+    """Train on prepared ids, save as the trainer does, and print what the saves cost."""
     device = torch.device("cpu")
     model = LanguageModel(MODEL_SIZES[size], VOCABULARY)
     step = TrainingStep(model, dtype=choose_dtype("auto", device), max_seq_length=LENGTH)
@@ -60,14 +60,14 @@ def save_cost(size: str, steps: int) -> None:
     slowed = sum(beside) - len(beside) * ordinary
     stop, lost = statistics.mean(stops), slowed / len(stops)
     print(
-        f"{size}: a step {ordinary * 1000:.0f} ms; a save stops training for {stop * 1000:.0f} ms (check and copy) and "
-        f"slows the {len(beside) / len(stops):.0f} steps beside it by {lost * 1000:.0f} ms in all: "
-        f"{(stop + lost) / (INTERVAL * ordinary):.3%} of the time at one save every {INTERVAL:,} steps"
+        f"{size}: a step takes {ordinary * 1000:.0f} ms; a save stops training for {stop * 1000:.0f} ms (check, copy) "
+        f"and slows the {len(beside) / len(stops):.0f} steps next to it by {lost * 1000:.0f} ms in total: "
+        f"{(stop + lost) / (INTERVAL * ordinary):.3%} of training time with a save every {INTERVAL:,} steps"
     )
 
 
 def resume_seconds(rows: int) -> None:
-    """From the command to its first step, the cursor `rows` rows into one .jsonl.zst shard of 24,000."""
+    """Print the seconds from `--resume` to its first step, `rows` rows into a .jsonl.zst shard of 24,000."""
     generator = random.Random(0)
     words = ["".join(generator.choices("abcdefghilmnoprstu", k=generator.randint(2, 8))) for _ in range(5000)]
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
@@ -92,8 +92,8 @@ def resume_seconds(rows: int) -> None:
                 (began,) = store.execute("SELECT time FROM events WHERE kind = 'resume'").fetchone()
                 (waited,) = store.execute("SELECT seconds_waited FROM steps WHERE step = ?", (stop,)).fetchone()
             print(
-                f"--resume at row {stop:,}: {began - since:.1f} s to the record, then {waited:.2f} s waited for the "
-                f"first document; {seconds:.1f} s in all with three steps and the last chart"
+                f"--resume at row {stop:,}: {began - since:.1f} s until the record is open, then {waited:.2f} s until "
+                f"the first document; {seconds:.1f} s in total, including three steps and the last chart"
             )
 
 

@@ -1,4 +1,4 @@
-"""`--test` from the shell's return key to the last file."""
+"""Time of `--test`, from the return key to the last file."""
 
 import sys
 import tempfile
@@ -22,8 +22,8 @@ def main(rounds: int) -> None:
         f"`python train_slimpajama.py --test`, Python {sys.version.split()[0]}",
         [
             ("what", "time"),
-            ("from return key to the last file", in_words(whole, "s")),
-            ("of it: the 100 steps", in_words(steps, "s")),
-            ("of it: everything else", in_words(rest, "s")),
+            ("from the return key to the last file", in_words(whole, "s")),
+            ("of which the 100 steps", in_words(steps, "s")),
+            ("of which everything else", in_words(rest, "s")),
         ],
     )

@@ -1,4 +1,4 @@
-"""The bare step on ready-made ids: against what the machine could do, eager, in fp32, on documents of mixed lengths."""
+"""The bare step on prepared ids: compared with the roofline, eager, in fp32, on documents of mixed lengths."""
 
 import random
 import statistics
@@ -17,9 +17,9 @@ from trainer.learning.optimizer import orthogonalize, turn_interval
 from trainer.learning.step import TrainingStep
 
 STEPS = 12
-"""In a turn."""
+"""Steps per measurement."""
 ADAMW_BYTES = 28
-"""A weight: its bf16 gradient read, both moments and the master read and written, the bf16 weight written."""
+"""Per weight: read the bf16 gradient, read and write both moments and the master, write the bf16 weight."""
 
 
 def main(size: str, rounds: int) -> None:
@@ -27,7 +27,7 @@ def main(size: str, rounds: int) -> None:
     compiled, eager = make_step(size, compiled=True), make_step(size)
     mixed = [ids[: random.Random(number).randint(10, LENGTH)] for number, ids in enumerate(random_documents(40))]
     for ids in [documents[0], *mixed]:
-        compiled(ids, 1e-4)  # the first of a length pays for its memory
+        compiled(ids, 1e-4)  # the first document of each length allocates its memory
         eager(ids, 1e-4)
     fp32 = make_step(size, dtype="fp32", compiled=True)
     fp32(documents[0], 1e-4)
@@ -53,46 +53,50 @@ def main(size: str, rounds: int) -> None:
         [
             ("what", "time", "ratio"),
             ("step, compiled", in_words(times["compiled"]), "1"),
-            ("step, eager", in_words(times["eager"]), f"{ratio(times, 'eager', 'compiled'):.2f} × the compiled one"),
+            ("step, eager", in_words(times["eager"]), f"{ratio(times, 'eager', 'compiled'):.2f} × the compiled step"),
             ("step, compiled, fp32", in_words(times["compiled, fp32"]), ""),
-            ("roofline: products at their peak, AdamW's bytes", in_words(times["roofline"]), share["roofline"]),
             (
-                "the same, with the products of attention and of our update",
+                "roofline: products at their peak, memory traffic of AdamW",
+                in_words(times["roofline"]),
+                share["roofline"],
+            ),
+            (
+                "the same, plus the products of attention and of our update",
                 in_words(times["our roofline"]),
                 share["our roofline"],
             ),
             (
-                "the products of model and attention at their peak: the MFU",
+                "MFU: the products of model and attention at their peak",
                 in_words(times["its operations"]),
                 share["its operations"],
             ),
             (
-                "documents of 10 to 256 tokens, a token",
+                "documents of 10 to 256 tokens, per token",
                 in_words(times["compiled, a token of 10 to 256"]),
                 f"{ratio(times, 'compiled, a token of 256', 'compiled, a token of 10 to 256'):.2f} × the tokens/s of "
                 f"{LENGTH}",
             ),
         ],
     )
-    if compiled.device.type == "cpu":  # elsewhere a clock around a call tells when it was asked for
+    if compiled.device.type == "cpu":  # on a GPU, calls return before their work is done
         _profile(compiled, documents, rounds)
 
 
 def operations(step: TrainingStep, predictions: int) -> float:
-    """What the model needs for that many: its products, and those of attention."""
+    """Return the operations for that many predictions: products of the model and of attention."""
     per_token, per_token_squared = flops_per_token(step.model.shape, VOCABULARY)
     return per_token * predictions + per_token_squared * predictions**2
 
 
 def roofline(step: TrainingStep, predictions: int) -> float:
-    """Seconds that a step's products would take at their measured peak, and AdamW's memory traffic at the bandwidth."""
+    """Return the seconds of a step with products at their measured peak and AdamW's memory traffic at the bandwidth."""
     shape = step.model.shape
     per_token, _ = flops_per_token(shape, VOCABULARY)
     return per_token * predictions / _peak(step) + ADAMW_BYTES * shape.parameters(VOCABULARY) / bandwidth(step.device)
 
 
 def _our_roofline(step: TrainingStep, predictions: int) -> float:
-    """The same with the products of attention, and those of the update in the mean of the steps of a round of turns."""
+    """Return the same plus the products of attention and, averaged over a round of Muon turns, of the update."""
     shape = step.model.shape
     per_token_squared = flops_per_token(shape, VOCABULARY)[1]
     dtype = next(step.model.parameters()).dtype
@@ -104,13 +108,13 @@ def _our_roofline(step: TrainingStep, predictions: int) -> float:
 
 
 def _peak(step: TrainingStep) -> float:
-    """Operations a second of its products, measured now."""
+    """Return the operations per second that the products of this step reach, measured now."""
     dtype = next(step.model.parameters()).dtype
     return peak_flops(step.model.shape, VOCABULARY, step.lengths[-1], dtype=dtype, device=step.device)
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second of reading and writing memory in place, the best of five."""
+    """Return the bytes per second of reading and writing memory in place, the best of five."""
     values, best = torch.ones(50_000_000, device=device), float("inf")
     for _ in range(5):
         since = time.perf_counter()
@@ -122,7 +126,7 @@ def bandwidth(device: torch.device) -> float:
 
 
 def _per_token(step: TrainingStep, documents: list[list[int]]) -> float:
-    """Milliseconds a prediction, over all documents."""
+    """Return the milliseconds per prediction over all documents."""
     since = time.perf_counter()
     for ids in documents:
         step(ids, 1e-4)
@@ -130,7 +134,7 @@ def _per_token(step: TrainingStep, documents: list[list[int]]) -> float:
 
 
 def _profile(step: TrainingStep, documents: list[list[int]], rounds: int) -> None:
-    """Where a step's time goes: clocks around its parts, in the order in which they come."""
+    """Print where the time of a step goes, with clocks around its parts in the order in which they run."""
     seconds: dict[str, float] = defaultdict(float)
 
     def clocked(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,12 +152,12 @@ def _profile(step: TrainingStep, documents: list[list[int]], rounds: int) -> Non
         ("output layer and loss", step, "_judge_hidden"),
         ("forward, backward", step, "_gradients"),
         ("gradient norm", step, "_l2_norm"),
-        ("verdict", step._detector, "judge"),
+        ("spike detector", step._detector, "judge"),
         ("update", step, "_update"),
-        ("of it: AdamW", optimizer, "_adamw"),
-        ("of it: momenta", optimizer, "_gather"),
-        ("of it: optimizer in all", optimizer, "step"),
-        ("of it: average", step._average, "follow"),
+        ("in the update: AdamW", optimizer, "_adamw"),
+        ("in the update: momenta", optimizer, "_gather"),
+        ("in the update: optimizer in all", optimizer, "step"),
+        ("in the update: weight average", step._average, "follow"),
     ]
     for name, owner, attribute in parts:
         setattr(owner, attribute, clocked(name, getattr(owner, attribute)))
@@ -165,14 +169,18 @@ def _profile(step: TrainingStep, documents: list[list[int]], rounds: int) -> Non
             whole.append(time.perf_counter() - since)
     count, total = len(whole), sum(whole)
     seconds["backward"] = seconds.pop("forward, backward") - seconds["forward"] - seconds["output layer and loss"]
-    told = ["forward", "output layer and loss", "backward", "gradient norm", "verdict", "update"]
-    seconds["of it: orthogonalizing"] = (
-        seconds.pop("of it: optimizer in all") - seconds["of it: AdamW"] - seconds["of it: momenta"]
+    parts_in_order = ["forward", "output layer and loss", "backward", "gradient norm", "spike detector", "update"]
+    seconds["in the update: orthogonalization"] = (
+        seconds.pop("in the update: optimizer in all")
+        - seconds["in the update: AdamW"]
+        - seconds["in the update: momenta"]
     )
-    rows = [(name, seconds[name]) for name in told]
-    rows[len(told) :] = [(name, seconds[name]) for name in sorted(seconds) if name.startswith("of it")]
-    rows.append(("numbers to Python, and the rest", total - sum(seconds[name] for name in told)))
+    rows = [(name, seconds[name]) for name in parts_in_order]
+    rows[len(parts_in_order) :] = [
+        (name, seconds[name]) for name in sorted(seconds) if name.startswith("in the update")
+    ]
+    rows.append(("numbers to Python, and the rest", total - sum(seconds[name] for name in parts_in_order)))
     print_table(
-        f"Where a step's time goes ({1000 * statistics.fmean(whole):.1f} ms)",
+        f"Where the time of a step goes ({1000 * statistics.fmean(whole):.1f} ms)",
         [("part", "ms", "share"), *((name, f"{1000 * s / count:.2f}", f"{s / total:.1%}") for name, s in rows)],
     )

@@ -1,4 +1,4 @@
-"""How contenders are timed: in turns, with medians, and how far they scatter."""
+"""Time contenders in turns; report medians and their spread."""
 
 import statistics
 import sys
@@ -9,11 +9,14 @@ import torch
 from trainer.base.device import choose_device, describe_cpu, describe_device
 
 Times = Mapping[str, Sequence[float]]
-"""Contender → what each of its turns took, in one unit."""
+"""Contender → the time of each of its turns, all in one unit."""
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """A B C A B C …: what slows the machine for a while slows all of them. Each call returns what it measured."""
+    """Measure in the order A B C A B C …, so that a slow phase of the machine affects all contenders.
+
+    Each contender returns its own measurement.
+    """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         for name, measure in contenders.items():
@@ -23,12 +26,12 @@ def take_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> di
 
 
 def ratio(times: Times, above: str, below: str) -> float:
-    """The median over the rounds of one contender's time over that of the other in the same round."""
+    """Return the median over the rounds of `above`'s time ÷ `below`'s time in the same round."""
     return statistics.median(one / other for one, other in zip(times[above], times[below], strict=True))
 
 
 def in_words(values: Sequence[float], unit: str = "ms") -> str:
-    """The median, and half the distance between the quartiles as what it scattered by."""
+    """Format the median ± half the interquartile range in percent."""
     median = statistics.median(values)
     if len(values) < 3:
         return f"{median:.4g} {unit}"
@@ -37,7 +40,7 @@ def in_words(values: Sequence[float], unit: str = "ms") -> str:
 
 
 def print_table(title: str, rows: Sequence[Sequence[str]], *, device: torch.device | None = None) -> None:
-    """A Markdown table: the first row is its head. Above it what was measured, and on what."""
+    """Print a Markdown table (the first row is the header), preceded by what was measured on which machine."""
     device = device or choose_device("auto")
     print(f"{title}: {describe_device(device)}, {describe_cpu()}, torch {torch.__version__}\n")
     head, *body = rows

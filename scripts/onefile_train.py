@@ -1,9 +1,10 @@
-"""The whole idea in one file: a language model that learns from one document per step, and says what each one cost it.
+"""The whole idea in one file: train a language model on one document per step, and print the loss of each document.
 
     python scripts/onefile_train.py documents.jsonl --steps 1000 --model-size tiny
 
-Read it from top to bottom; nothing is imported from this project. It is also the reference: on a CPU in fp32,
-`train_slimpajama.py --dtype fp32` computes the same losses (`tests/runs/test_golden.py`), faster, recorded and drawn.
+Read it from top to bottom; it imports nothing from this project. It is also the reference: on a CPU in fp32,
+`train_slimpajama.py --dtype fp32` computes the same losses (`tests/runs/test_golden.py`), but faster, and it records
+and draws them.
 """
 
 import argparse
@@ -18,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Layers, width, query heads, key-value heads, width of a head, width inside the feed-forward block.
+# Layers, width, query heads, key-value heads, head width, feed-forward width.
 SIZES = {"tiny": (2, 64, 4, 2, 16, 192), "small": (6, 384, 6, 3, 64, 1152)}
 
 
-# --- documents: one line of the file is one of them, {"text": …}
+# --- documents: each line of the file is one document, {"text": …}
 
 
 def read_texts(path: Path) -> Iterator[str]:
@@ -34,11 +35,11 @@ def read_texts(path: Path) -> Iterator[str]:
 
 
 def is_held_out(text: str) -> bool:
-    """One document in 100 is never trained on, so that there is something to evaluate with."""
+    """Whether to keep the document for evaluation: one in 100, chosen by the hash of its text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100 == 0
 
 
-# --- tokenizer: byte-pair encoding that keeps every character
+# --- tokenizer: lossless byte-pair encoding
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> sentencepiece.SentencePieceProcessor:
@@ -63,7 +64,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> sentencepiece.Sentence
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Rotary embedding: turn pairs of dimensions of (heads, T, head_dim) by an angle that grows with the position."""
+    """Rotary embedding: rotate pairs of dimensions of (heads, T, head_dim) by an angle that grows with the position."""
     length, width = x.shape[-2:]
     speeds = 10_000.0 ** (-torch.arange(0, width, 2) / width)
     angles = torch.arange(length)[:, None] * speeds
@@ -111,14 +112,14 @@ class LanguageModel(nn.Module):
         self.layers = nn.Sequential(*(Layer(width, *rest) for _ in range(layers)))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():  # norms stay ones, all else is normal(0, 0.02) …
+        for name, parameter in self.named_parameters():  # norms keep their ones
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                nn.init.zeros_(parameter)  # … but what a block adds to its input, which begins as nothing
+                nn.init.zeros_(parameter)  # so that a new block passes its input through unchanged
             elif parameter.dim() > 1:
                 nn.init.normal_(parameter, 0.0, 0.02, generator=generator)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(T,) token ids → (T, vocabulary) logits; the output layer is the embedding."""
+        """(T,) token ids → (T, vocabulary) logits. The embedding is also the output layer."""
         return self.norm(self.layers(self.embedding(ids))) @ self.embedding.weight.T
 
 
@@ -132,7 +133,7 @@ def learning_rate(step: int, full: float, warmup: int) -> float:
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal rows or columns, about, by Newton-Schulz iterations (arXiv 2505.16932)."""
+    """Approximate the nearest matrix with orthonormal rows or columns, by polynomial iterations (arXiv 2505.16932)."""
     x = matrix / (1.05 * torch.linalg.matrix_norm(matrix.T @ matrix) + 1e-24) ** 0.5
     for a, b, c in POLYNOMIALS:
         x = a * x + x @ (b * (gram := x.T @ x) + c * gram @ gram)
@@ -140,7 +141,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 class Update:
-    """AdamW for embedding and norms at every step; the matrices take turns at an orthogonalized one (Muon)."""
+    """Update embedding and norms with AdamW at every step, and the matrices in turns with Muon."""
 
     def __init__(self, model: LanguageModel, max_seq_length: int) -> None:
         self.momenta = {p: torch.zeros_like(p) for p in model.layers.parameters() if p.dim() > 1}
@@ -161,7 +162,7 @@ class Update:
 
 
 def train(arguments: argparse.Namespace) -> Iterator[tuple[float, float]]:
-    """Yield (loss in nats per token, accuracy) of each document, measured before the model learned from it."""
+    """Yield (loss in nats per token, accuracy) of each document, measured before the model learns from it."""
     texts = list(read_texts(arguments.data))
     if arguments.tokenizer:
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(arguments.tokenizer))
@@ -185,7 +186,7 @@ def train(arguments: argparse.Namespace) -> Iterator[tuple[float, float]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train a language model, one document per step.")
     parser.add_argument("data", type=Path, help='JSON lines, {"text": …}')
-    parser.add_argument("--tokenizer", type=Path, help="SentencePiece model; without it one is trained on the texts")
+    parser.add_argument("--tokenizer", type=Path, help="SentencePiece model (default: train one on the texts)")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--model-size", choices=SIZES, default="small")
     parser.add_argument("--max-seq-length", type=int, default=256)

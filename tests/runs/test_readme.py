@@ -179,6 +179,6 @@ def test_what_may_be_relied_on_names_tests_that_exist() -> None:
     rows = [line for line in page.splitlines() if line.startswith("| **")]
     assert len(rows) >= 15
     for row in rows:
-        links = re.findall(r"\[(test_\w+)\]\(\.\./(tests/\w+/(\w+)\.py)\)", row.rsplit("|", 2)[1])
+        links = re.findall(r"\[(test_\w+)\]\(\.\./(tests/(?:\w+/)+(\w+)\.py)\)", row.rsplit("|", 2)[1])
         assert links, row
         assert all(shown == name and (PROJECT / path).exists() for shown, path, name in links), row

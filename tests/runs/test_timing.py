@@ -9,7 +9,7 @@ from benchmarks import __main__ as command
 from benchmarks import contenders, generate, growth, step, timing
 from trainer.learning.step import TrainingStep
 
-OF_THE_UPDATE = ("orthogonalizing", "momenta", "AdamW", "average")
+OF_THE_UPDATE = ("orthogonalization", "momenta", "AdamW", "weight average")
 
 
 def rows_of(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
@@ -42,10 +42,10 @@ def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     monkeypatch.setattr(step, "bandwidth", functools.cache(step.bandwidth))
     step.main("tiny", 2)
     rows = rows_of(capsys)
-    assert 0 < float(rows["roofline: products at their peak, AdamW's bytes"][1].split(" of")[0]) < 2
+    assert 0 < float(rows["roofline: products at their peak, memory traffic of AdamW"][1].split(" of")[0]) < 2
     parts = {name: float(cells[1].rstrip("%")) for name, cells in rows.items() if cells[-1].endswith("%")}
     assert parts["backward"] > 5 and parts["update"] > 5
-    assert parts["update"] == pytest.approx(sum(parts[f"of it: {name}"] for name in OF_THE_UPDATE), abs=15)
+    assert parts["update"] == pytest.approx(sum(parts[f"in the update: {name}"] for name in OF_THE_UPDATE), abs=15)
     assert 0 <= parts["numbers to Python, and the rest"] < 30  # of a step of a few milliseconds
 
 
