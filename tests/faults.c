@@ -49,7 +49,7 @@ static int in_worker(void) {
     long file = syscall(SYS_openat, AT_FDCWD, "/proc/self/cmdline", O_RDONLY, 0);
     long length = file < 0 ? 0 : syscall(SYS_read, (int)file, line, sizeof line - 1);
     if (file >= 0) syscall(SYS_close, (int)file);
-    return length > 0 && memmem(line, (size_t)length, "viz.worker", 10) != NULL;
+    return length > 0 && memmem(line, (size_t)length, "viz.charts.renderer", 19) != NULL;
 }
 
 /* Take the rule from the environment, and count from nought. Called at load, and by a forked child through ctypes. */

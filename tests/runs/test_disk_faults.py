@@ -33,7 +33,7 @@ DONE = 4
 FLAGS = f"--steps {DONE} --checkpoint-interval 2 --viz-interval 2 --display-samples 2".split()
 CHECKPOINTS = "checkpoints/*checkpoint_step_*"
 STORE = "training_viz/run.db*"
-PICTURES = "training_viz/.*.part"
+PICTURES = "training_viz/.*.tmp"
 MOST = 1000  # calls of one kind that a run of four steps may make; beyond it a loop would not end
 
 
@@ -57,7 +57,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def nothing_unfinished(folder: Path) -> None:
-    assert not [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".part"))]
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
 
 
 def what_is_there_is_whole(runs: Runs, folder: Path) -> tuple[list[int], int]:

@@ -77,7 +77,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def poisoned(train: Train, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Train with steps that go wrong in `place` at the documents of these rows."""
-    monkeypatch.setattr(trainer.parts, "TrainingStep", Poisoned)
+    monkeypatch.setattr(trainer.assemble, "TrainingStep", Poisoned)
     data = write_jsonl(tmp_path / "texts.jsonl", TEXTS)
     ids = [tuple(Tokenizer.load(tokenizer).encode_prefix(text, 48)) for text in TEXTS]
 
@@ -275,7 +275,7 @@ def die_after(owner, name):
 tokenizer, where, row, *words = sys.argv[1:]
 Poisoned.place = "parameters"
 Poisoned.documents = {tuple(Tokenizer.load(Path(tokenizer)).encode_prefix(TEXTS[int(row)], 48))}
-trainer.parts.TrainingStep = Poisoned
+trainer.assemble.TrainingStep = Poisoned
 if where == "set aside":
     die_after(CheckpointManager, "set_aside_newer")
 elif where == "rewind":

@@ -68,12 +68,12 @@ PLACES = [
     Place("close", "sync", "training_viz/run.db-journal", "after", 2),
     Place("close", "sync", "training_viz/run.db", "after", 2),
     Place("close", "unlink", "training_viz/run.db-*", "after", 3),
-    Place("export", "create", "training_viz/.*.json.*.part", "after", 2),
-    Place("export", "write", "training_viz/.*.json.*.part", "half", 3),
+    Place("export", "create", "training_viz/.*.json.*.tmp", "after", 2),
+    Place("export", "write", "training_viz/.*.json.*.tmp", "half", 3),
     Place("export", "rename", "training_viz/*.json", "before", 3, quick=True),
     Place("export", "rename", "training_viz/*.json", "after", 2),
-    Place("replace", "create", "training_viz/.*.png.*.part", "after", 2),
-    Place("replace", "write", "training_viz/.*.png.*.part", "half", 3, quick=True),
+    Place("replace", "create", "training_viz/.*.png.*.tmp", "after", 2),
+    Place("replace", "write", "training_viz/.*.png.*.tmp", "half", 3, quick=True),
     Place("replace", "rename", "training_viz/*.png", "before", 2),
     Place("replace", "rename", "training_viz/*.png", "after", 2),
 ]
@@ -164,7 +164,7 @@ def test_killed_there(kills: Kills, tmp_path: Path, place: Place, number: int) -
     equal_runs(kills.whole, tmp_path, DONE)
     assert pictures_and_json_are_whole(viz) >= 5  # three of JSON, the newest picture and its numbered twin
     hidden = [path.name for folder in (viz, tmp_path / "checkpoints") for path in folder.glob(".*")]
-    assert not [name for name in hidden if name.endswith((".tmp", ".part"))]
+    assert not [name for name in hidden if name.endswith(".tmp")]
     shutil.rmtree(tmp_path)  # they are many
 
 

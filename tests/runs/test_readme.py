@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,11 @@ from tests.conftest import PROJECT, command_environment, make_texts
 from tests.runs.conftest import SMALL, Train
 from trainer.arguments import _parser
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-LESSON = (PROJECT / "docs" / "lesson.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(PROJECT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md")))
+}
+README, LESSON = PAGES["README.md"], PAGES["docs/lesson.md"]
 
 
 def commands_of(page: str) -> list[str]:
@@ -39,11 +43,13 @@ def test_the_two_commands_of_a_newcomer_come_first() -> None:
 
 
 def test_every_command_works(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the order of the page, each in the folder that the one before left, made small by flags at its end."""
+    """Of the README and the pages on what can be looked at: each in the folder that the one before left, made small by
+    flags at its end."""
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "one.txt").write_text("\n\n".join(make_texts(60)))
     assert train("--dataset", "notes", "--steps", 40) == 0  # what stands there when the page is read on
-    ran = [follow(command, train, capsys) for command in COMMANDS[2:]]
+    commands = [*COMMANDS[2:], *commands_of(PAGES["docs/chart.md"]), *commands_of(PAGES["docs/page.md"])]
+    ran = [follow(command, train, capsys) for command in commands]
     assert {"train_slimpajama.py", "viz", "trainer.generate", "trainer.evaluate", "trainer.export"} <= {*ran}
 
 
@@ -125,16 +131,23 @@ def ask_store(store: str, sql: str) -> None:
     database.close()
 
 
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 2200
+
+
 def test_what_is_to_be_installed_is_there() -> None:
-    """What is asked of pip and of the Hub in the table of places: files that exist, the range that we need."""
+    """What the table asks of pip and of the Hub: files that exist, and the range of torch that is needed."""
     section = README.partition("## Install")[2].partition("\n## ")[0]
     asked = re.findall(r"`((?:python3 -m venv [^`]*)?pip [^`]+)`", section)
     assert len(asked) >= 6
     needed = (PROJECT / "requirements.txt").read_text()
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     for command in asked:
         words = shlex.split(command.rpartition("&& ")[2])
         if "-r" in words:
             assert (PROJECT / words[words.index("-r") + 1]).exists(), command
+        if words[-1] == ".":  # leaves any torch alone that is new enough
+            assert "torch>=2.11" in project["dependencies"], command
         for word in words:
             if word.startswith("torch"):
                 assert f"{word}\n" in needed
@@ -143,15 +156,30 @@ def test_what_is_to_be_installed_is_there() -> None:
 
 def test_every_flag_is_told_and_no_other() -> None:
     known = {flag for action in _parser()._actions for flag in action.option_strings if flag.startswith("--")}
-    section = README.partition("## Flags")[2].partition("## Files")[0]
-    told = set(re.findall(r"--[a-z][a-z-]+", section))
-    assert told == known
+    assert set(re.findall(r"--[a-z][a-z-]+", PAGES["docs/flags.md"])) == known
 
 
-@pytest.mark.parametrize("folder", ["trainer", "viz"])
-def test_links_and_rooms_that_are_named_exist(folder: str) -> None:
-    for name in re.findall(rf"`?({folder}/\w+\.py)", README) + re.findall(r"\]\((?!http)([^)#]+)\)", README):
+def test_there_is_a_link_to_every_page() -> None:
+    linked = set(re.findall(r"\]\(((?:docs/)?[\w-]+\.md)", README))
+    assert linked == PAGES.keys() - {"README.md"} | {"CHANGELOG.md"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_modules_that_are_named_exist(page: str) -> None:
+    text = PAGES[page]
+    for name in re.findall(r"`((?:trainer|viz|common|tests|scripts|benchmarks)/[\w/]+\.\w+)", text):
         assert (PROJECT / name).exists(), name
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = (PROJECT / page).parent / name if name else PROJECT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors_of(target.read_text(encoding="utf-8")), link
+
+
+def anchors_of(page: str) -> set[str]:
+    """The names that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def test_queries_of_the_docs_answer(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

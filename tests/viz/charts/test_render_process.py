@@ -201,7 +201,7 @@ def test_a_disk_without_room_for_pictures_costs_the_pictures_only(tmp_path: Path
     wait_for(lambda: said)
     assert longest < 0.5
     assert (tmp_path / "training_latest.png").read_bytes() == before
-    wait_for(lambda: not [name for name in names_in(tmp_path) if name.endswith(".part")])  # JSON may be on its way
+    wait_for(lambda: not [name for name in names_in(tmp_path) if name.endswith(".tmp")])  # JSON may be on its way
     resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     viz.close()
     (line,) = said
@@ -220,7 +220,7 @@ def test_names_that_are_taken_by_folders_cost_those_pictures_only(tmp_path: Path
     assert len(said) == 1
     assert pictures_in(tmp_path) == [10, 20, 30]
     assert (tmp_path / "training_latest.png").read_bytes() == (tmp_path / "training_step_000030.png").read_bytes()
-    assert not [name for name in names_in(tmp_path) if name.endswith(".part")]
+    assert not [name for name in names_in(tmp_path) if name.endswith(".tmp")]
 
 
 def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path, metrics: Metrics) -> None:
@@ -239,8 +239,8 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path,
             assert dead.stdout is not None
             dead.stdout.readline()
             dead.kill()
-    assert len([name for name in names_in(tmp_path) if name.endswith(".part")]) == 2
-    others = {f".notes.txt.{dead.pid}.part", f".training_step_000050.png.{dead.pid}.part.txt", "training.part"}
+    assert len([name for name in names_in(tmp_path) if name.endswith(".tmp")]) == 2
+    others = {f".notes.txt.{dead.pid}.tmp", f".training_step_000050.png.{dead.pid}.tmp.txt", "training.tmp"}
     for name in others:
         (tmp_path / name).write_text("a user's own")
     # Another run's process, or `python -m viz chart`, is just writing: it lives.
@@ -249,8 +249,8 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path,
         assert alive.stdout is not None
         alive.stdout.readline()
         TrainingVisualizer(tmp_path, resume_from=1).close()
-        left = {name for name in names_in(tmp_path) if ".part" in name}
-        assert left == others | {f".training_step_000099.png.{alive.pid}.part"}
+        left = {name for name in names_in(tmp_path) if ".tmp" in name}
+        assert left == others | {f".training_step_000099.png.{alive.pid}.tmp"}
         alive.communicate("\n", timeout=20)
     assert (tmp_path / "training_step_000099.png").stat().st_size == 100_003
 

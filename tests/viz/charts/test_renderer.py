@@ -91,7 +91,7 @@ def test_a_chart_that_fails_is_reported_and_the_next_one_drawn(filled: Path, ask
     assert "\n" not in answer["error"]
     (filled / "training_step_000010.png").rmdir()
     assert "done" in ask({"chart": 10})
-    assert not [path for path in filled.iterdir() if path.name.endswith(".part")]
+    assert not [path for path in filled.iterdir() if path.name.endswith(".tmp")]
 
 
 def test_it_ends_when_its_input_does(process: subprocess.Popen[str], ask: Ask) -> None:

@@ -161,7 +161,7 @@ def test_a_folder_that_can_not_be_written_raises_and_leaves_nothing(filled: Path
     (filled / "text_samples.json").mkdir()
     with pytest.raises(OSError, match="text_samples"):
         export(filled)
-    assert not [path for path in filled.iterdir() if path.name.endswith(".part")]
+    assert not [path for path in filled.iterdir() if path.name.endswith(".tmp")]
 
 
 def test_a_file_that_can_not_be_written_does_not_cost_the_others(filled: Path) -> None:

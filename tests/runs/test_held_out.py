@@ -20,8 +20,9 @@ AT_ONCE = """
 import sys
 import trainer.observe.evaluation
 import trainer.assemble
-trainer.evaluations.SHORTEST_RUN, trainer.evaluations.AUTOMATIC_INTERVAL, trainer.evaluations.MOST_TIME = 20, 10, 1e3
-trainer.parts.EVALUATION_PATIENCE = float(sys.argv.pop(1))
+evaluation = trainer.observe.evaluation
+evaluation.SHORTEST_RUN, evaluation.AUTOMATIC_INTERVAL, evaluation.MOST_TIME = 20, 10, 1e3
+trainer.assemble.EVALUATION_PATIENCE = float(sys.argv.pop(1))
 import train_slimpajama
 sys.exit(train_slimpajama.main())
 """
