@@ -26,7 +26,7 @@ _MOST = 1 << 16  # bytes of a request
 
 
 class Forked:
-    """As much of `subprocess.Popen` as `viz.charts.render_process` uses, for a fork of the warm process."""
+    """`DrawingOptions(start=Forked)`: as much of `subprocess.Popen` as is used, for a fork of the warm process."""
 
     def __init__(
         self, command: Sequence[str], *, stderr: IO[bytes], cwd: Path, env: Mapping[str, str], **options: Any

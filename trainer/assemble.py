@@ -31,12 +31,13 @@ from trainer.data.tokenizer import Tokenizer, collect_training_texts
 from trainer.errors import RunError, UserError
 from trainer.interop.load import stored_tokenizer
 from trainer.interop.transformers_folder import is_transformers_folder, read_transformers_folder
-from trainer.learning.compilation import compile_where_it_pays
+from trainer.learning.compilation import compile_where_it_pays, compiling_pays
 from trainer.learning.flops import measure_flops
 from trainer.learning.spike_detector import InstabilityDetector
 from trainer.learning.step import TrainingStep
 from trainer.model.language_model import LanguageModel, shape_of
-from trainer.observe.evaluation import Evaluator, evaluation_interval
+from trainer.observe.evaluation import AUTOMATIC_EVALUATION, AutomaticEvaluation, Evaluator, evaluation_interval
+from trainer.observe.forgetting import Probes
 from trainer.observe.terminal import Progress
 from trainer.records import Cursor, Document, Sample, Visualizer
 from trainer.run.checkpoints import CheckpointManager
@@ -47,9 +48,22 @@ from trainer.trainer import Trainer
 State = Mapping[str, Any]
 """What a checkpoint holds."""
 EVALUATION_DOCUMENTS = 64
-EVALUATION_PATIENCE = 30.0
-"""Seconds that a run waits for them at its start, where nobody has asked for an evaluation."""
 TYPICAL_DOCUMENTS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Builders:
+    """What a run is built from. Replace an entry to try another part without changing a module."""
+
+    training_step: Callable[..., TrainingStep] = TrainingStep
+    probes: Callable[..., Probes] = Probes
+    checkpoints: Callable[..., CheckpointManager] = CheckpointManager
+    visualizer: Callable[..., Visualizer] | None = None
+    """None: `viz.visualizer.TrainingVisualizer`, which only the command line may import."""
+    automatic_evaluation: AutomaticEvaluation = AUTOMATIC_EVALUATION
+    compiling_pays: Callable[[int, float, str], bool] = compiling_pays
+    measure_flops: Callable[..., Mapping[str, float]] = measure_flops
+    use_onednn_for_fp32: Callable[[], None] = multiply_fp32_by_onednn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +120,7 @@ def make_parts(
     origin: Origin | None,
     say: Callable[[str], None],
     note: Callable[[str, str], None],
+    builders: Builders,
     *,
     compiling: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Parts:
@@ -127,7 +142,7 @@ def make_parts(
     shape = origin.shape if origin is not None else config.shape
     config, dtype = _decide(dataclasses.replace(config, model_size=size_of(shape)), device, state, say)
     if device.type == "cpu" and dtype == torch.float32:
-        multiply_fp32_by_onednn()
+        builders.use_onednn_for_fp32()
     at_hand = _tokenizer_at_hand(config, origin)
     documents = _open_documents(config, state, say, note)
     tokenizer = at_hand or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
@@ -141,7 +156,7 @@ def make_parts(
     model = LanguageModel(shape, tokenizer.vocab_size, seed=config.seed)
     if origin is not None:
         model.take_weights(origin.state, origin.name)
-    step = TrainingStep(
+    step = builders.training_step(
         model.to(device),
         dtype=dtype,
         max_seq_length=config.max_seq_length,
@@ -149,16 +164,23 @@ def make_parts(
     )
     seconds = step.trial_seconds(max(1, round(typical)))
     is_compiled = compile_where_it_pays(
-        step.compile, config.compile, step.device, steps=config.num_steps, seconds=seconds, say=say, compiling=compiling
+        step.compile,
+        config.compile,
+        step.device,
+        steps=config.num_steps,
+        seconds=seconds,
+        say=say,
+        compiling=compiling,
+        pays=builders.compiling_pays,
     )
     config = dataclasses.replace(config, compile=is_compiled)
     if is_compiled:
         seconds = step.trial_seconds(max(1, round(typical)))
     if state is not None:
         step.load_state_dict(state)  # here, so that what does not fit is refused before anything is touched
-    evaluator = _evaluator(config, documents, tokenizer, step.averaged, note)
+    evaluator = _evaluator(config, documents, tokenizer, step.averaged, note, builders.automatic_evaluation)
     pretrained = origin.state.get("pretrained") if origin is not None else None
-    flops = measure_flops(shape, tokenizer.vocab_size, step.lengths[-1], dtype=dtype, device=device)
+    flops = builders.measure_flops(shape, tokenizer.vocab_size, step.lengths[-1], dtype=dtype, device=device)
     return Parts(config, documents, tokenizer, step, evaluator, seconds, flops, pretrained)
 
 
@@ -245,12 +267,13 @@ def _evaluator(
     tokenizer: Tokenizer,
     model: Callable[[], LanguageModel],
     note: Callable[[str, str], None],
+    automatic: AutomaticEvaluation,
 ) -> Evaluator | None:
     """What judges the model on held-out documents; None where that is off, or comes by itself and can't be had."""
-    if not evaluation_interval(config.evaluation_interval, config.num_steps):
+    if not evaluation_interval(config.evaluation_interval, config.num_steps, automatic):
         return None
     try:
-        patience = math.inf if config.evaluation_interval else EVALUATION_PATIENCE
+        patience = math.inf if config.evaluation_interval else automatic.patience
         return Evaluator(model, {"validation": _held_out(config, documents, tokenizer, patience)})
     except (RunError, OSError) as error:
         if config.evaluation_interval:
@@ -303,6 +326,7 @@ def assemble_trainer(
     state: State | None,
     should_stop: Callable[[], bool],
     open_record: Callable[[Callable[[str], None]], Visualizer],
+    builders: Builders,
 ) -> Trainer:
     """Build the trainer from its parts. With `state`, it continues where that was saved.
 
@@ -329,11 +353,13 @@ def assemble_trainer(
         ),
         step=parts.step,
         viz=open_record(progress.say),
-        checkpoints=CheckpointManager(
+        checkpoints=builders.checkpoints(
             run.checkpoints, keep=parts.config.keep_checkpoints, keep_every=parts.config.keep_every
         ),
         progress=progress,
         evaluator=parts.evaluator,
+        automatic_evaluation=builders.automatic_evaluation,
+        make_probes=builders.probes,
         identity={
             "run_id": run.run_id,
             "source": {

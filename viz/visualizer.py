@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from viz.charts.render_process import DrawingProcess
+from viz.charts.render_process import USUAL_DRAWING, DrawingOptions, DrawingProcess
 from viz.record.files import remove_leftovers
 from viz.record.runs import KEEP_CHARTS
 from viz.record.schema import make_row, rows_of
@@ -43,6 +43,7 @@ class TrainingVisualizer:
         keep_charts: int = KEEP_CHARTS,
         keep_documents: int | None = None,
         say: Callable[[str], None] = print,
+        drawing: DrawingOptions = USUAL_DRAWING,
     ) -> None:
         """Make the store of a new run, or go on with the one that is there as of `resume_from` finished documents.
 
@@ -52,6 +53,7 @@ class TrainingVisualizer:
         `keep_documents`: of how many of the newest documents all tokens stay (`viz/stats/retention.py`); None: of all.
         `say`: told in one line what went wrong with the drawing, or which file another program holds; called from
         other threads too.
+        `drawing`: how the drawing process is started, and its time limits.
         Raises FileExistsError if a new run finds a store, FileNotFoundError if there is none to resume, ValueError for
         one that can't be read.
         """
@@ -60,7 +62,7 @@ class TrainingVisualizer:
         described = {"run_id": uuid.uuid4().hex[:12]} | dict(run or {})
         self._store = StoreWriter(self.folder / "run.db", described, resume=resume_from is not None, say=say)
         remove_leftovers(self.folder)
-        self._drawing = DrawingProcess(self.folder, say, self.record_event, keep_charts)
+        self._drawing = DrawingProcess(self.folder, say, self.record_event, keep_charts, drawing)
         self._retention = None if keep_documents is None else Retention(keep_documents)
         self._through = resume_from or 0  # finished documents that the record holds
         self._closed = False

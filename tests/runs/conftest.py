@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-import train_slimpajama
 from tests.warm_drawing import forking
+from trainer.assemble import Builders
 from trainer.base.device import multiply_fp32_by_onednn
+from trainer.cli import main
 from trainer.learning.flops import measure_flops
 
 Train = Callable[..., int]
@@ -23,38 +24,32 @@ SMALL = (
 ).split()
 
 
-measure_flops_once = functools.cache(measure_flops)
-
-
 @functools.cache
 def _tried_precision() -> str:
     multiply_fp32_by_onednn()
     return str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
 
 
-def multiply_as_was_tried_once() -> None:
+def _use_tried_precision() -> None:
     torch.backends.mkldnn.matmul.fp32_precision = _tried_precision()  # type: ignore[attr-defined]
 
 
-def start_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What each run finds out anew as it starts, and what is the same for all runs of this process, is done once."""
-    monkeypatch.setattr("trainer.assemble.measure_flops", measure_flops_once)
-    monkeypatch.setattr("trainer.assemble.multiply_fp32_by_onednn", multiply_as_was_tried_once)
-    if sys.platform == "linux":
-        monkeypatch.setattr("viz.charts.render_process.subprocess", forking)
+QUICK = Builders(measure_flops=functools.cache(measure_flops), use_onednn_for_fp32=_use_tried_precision)
+"""The usual parts, but what each run measures of the machine is measured once per process."""
 
 
 @pytest.fixture
 def train(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
-    """Run the command in this process: a small model on the corpus, in a folder of this test. Returns its exit code."""
-    start_once(monkeypatch)
+    """Run the command in this process: a small model on the corpus, in this test's folder. Returns its exit code."""
+    if sys.platform == "linux":
+        monkeypatch.setattr("viz.charts.render_process.subprocess", forking)
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object, small: bool = True) -> int:
+    def run(*arguments: object, small: bool = True, builders: Builders = QUICK) -> int:
         words = [str(argument) for argument in arguments]
         if small and "--resume" not in words:
             words = [*SMALL, *([] if "--dataset" in words else ["--dataset", str(corpus)]), *words]
-        return train_slimpajama.main(words)
+        return main(words, builders)
 
     return run
 

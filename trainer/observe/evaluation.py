@@ -144,25 +144,37 @@ def _padded_size(batch: list[Sample]) -> int:
     return len(batch) * (len(batch[0].ids) - 1)
 
 
-AUTOMATIC_INTERVAL = 500
-SHORTEST_RUN = 1000
-"""Documents. A shorter run is not measured unless that is asked for."""
-MOST_TIME = 0.02
-"""Of a run's time, that automatic evaluations may take."""
+@dataclass(frozen=True)
+class AutomaticEvaluation:
+    """When a run is evaluated if `--evaluation-interval` is not set."""
+
+    interval: int = 500
+    """Documents between two evaluations."""
+    shortest_run: int = 1000
+    """Documents. A shorter run is not evaluated."""
+    share_of_time: float = 0.02
+    """Of the run's time, the most that all evaluations together may use."""
+    patience: float = 30.0
+    """Seconds that the start of a run waits for the held-out documents."""
 
 
-def evaluation_interval(asked: int | None, num_steps: int) -> int:
-    """Documents from one evaluation to the next, 0 for never. `asked`: the same, or None where that is left to us."""
+AUTOMATIC_EVALUATION = AutomaticEvaluation()
+
+
+def evaluation_interval(
+    asked: int | None, num_steps: int, automatic: AutomaticEvaluation = AUTOMATIC_EVALUATION
+) -> int:
+    """Documents between two evaluations; 0: never. `asked` is `--evaluation-interval`, None if it is not set."""
     if asked is not None:
         return asked
-    return AUTOMATIC_INTERVAL if num_steps >= SHORTEST_RUN else 0
+    return automatic.interval if num_steps >= automatic.shortest_run else 0
 
 
 class Evaluations:
     """One evaluation each interval and one at the end, each told to the recorder.
 
-    Automatic ones stay within `MOST_TIME`: one that is due is left out where the time for it, and for the one at the
-    end, has not yet been earned. Those that are asked for are made; what they cost is said if it is more than that.
+    Automatic ones stay within their share of the time: one that is due is left out where the time for it, and for the
+    one at the end, has not yet been earned. Those that are asked for are made; what they cost is said if it is more.
     """
 
     def __init__(
@@ -172,6 +184,7 @@ class Evaluations:
         asked: int | None,
         num_steps: int,
         *,
+        automatic: AutomaticEvaluation = AUTOMATIC_EVALUATION,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -182,7 +195,8 @@ class Evaluations:
         self._evaluator = evaluator
         self._recorder = recorder
         self._is_automatic = asked is None
-        self._interval = evaluation_interval(asked, num_steps) if evaluator is not None else 0
+        self._interval = evaluation_interval(asked, num_steps, automatic) if evaluator is not None else 0
+        self._most_time = automatic.share_of_time
         self._num_steps = num_steps
         self._clock = clock
         self._began = clock()
@@ -216,7 +230,7 @@ class Evaluations:
         self._expected = self._clock() - since
         self._seconds += self._expected
         share = self._seconds / (self._clock() - self._began)
-        if share > MOST_TIME and not self._is_automatic and not self._cost_is_told:
+        if share > self._most_time and not self._is_automatic and not self._cost_is_told:
             self._cost_is_told = True
             each = format_time(self._expected)
             self._recorder.note(
@@ -229,13 +243,14 @@ class Evaluations:
             since = self._clock()
             self._expected = evaluator.trial_seconds()
             self._seconds += self._clock() - since
-        return self._seconds + count * self._expected <= MOST_TIME * (self._clock() - self._began)
+        return self._seconds + count * self._expected <= self._most_time * (self._clock() - self._began)
 
     def _leave_out(self, done: int) -> None:
         """An event each time, and said the first time."""
         detail = (
-            f"No evaluation after {done:,} documents: it takes about {format_time(self._expected or 0.0)}, and all of "
-            f"them together may take {MOST_TIME:.0%} of the time; --evaluation-interval {self._interval} makes each"
+            f"No evaluation after {done:,} documents: it takes about {format_time(self._expected or 0.0)}, and all "
+            f"of them together may take {self._most_time:.0%} of the time; "
+            f"--evaluation-interval {self._interval} makes each"
         )
         if self._cost_is_told:
             self._recorder.viz.record_event(done, "evaluation left out", detail)

@@ -36,6 +36,7 @@ class Probes:
         *,
         max_seq_length: int,
         is_on: bool = True,
+        share_of_time: float = MOST_TIME,
         objective: NextToken | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -43,12 +44,14 @@ class Probes:
         Args:
             model: the one that trains, in its own dtype on its own device.
             max_seq_length: what a checkpoint says of longer documents is not believed.
+            share_of_time: of the run's time, the most that all measurements together may use.
         """
         self._model = model
         self._viz = viz
         self._num_steps = num_steps
         self._max_seq_length = max_seq_length
         self._is_on = is_on
+        self._most_time = share_of_time
         self._objective = objective or NextToken()
         self._clock = clock
         self._began = clock()
@@ -107,13 +110,13 @@ class Probes:
         """Whether `count` more of them would stay within what they may take of the time until now."""
         lasted = self._clock() - self._began
         expected = FIRST_EXPECTED * lasted / self._followed if self._expected is None else self._expected
-        return self._seconds + count * expected <= MOST_TIME * lasted
+        return self._seconds + count * expected <= self._most_time * lasted
 
     def _leave_out(self, done: int) -> None:
         """An event the first time. Not said: a row that is missing among many is no news."""
         if not self._is_told:
             self._is_told = True
-            detail = f"All measurements of earlier documents together may take {MOST_TIME:.0%} of the time"
+            detail = f"All measurements of earlier documents together may take {self._most_time:.0%} of the time"
             self._viz.record_event(done, "probe left out", detail)
 
     def state_dict(self) -> dict[str, Any]:

@@ -85,15 +85,17 @@ class CheckpointManager:
     A save returns as soon as it has a copy of the state; a thread writes it, at most one at a time.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 3, keep_every: int | None = None) -> None:
+    def __init__(self, folder: Path, *, keep: int = 3, keep_every: int | None = None, patience: float = 0.25) -> None:
         """
         Args:
             keep: how many of the newest stay.
             keep_every: each after so many documents stays as well.
+            patience: seconds that `wait_for_disk` gives `before_naming`.
         """
         self.folder = folder
         self._keep = keep
         self._keep_every = keep_every
+        self._patience = patience
         self._saving: threading.Thread | None = None
         self._waiting_since: float | None = None
         self._failure: BaseException | None = None
@@ -156,11 +158,11 @@ class CheckpointManager:
         """Whether a save is on its way."""
         return self._saving is not None and self._saving.is_alive()
 
-    def wait_for_disk(self, patience: float = 0.25) -> bool:
-        """`wait` for the disk, but return False once `before_naming` has taken longer than `patience` seconds."""
+    def wait_for_disk(self) -> bool:
+        """`wait` for the disk, but return False once `before_naming` has taken longer than `patience`."""
         while self.is_saving:
             since = self._waiting_since
-            if since is not None and time.monotonic() - since > patience:
+            if since is not None and time.monotonic() - since > self._patience:
                 return False
             time.sleep(0.005)
         self.wait()

@@ -1,6 +1,6 @@
 """The drawing process (`viz.charts.renderer`), seen from the trainer: a thread hands it one command at a time.
 
-A process that dies, or that is silent for `ANSWER_SECONDS`, is replaced once, and told the command that it failed at.
+A process that dies, or that is silent for `answer_seconds`, is replaced once, and told the command that it failed at.
 The second time drawing is given up, until `finish` tries a last fresh process.
 """
 
@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,25 @@ from common.file_replacement import temporary_name
 from viz.record.runs import KEEP_CHARTS
 
 MOST_WAITING = 10  # charts; the oldest beyond are dropped
-ANSWER_SECONDS = 60.0  # a chart takes 0.1: a process that is silent for that long hangs
-CLOSE_SECONDS = 60.0  # how long `finish` waits for the last chart and the JSON files, whatever happens
-LAST_ANSWER_SECONDS = 20.0  # while it waits, an older process has that long: then there is time for a fresh one
 
-Command = dict[str, Any]
+DrawingCommand = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DrawingOptions:
+    """How the drawing process is started, and how long it may take."""
+
+    start: Callable[..., Any] = subprocess.Popen
+    """Start the process; takes the arguments of `subprocess.Popen` and returns what behaves like one."""
+    answer_seconds: float = 60.0
+    """A chart takes 0.1 s, so a process that sends no answer for this long hangs."""
+    close_seconds: float = 60.0
+    """How long `finish` waits for the last chart and the JSON files, whatever happens."""
+    last_answer_seconds: float = 20.0
+    """How long, of that time, a process started before `finish` has: the rest is left for a fresh one."""
+
+
+USUAL_DRAWING = DrawingOptions()
 
 
 class DrawingProcess:
@@ -40,11 +55,12 @@ class DrawingProcess:
         say: Callable[[str], None],
         record_event: Callable[[int, str, str], None],
         keep_charts: int = KEEP_CHARTS,
+        options: DrawingOptions = USUAL_DRAWING,
     ) -> None:
-        self._keep_charts = keep_charts
+        self._keep_charts, self._options = keep_charts, options
         self._folder, self._say, self._record_event = folder, say, record_event
         self._wake = threading.Condition()
-        self._commands: deque[Command] = deque()
+        self._commands: deque[DrawingCommand] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - its standard error, kept off the progress bar
         self._deaths = 0
@@ -63,7 +79,7 @@ class DrawingProcess:
         thread.start()
         return thread
 
-    def ask(self, command: Command) -> None:
+    def ask(self, command: DrawingCommand) -> None:
         """Queue a command. Of more than 10 waiting charts the oldest are dropped, with an event."""
         with self._wake:
             if "rewind" in command:
@@ -88,26 +104,26 @@ class DrawingProcess:
     def finish(self, step: int) -> None:
         """Have what was asked for, a chart of `step` and all JSON files made; wait for it, and say it if they are not.
 
-        Returns within `CLOSE_SECONDS`. If the process has died or hung twice, a last fresh one is tried.
+        Returns within `close_seconds`. If the process has died or hung twice, a last fresh one is tried.
         """
         began = time.monotonic()
-        final: list[Command] = [{"export": True, "force": True}, {"finish": True}]
+        final: list[DrawingCommand] = [{"export": True, "force": True}, {"finish": True}]
         with self._wake:
             # Drawn again where it was: the evaluation at the end came after it.
-            chart: list[Command] = [{"chart": step}] if step else []
+            chart: list[DrawingCommand] = [{"chart": step}] if step else []
             self._commands.extend(chart + final)
             self._newest = max(self._newest, step)
-            self._finish_until = began + CLOSE_SECONDS
+            self._finish_until = began + self._options.close_seconds
             self._wake.notify_all()
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join(self._options.close_seconds)
         if not self._thread.is_alive() and self._deaths > 1 and time.monotonic() < self._finish_until:
             self._deaths, self._last_try = 1, True
-            forget: list[Command] = [{"rewind": self._rewind}] if self._rewind is not None else []
+            forget: list[DrawingCommand] = [{"rewind": self._rewind}] if self._rewind is not None else []
             chart = [{"chart": self._newest}] if self._newest else []
             self._commands.extend([*forget, final[0], *chart, final[1]])
             self._thread = self._start()
             self._thread.join(max(0.0, self._finish_until - time.monotonic()))
-        late = f"took more than {CLOSE_SECONDS:.0f} s" if self._thread.is_alive() else ""
+        late = f"took more than {self._options.close_seconds:.0f} s" if self._thread.is_alive() else ""
         if late or self._deaths > 1:
             problem = (
                 f"Drawing {late or f'failed ({self._last_words()})'}: the last chart or the JSON files are missing."
@@ -146,7 +162,7 @@ class DrawingProcess:
                 break
         self._reap()
 
-    def _carry_out(self, command: Command) -> None:
+    def _carry_out(self, command: DrawingCommand) -> None:
         answer = self._exchange(command)
         while not answer and not self._stopping:
             self._reap()
@@ -169,14 +185,14 @@ class DrawingProcess:
         elif "failed" in answer:
             self._tell_failed(command, answer["error"])
 
-    def _note_done(self, command: Command) -> None:
+    def _note_done(self, command: DrawingCommand) -> None:
         with self._wake:
             if self._rewind is not None and self._rewind == command.get("rewind"):
                 self._rewind = None
             if self._drawn < command.get("chart", 0) <= self._newest:  # greater: the run has gone back meanwhile
                 self._drawn = command["chart"]
 
-    def _tell_failed(self, command: Command, error: str) -> None:
+    def _tell_failed(self, command: DrawingCommand, error: str) -> None:
         """A defect is said once, not every 50 steps; two errors that differ in a number are one."""
         kind = re.sub(r"\d+", "0", error)
         if kind not in self._errors_told:
@@ -184,7 +200,7 @@ class DrawingProcess:
             text = f"{_named(command)} failed: {error}"
             self._tell(command.get("chart", self._newest), "drawing_failed", text[:1].upper() + text[1:])
 
-    def _exchange(self, command: Command) -> dict[str, Any]:
+    def _exchange(self, command: DrawingCommand) -> dict[str, Any]:
         """The answer to a command; empty if the process could not be started, died of it or hangs."""
         self._hung = False
         try:
@@ -215,17 +231,18 @@ class DrawingProcess:
 
     def _answer_until(self, asked: float) -> float:
         if self._finish_until is None:
-            return asked + ANSWER_SECONDS
+            return asked + self._options.answer_seconds
         if self._is_last:
             return self._finish_until
-        began = self._finish_until - CLOSE_SECONDS
-        return min(asked + ANSWER_SECONDS, max(asked, began) + LAST_ANSWER_SECONDS, self._finish_until)
+        began = self._finish_until - self._options.close_seconds
+        last = max(asked, began) + self._options.last_answer_seconds
+        return min(asked + self._options.answer_seconds, last, self._finish_until)
 
     def _running(self) -> subprocess.Popen[bytes]:
         with self._wake:
             if self._process is None and not self._stopping:
                 self._is_last = self._finish_until is not None
-                self._process = subprocess.Popen(
+                self._process = self._options.start(
                     [sys.executable, "-m", "viz.charts.renderer", str(self._folder), str(self._keep_charts)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -276,7 +293,7 @@ class DrawingProcess:
             self._record_event(step, kind, text)
 
 
-def _named(command: Command) -> str:
+def _named(command: DrawingCommand) -> str:
     if "chart" in command:
         return f"drawing training_step_{command['chart']:06d}.png"
     if "rewind" in command:

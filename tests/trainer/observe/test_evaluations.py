@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from tests.trainer.test_trainer import Notebook
-from trainer.observe.evaluation import MOST_TIME, Evaluations, Evaluator, evaluation_interval
+from trainer.observe.evaluation import AUTOMATIC_EVALUATION, Evaluations, Evaluator, evaluation_interval
 from trainer.observe.recorder import Recorder
 from trainer.observe.terminal import Progress
 from trainer.records import Evaluation
+
+MOST_TIME = AUTOMATIC_EVALUATION.share_of_time
 
 
 class Clock:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.viz.test_visualizer import FILES, events_of, names_in, wait_for, worker_of, worker_of_after_a_chart
+from tests.warm_drawing import Forked
+from viz.charts.render_process import DrawingOptions
 from viz.record.writer import StoreReader
 from viz.visualizer import TrainingVisualizer
 
@@ -50,20 +52,15 @@ def train(viz: TrainingVisualizer, metrics: Metrics, steps: range, every: int, *
     return longest
 
 
-def test_a_process_that_hangs_is_replaced_and_that_is_said(
-    tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_hangs_is_replaced_and_that_is_said(tmp_path: Path, metrics: Metrics) -> None:
     said: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=said.append)
+    warm = DrawingOptions(start=Forked, answer_seconds=5.0)  # a cold start may take longer beside other tests
+    viz = TrainingVisualizer(tmp_path, say=said.append, drawing=warm)
     stopped = worker_of_after_a_chart(viz, metrics)
-    monkeypatch.setattr("viz.charts.render_process.ANSWER_SECONDS", 2.0)
     os.kill(stopped, signal.SIGSTOP)
     longest = train(viz, metrics, range(1, 20), every=10)
     viz.flush()
     wait_for(lambda: said)
-    monkeypatch.setattr(
-        "viz.charts.render_process.ANSWER_SECONDS", 60.0
-    )  # the fresh one starts on a machine that others use
     wait_for(lambda: (tmp_path / "training_step_000020.png").exists(), 60)
     assert longest < 0.5
     assert is_gone(stopped)
@@ -76,12 +73,9 @@ def test_a_process_that_hangs_is_replaced_and_that_is_said(
 
 
 @pytest.mark.parametrize("when", ["in the middle", "just before the end"])
-def test_a_process_that_hangs_does_not_cost_the_last_chart(
-    tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
-    monkeypatch.setattr("viz.charts.render_process.LAST_ANSWER_SECONDS", 2.0)
+def test_a_process_that_hangs_does_not_cost_the_last_chart(tmp_path: Path, metrics: Metrics, when: str) -> None:
     said: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=said.append)
+    viz = TrainingVisualizer(tmp_path, say=said.append, drawing=DrawingOptions(last_answer_seconds=2.0))
     stopped = worker_of_after_a_chart(viz, metrics)
     if when == "in the middle":
         os.kill(stopped, signal.SIGSTOP)
@@ -108,13 +102,12 @@ def test_a_process_that_hangs_does_not_cost_the_last_chart(
 def test_processes_that_all_hang_hold_up_the_end_for_a_known_time_only(
     tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, seconds in (("ANSWER_SECONDS", 1.0), ("LAST_ANSWER_SECONDS", 1.0), ("CLOSE_SECONDS", 5.0)):
-        monkeypatch.setattr(f"viz.charts.render_process.{name}", seconds)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     said: list[str] = []
-    viz = TrainingVisualizer(tmp_path / "viz", say=said.append)
+    short = DrawingOptions(answer_seconds=1.0, last_answer_seconds=1.0, close_seconds=5.0)
+    viz = TrainingVisualizer(tmp_path / "viz", say=said.append, drawing=short)
     assert train(viz, metrics, range(30), every=10) < 0.5
     worker = worker_of(viz)
     began = time.monotonic()
@@ -141,9 +134,10 @@ def test_a_process_killed_while_idle_and_just_before_the_end(tmp_path: Path, met
 
 def test_a_trainer_that_was_stopped_itself_takes_the_answer_that_lies_there(tmp_path: Path) -> None:
     run = (
-        "import sys, time, viz.charts.render_process; from viz.visualizer import TrainingVisualizer\n"
-        "viz.charts.render_process.ANSWER_SECONDS = 4.0\n"
-        "v = TrainingVisualizer(sys.argv[1]); v.update({'step': 0, 'loss': 1.0}); v.generate_charts(1); v.flush()\n"
+        "import sys, time; from viz.charts.render_process import DrawingOptions\n"
+        "from viz.visualizer import TrainingVisualizer\n"
+        "v = TrainingVisualizer(sys.argv[1], drawing=DrawingOptions(answer_seconds=4.0))\n"
+        "v.update({'step': 0, 'loss': 1.0}); v.generate_charts(1); v.flush()\n"
         "while not v._drawing._process: time.sleep(0.01)\n"
         "time.sleep(0.2); print('asked', flush=True); sys.stdin.readline(); v.close()\n"
     )
