@@ -1,9 +1,14 @@
-"""The run's running numbers: what the bar shows and the closing lines sum up."""
+"""The running totals of a run: tokens, averages, and the time spent on measurements.
 
+The progress bar and the closing lines read them.
+"""
+
+import contextlib
 import math
 import statistics
+import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,6 +139,46 @@ class TokenCounts:
         self._counts = state["counts"].numpy().copy()
         self._total = int(self._counts.sum())
         self._sum = state["sum"]
+
+
+class TimeBudget:
+    """The time that measurements may use: at most `share` of the time since `start`.
+
+    A measurement that does not fit yet may fit later, because the budget grows with the run.
+    """
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.share = share
+        self.expected: float | None = None
+        """Seconds that the next measurement takes: what the last one took, or an estimate; None: unknown."""
+        self._clock = clock
+        self.start()
+
+    def start(self) -> None:
+        """Count the time from here."""
+        self._began, self._spent = self._clock(), 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since `start`."""
+        return self._clock() - self._began
+
+    @property
+    def share_spent(self) -> float:
+        """The share of the time since `start` that was spent."""
+        return self._spent / self.elapsed
+
+    def allows(self, count: int, seconds: float) -> bool:
+        """Whether `count` more measurements of `seconds` each stay within the share."""
+        return self._spent + count * seconds <= self.share * self.elapsed
+
+    @contextlib.contextmanager
+    def spend(self) -> Iterator[None]:
+        """Count the time of the `with` block, and expect the next one to take as long."""
+        since = self._clock()
+        yield
+        self.expected = self._clock() - since
+        self._spent += self.expected
 
 
 def usual_mean(seconds: Collection[float]) -> float:

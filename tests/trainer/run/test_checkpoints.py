@@ -163,18 +163,6 @@ def test_a_save_over_an_old_one_is_safe_at_every_moment(tmp_path: Path) -> None:
     assert float(read_state(manager.path(5))["model"]["w"][0]) == 7.0 and len(digests.read_text().splitlines()) == 1
 
 
-def test_newer_ones_are_set_aside_each_time_in_a_place_of_its_own(tmp_path: Path) -> None:
-    manager = CheckpointManager(tmp_path, keep=9)
-    for _ in range(2):
-        save(manager, 1, 2, 3)
-        assert "checkpoint_step_2.bin, checkpoint_step_3.bin" in manager.set_aside_newer(1, "run")
-        assert [step for step, _ in manager.all()] == [1]
-        assert manager.set_aside_newer(1, "run") == ""
-    aside = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*_3.bin*"))
-    places = ("earlier/run-before-going-back-to-1", "earlier/run-before-going-back-to-1-2")
-    assert aside == sorted(f"{place}/checkpoint_step_3.bin{end}" for place in places for end in ("", ".sha256"))
-
-
 def test_names_with_and_without_prefixes(tmp_path: Path) -> None:
     names = ["module._orig_mod.module.w", "_orig_mod.v", "u", "modular"]
     write_state(tmp_path / "x.bin", {**make_state(1), "model": {name: torch.zeros(1) for name in names}})
