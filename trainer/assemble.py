@@ -55,6 +55,7 @@ TYPICAL_DOCUMENTS = 20
 class Builders:
     """What a run is built from. Replace an entry to try another part without changing a module."""
 
+    open_documents: Callable[..., DocumentStream] = open_documents
     training_step: Callable[..., TrainingStep] = TrainingStep
     probes: Callable[..., Probes] = Probes
     checkpoints: Callable[..., CheckpointManager] = CheckpointManager
@@ -146,7 +147,7 @@ def make_parts(
     if device.type == "cpu" and dtype == torch.float32:
         builders.use_onednn_for_fp32()
     at_hand = _tokenizer_at_hand(config, weights)
-    documents = _open_documents(config, state, say, note)
+    documents = _open_documents(config, state, say, note, builders)
     tokenizer = at_hand or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
     if state is None:
         first = islice(usable_texts(documents), TYPICAL_DOCUMENTS)
@@ -199,7 +200,11 @@ def _decide(
 
 
 def _open_documents(
-    config: TrainingConfig, state: State | None, say: Callable[[str], None], note: Callable[[str, str], None]
+    config: TrainingConfig,
+    state: State | None,
+    say: Callable[[str], None],
+    note: Callable[[str, str], None],
+    builders: Builders,
 ) -> DocumentStream:
     """The stream: of a new run from its first document, of a resumed one from its cursor in the very same data."""
 
@@ -211,7 +216,7 @@ def _open_documents(
     name = old["name"] if old else config.dataset
     if old and is_local(name) and old["folder"] != str(Path.cwd()):
         name = str(Path(old["folder"], name))  # resumed from another folder than it was started in
-    documents = open_documents(
+    documents = builders.open_documents(
         name,
         embedded=embedded,
         say=say,
@@ -319,7 +324,8 @@ def held_out_of_run(
     config: TrainingConfig, state: State, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> list[Sample]:
     """What the run that `state` is of measures itself on. Raises as `make_parts` does."""
-    return _held_out(config, _open_documents(config, state, say, lambda kind, detail: say(detail)), tokenizer)
+    documents = _open_documents(config, state, say, lambda kind, detail: say(detail), Builders())
+    return _held_out(config, documents, tokenizer)
 
 
 def assemble_trainer(
