@@ -86,7 +86,7 @@ class Parts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
+class StartingWeights:
     """What a run's weights come from: the checkpoint that it goes on from, or a pretrained model."""
 
     state: State
@@ -95,8 +95,10 @@ class Origin:
     vocab_size: int
 
 
-def find_origin(config: TrainingConfig, state: State | None, say: Callable[[str], None]) -> Origin | None:
-    """The origin of the run that goes on from `state`, or of a new one; None where that draws new weights.
+def find_starting_weights(
+    config: TrainingConfig, state: State | None, say: Callable[[str], None]
+) -> StartingWeights | None:
+    """The weights of the run that goes on from `state`, or of a new one; None where that draws new weights.
 
     Raises:
         UserError: what `--pretrained-checkpoint` names can't be used, or `--model-size` is another.
@@ -112,13 +114,13 @@ def find_origin(config: TrainingConfig, state: State | None, say: Callable[[str]
         raise UserError(
             f"--model-size {config.model_size} is not what {name} holds ({size_of(shape) or shape}): leave it out"
         )
-    return Origin(found, name, shape, vocab_size)
+    return StartingWeights(found, name, shape, vocab_size)
 
 
 def make_parts(
     config: TrainingConfig,
     state: State | None,
-    origin: Origin | None,
+    weights: StartingWeights | None,
     say: Callable[[str], None],
     note: Callable[[str, str], None],
     builders: Builders,
@@ -128,7 +130,7 @@ def make_parts(
     """The parts of a new run, or those of the run that goes on from `state`.
 
     Args:
-        origin: what `find_origin` found for it.
+        weights: what `find_starting_weights` found for it.
         note: told the kind and the detail of what happens on the way.
         compiling: entered while the step is compiled, where an exception out of a signal would be swallowed.
 
@@ -140,11 +142,11 @@ def make_parts(
         make_deterministic()
     keep_freed_memory()
     device = choose_device(config.device)
-    shape = origin.shape if origin is not None else config.shape
+    shape = weights.shape if weights is not None else config.shape
     config, dtype = _decide(dataclasses.replace(config, model_size=size_of(shape)), device, state, say)
     if device.type == "cpu" and dtype == torch.float32:
         builders.use_onednn_for_fp32()
-    at_hand = _tokenizer_at_hand(config, origin)
+    at_hand = _tokenizer_at_hand(config, weights)
     documents = _open_documents(config, state, say, note, builders)
     tokenizer = at_hand or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
     if state is None:
@@ -155,8 +157,8 @@ def make_parts(
         documents_done, tokens_done, *_ = state["tally"]["totals"]
         typical = tokens_done / max(documents_done, 1)
     model = LanguageModel(shape, tokenizer.vocab_size, seed=config.seed)
-    if origin is not None:
-        model.take_weights(origin.state, origin.name)
+    if weights is not None:
+        model.take_weights(weights.state, weights.name)
     step = builders.training_step(
         model.to(device),
         dtype=dtype,
@@ -180,7 +182,7 @@ def make_parts(
     if state is not None:
         step.load_state_dict(state)  # here, so that what does not fit is refused before anything is touched
     evaluator = _evaluator(config, documents, tokenizer, step.averaged, note, builders.automatic_evaluation)
-    pretrained = origin.state.get("pretrained") if origin is not None else None
+    pretrained = weights.state.get("pretrained") if weights is not None else None
     flops = builders.measure_flops(shape, tokenizer.vocab_size, step.lengths[-1], dtype=dtype, device=device)
     return Parts(config, documents, tokenizer, step, evaluator, seconds, flops, pretrained)
 
@@ -249,10 +251,10 @@ def _pretrained(path: Path, say: Callable[[str], None]) -> tuple[State, str]:
     return state, str(path)
 
 
-def _tokenizer_at_hand(config: TrainingConfig, origin: Origin | None) -> Tokenizer | None:
+def _tokenizer_at_hand(config: TrainingConfig, weights: StartingWeights | None) -> Tokenizer | None:
     """The one that the weights were trained with, or the file named; None where one is to be trained."""
-    if origin is not None:
-        found = stored_tokenizer(origin.state, origin.name)
+    if weights is not None:
+        found = stored_tokenizer(weights.state, weights.name)
     elif config.tokenizer is not None:
         found = Tokenizer.load(Path(config.tokenizer))
     else:

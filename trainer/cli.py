@@ -209,7 +209,7 @@ def _train(
     Args:
         events: (kind, detail) of what has happened before there was a record to keep it in.
     """
-    from trainer.assemble import Builders, assemble_trainer, find_origin, make_parts
+    from trainer.assemble import Builders, assemble_trainer, find_starting_weights, make_parts
     from trainer.observe.terminal import say
     from trainer.run.checkpoints import CheckpointManager
     from trainer.run.folders import check_disk
@@ -221,12 +221,12 @@ def _train(
     builders = builders or Builders()
     page = _page(arguments, run, say)  # first, because a port that is taken is a mistake to be told of at once
     first = state["step"] if state is not None else 0
-    origin = find_origin(config, state, say)
-    shape, vocab_size = (origin.shape, origin.vocab_size) if origin else (config.shape, config.vocab_size)
+    weights = find_starting_weights(config, state, say)
+    shape, vocab_size = (weights.shape, weights.vocab_size) if weights else (config.shape, config.vocab_size)
     needed = _bytes_needed(config, shape.parameters(vocab_size), run, first)
     check_disk(needed)
-    parts = make_parts(config, state, origin, say, note, builders, compiling=stop.at_once)
-    del origin  # its weights are in the model now
+    parts = make_parts(config, state, weights, say, note, builders, compiling=stop.at_once)
+    del weights  # they are in the model now
     opening = _opening(parts, run, first, sum(needed.values()))
     stop.hold()  # from here on Ctrl-C is a stop that saves
     if state is None:
