@@ -2,43 +2,13 @@ import math
 
 import pytest
 
-from common.debiased_average import DebiasedAverage
-from common.formatting import format_time
-from trainer.observe.totals import WINDOW, Tally, usual_mean
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0.0s"), (45, "45.0s"), (59.9, "59.9s"), (60, "1.0m"), (2268, "37.8m"), (3600, "1.0h"), (9000, "2.5h")],
-)
-def test_format_time(seconds: float, text: str) -> None:
-    assert format_time(seconds) == text
+from trainer.observe.totals import Tally, usual_mean
 
 
 def test_what_held_up_a_few_steps_is_no_part_of_the_usual_mean() -> None:
     assert usual_mean([46.0]) == 46.0  # there is nothing else
     assert usual_mean([46.0, 0.25]) == 0.25
     assert usual_mean([46.0, *[0.25] * 50, *[0.75] * 48, 60.0]) == pytest.approx((0.25 * 50 + 0.75 * 48) / 98)
-
-
-def test_the_average_is_not_pulled_to_zero_and_forgets_slowly() -> None:
-    average = DebiasedAverage(2 * WINDOW - 1)
-    assert math.isnan(average.value)
-    average.add(5.0)
-    assert average.value == pytest.approx(5.0)
-    for _ in range(10):
-        average.add(5.0)
-    assert average.value == pytest.approx(5.0)
-    for _ in range(WINDOW):
-        average.add(1.0)
-    assert 1.1 < average.value < 2.0
-
-
-def test_one_nan_does_not_poison_the_average() -> None:
-    average = DebiasedAverage(2 * WINDOW - 1)
-    for value in (2.0, math.nan, math.inf, 2.0):
-        average.add(value)
-    assert average.value == pytest.approx(2.0)
 
 
 def tally_of(losses: list[float]) -> Tally:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from common.formatting import format_duration
 from tests.viz.runs_to_draw import HOSTILE, MOMENTS, SAMPLE, columns_of, view_of
 from viz.charts.figure import SIZE, Chart
 from viz.charts.panels import shorten_names
@@ -483,14 +482,6 @@ def test_the_verdict_is_rarely_wrong_about_noise() -> None:
         columns["loss"] = random.normal(3, 1, 1000)
         wrong += "no change beyond noise" not in verdict(view_of(columns))
     assert 2 <= wrong <= 20
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (45, "45s"), (130, "2m 10s"), (2100, "35m"), (11_100, "3h 05m"), (180_000, "2d 2h"), (59.7, "1m 00s")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
 
 
 def test_an_empty_run_says_that_it_waits(chart: Chart) -> None:
