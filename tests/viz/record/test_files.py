@@ -1,9 +1,7 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from common.file_replacement import replace_file
 from viz.record.files import filesystem_type, is_network_type, is_on_network
 
 MOUNTS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -60,19 +58,3 @@ def test_network_types() -> None:
 
 def test_this_machine_answers(tmp_path: Path) -> None:
     assert is_on_network(tmp_path) in (False, True)
-
-
-def test_a_replacement_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "training_step_000050.png"
-    replace_file(path, lambda file: file.write(b"old"), durable=False)
-
-    def pieces() -> Iterator[bytes]:
-        yield b"half of the "
-        assert len(list(tmp_path.iterdir())) == 2
-        assert list(tmp_path.glob("training_step_*.png")) == [path]
-        raise RuntimeError("the disk is on fire")
-
-    with pytest.raises(RuntimeError, match="on fire"):
-        replace_file(path, lambda file: file.writelines(pieces()), durable=False)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
