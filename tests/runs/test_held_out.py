@@ -103,14 +103,16 @@ def test_where_nothing_is_held_out_a_run_goes_without_unless_it_was_asked_for(
 ) -> None:
     (tmp_path / "tiny.txt").write_text("\n\n".join(make_texts(30)))
     assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "a") == 0
-    said = "No evaluation in this run: tiny.txt has no document to hold out for an evaluation (one in 100 is)"
+    said = (
+        "This run is not evaluated: tiny.txt has no held-out document to evaluate on (one document in 100 is held out)"
+    )
     assert capsys.readouterr().out.count(said) == 1
     assert measured(tmp_path / "a") == []
     assert table(tmp_path / "a" / "training_viz", "SELECT detail FROM events WHERE kind = 'no evaluation'") == [(said,)]
     assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "b", "--evaluation-interval", 5) == 2
-    assert "tiny.txt has no document to hold out" in capsys.readouterr().err
+    assert "tiny.txt has no held-out document" in capsys.readouterr().err
     assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "c", "--evaluation-interval", 0) == 0
-    assert "No evaluation" not in capsys.readouterr().out
+    assert "not evaluated" not in capsys.readouterr().out
 
 
 Start = Callable[..., subprocess.CompletedProcess[str]]
@@ -142,7 +144,7 @@ def test_a_validation_split_out_of_reach_holds_nothing_up(start: Start, tmp_path
         hub.faults = [Fault("example_holdout", **how)]
         done = start(hub, 3, "--dataset", "someone/texts", "--steps", 20, "--max-stall", 30)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("No evaluation in this run: ") == 1
+        assert done.stdout.count("This run is not evaluated: ") == 1
         assert "have not come within 3 seconds" in done.stdout
         assert measured(tmp_path) == [] and len(table(tmp_path / "training_viz", STEPS)) == 20
         hub.faults = []
@@ -157,9 +159,9 @@ def test_what_is_trained_on_is_not_held_out(start: Start, tmp_path: Path) -> Non
         words = ("--dataset", "someone/texts", "--dataset-split", "validation", "--steps", 20)
         done = start(hub, 30, *words)
         assert done.returncode == 0, done.stderr
-        assert "someone/texts is trained on its validation split, so that nothing is held out" in done.stdout
+        assert "someone/texts trains on its validation split, so nothing is held out" in done.stdout
         asked = start(hub, 30, *words, "--evaluation-interval", 5)
     assert (asked.returncode, asked.stdout.count("held out")) == (
         2,
         0,
-    ) and "so that nothing is held out" in asked.stderr
+    ) and "so nothing is held out" in asked.stderr
