@@ -1,4 +1,4 @@
-"""Runs to look at: pictures and JSON made again from the store, two runs compared, all runs of a folder listed."""
+"""`python -m viz`: look at runs. Draw, compare, list, export and serve what their stores hold."""
 
 import argparse
 import io
@@ -28,76 +28,8 @@ from viz.views.comparison import compare
 from viz.views.document import describe_document
 from viz.views.run_view import Viewer
 
-Command = Callable[[argparse.Namespace], int]
-
-
-def add_page_commands(
-    add: Callable[[str, Command, str], argparse.ArgumentParser], add_folder: Callable[[argparse.ArgumentParser], None]
-) -> None:
-    """`add`: a command by its name, what carries it out, and its help; `add_folder`: the folder of a run to it."""
-    page = add("serve", _serve, "open a page on a run: while it trains, after it ended, or on a copy")
-    add_folder(page)
-    page.add_argument(
-        "others", nargs="*", type=Path, metavar="OTHER", help="folders of further runs, to compare it with"
-    )
-    page.add_argument("--port", type=_port, metavar="N", help=f"default: the first free one from {PORT} on")
-    page.add_argument(
-        "--allow-host", type=_host, action="append", default=[], metavar="NAME",
-        help="also answer requests that call this machine by NAME (repeatable)",
-    )  # fmt: skip
-    take = add("report", _report, "the run as one HTML file that needs no server and no network")
-    add_folder(take)
-    take.add_argument(
-        "other", nargs="?", type=Path, metavar="OTHER", help="folder of a further run, to compare it with"
-    )
-    take.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="default: report.html, here")
-
-
-def _port(text: str) -> int:
-    number = int(text) if text.isascii() and text.isdigit() else 0
-    if not 1 <= number <= 65_535:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, found {text!r}")
-    return number
-
-
-def _host(text: str) -> str:
-    name = name_in(f"//{text}")
-    if name is None or name_in(f"//{text}:1") is None:
-        raise argparse.ArgumentTypeError(f"expected the name of a machine, as a browser would write it, found {text!r}")
-    return name
-
-
-def _serve(chosen: argparse.Namespace) -> int:
-    for other in chosen.others:
-        record_of(other)
-    if chosen.dir.is_file():
-        record_of(chosen.dir)  # refuses what is not a run.db
-    try:
-        listening = listen(chosen.port)
-    except OSError as error:
-        raise ValueError(f"{error.strerror}: name another --port") from error
-    waits = ""
-    try:
-        record_of(chosen.dir)
-    except ValueError as error:
-        waits = f"{error}: the page waits for one"
-
-    def say(port: int) -> None:
-        lines = [*([one_line(waits)] if waits else []), *opening_lines(port), "Ctrl-C ends it"]
-        print("\n".join(lines), flush=True)
-
-    serve(chosen.dir, chosen.others, listening, chosen.allow_host, ready=say)
-    return 0
-
-
-def _report(chosen: argparse.Namespace) -> int:
-    path = chosen.output or Path("report.html")
-    others = [record_of(chosen.other)] if chosen.other else []
-    content = make_report(record_of(chosen.dir), others)
-    replace_file(path, lambda file: file.write(content), durable=False)
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return 0
-
+CommandFunction = Callable[[argparse.Namespace], int]
+"""What carries out a command: from its arguments to the exit code."""
 
 FOLDER = Path("training_viz")
 OF_THIS_PAIR = "The ± is about this pair of runs: how far two seeds lie apart is another question"
@@ -108,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without `→` is no reason to fail
     chosen = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = chosen.carry_out
+    command: CommandFunction = chosen.carry_out
     try:
         code = command(chosen)
         sys.stdout.flush()
@@ -127,19 +59,27 @@ def _refuse(why: str) -> int:
     return 2
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class VizParser(argparse.ArgumentParser):
+    """argparse that exits with one line instead of printing its usage."""
+
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"python -m viz: {message} ({self.prog} --help lists all)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="python -m viz", description=__doc__)
+    parser = VizParser(
+        prog="python -m viz",
+        description="Look at runs: draw, compare, list, export and serve what their stores hold.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, carry_out: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+    def add(name: str, carry_out: CommandFunction, help_text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=f"{help_text[:1].upper()}{help_text[1:]}.")
         command.set_defaults(carry_out=carry_out)
         return command
+
+    def add_folder(command: argparse.ArgumentParser) -> None:
+        command.add_argument("dir", nargs="?", type=Path, default=FOLDER, metavar="DIR", help=f"default: {FOLDER}")
 
     def add_look(command: argparse.ArgumentParser, size: tuple[int, int]) -> None:
         usual = f"{size[0]}x{size[1]}"
@@ -147,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--dark", action="store_true", help="light on dark")
 
     chart = add("chart", _chart, "draw the run as of its last step, or of another")
-    _add_folder(chart)
+    add_folder(chart)
     chart.add_argument(
         "-o", "--output", type=Path, metavar="FILE.png",
         help="default: the numbered file in DIR; with --step, --size or --dark chart.png, here",
@@ -156,16 +96,16 @@ def _parser() -> argparse.ArgumentParser:
     chart.add_argument("--all", action="store_true", help="the numbered pictures in DIR anew, as many as the run keeps")
     add_look(chart, SIZE)
     film = add("timelapse", _timelapse, "the run as a moving picture, a .gif or an animated .png")
-    _add_folder(film)
+    add_folder(film)
     film.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: timelapse.gif, here")
     film.add_argument("--frames", type=_count, default=FRAMES, metavar="N", help=f"default: {FRAMES}")
     film.add_argument("--seconds", type=_seconds, default=SECONDS, metavar="S", help=f"default: {SECONDS:g}")
     add_look(film, FILM_SIZE)
     read = add("document", _document, "what a step was trained on: the text, and what in it surprised the model most")
     read.add_argument("step", type=_step, metavar="STEP", help="as on the axis of the chart, from 0 on")
-    _add_folder(read)
+    add_folder(read)
     runs = add("runs", _runs, "list the runs of a folder: what they were, and how to go on with each")
-    _add_folder(runs)
+    add_folder(runs)
     runs.add_argument("--delete", metavar="ID", help="delete a run and its checkpoints, after a question")
     runs.add_argument("--yes", action="store_true", help="don't ask")
     pair = add("compare", _compare, "which of two runs is better, document by document")
@@ -177,13 +117,24 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, metavar="FILE", help="of the picture (default: comparison.png, here)"
     )
     add_look(pair, COMPARISON_SIZE)
-    add_page_commands(add, _add_folder)
-    _add_folder(add("export", _export, "write the JSON files"))
+    page = add("serve", _serve, "open a page on a run: while it trains, after it ended, or on a copy")
+    add_folder(page)
+    page.add_argument(
+        "others", nargs="*", type=Path, metavar="OTHER", help="folders of further runs, to compare it with"
+    )
+    page.add_argument("--port", type=_port, metavar="N", help=f"default: the first free one from {PORT} on")
+    page.add_argument(
+        "--allow-host", type=_host, action="append", default=[], metavar="NAME",
+        help="also answer requests that call this machine by NAME (repeatable)",
+    )  # fmt: skip
+    take = add("report", _report, "the run as one HTML file that needs no server and no network")
+    add_folder(take)
+    take.add_argument(
+        "other", nargs="?", type=Path, metavar="OTHER", help="folder of a further run, to compare it with"
+    )
+    take.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="default: report.html, here")
+    add_folder(add("export", _export, "write the JSON files"))
     return parser
-
-
-def _add_folder(command: argparse.ArgumentParser) -> None:
-    command.add_argument("dir", nargs="?", type=Path, default=FOLDER, metavar="DIR", help=f"default: {FOLDER}")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -218,6 +169,20 @@ def _seconds(text: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"expected seconds, 0.1 to 3600, found {text!r}")
     return seconds
+
+
+def _port(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if not 1 <= number <= 65_535:
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, found {text!r}")
+    return number
+
+
+def _host(text: str) -> str:
+    name = name_in(f"//{text}")
+    if name is None or name_in(f"//{text}:1") is None:
+        raise argparse.ArgumentTypeError(f"expected the name of a machine, as a browser would write it, found {text!r}")
+    return name
 
 
 def _chart(chosen: argparse.Namespace) -> int:
@@ -312,6 +277,38 @@ def _folder_of(name: str, root: Path) -> Path:
         there = ", ".join(known) or "none"
         raise ValueError(f"{name}: neither the folder of a run nor the id of one in {root} (there: {there})")
     return known[name]
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    for other in chosen.others:
+        record_of(other)
+    if chosen.dir.is_file():
+        record_of(chosen.dir)  # refuses what is not a run.db
+    try:
+        listening = listen(chosen.port)
+    except OSError as error:
+        raise ValueError(f"{error.strerror}: name another --port") from error
+    waits = ""
+    try:
+        record_of(chosen.dir)
+    except ValueError as error:
+        waits = f"{error}: the page waits for one"
+
+    def say(port: int) -> None:
+        lines = [*([one_line(waits)] if waits else []), *opening_lines(port), "Ctrl-C ends it"]
+        print("\n".join(lines), flush=True)
+
+    serve(chosen.dir, chosen.others, listening, chosen.allow_host, ready=say)
+    return 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    path = chosen.output or Path("report.html")
+    others = [record_of(chosen.other)] if chosen.other else []
+    content = make_report(record_of(chosen.dir), others)
+    replace_file(path, lambda file: file.write(content), durable=False)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
 
 
 def _export(chosen: argparse.Namespace) -> int:

@@ -5,8 +5,6 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from viz.record.runs import record_of
-
 if TYPE_CHECKING:
     import pandas
     import PIL.Image
@@ -21,6 +19,7 @@ def load(folder: Path | str = "training_viz") -> "pandas.DataFrame":
     import pandas
 
     from viz.record.reader import StoreReader
+    from viz.record.runs import record_of
 
     path = record_of(Path(folder)) / "run.db"
     try:
@@ -44,6 +43,7 @@ def show(
     import PIL.Image
 
     from viz.charts.chart_files import draw_picture
+    from viz.record.runs import record_of
 
     record = record_of(Path(folder))
     try:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from common.debiased_average import Floats
-from viz.charts import primitives as marks
-from viz.charts.style import DARK, INCHES, LIGHT, Palette, drawn_in, png_of
+from viz.charts.primitives import documents, edge_mark, padded, short_number
+from viz.charts.style import DARK, INCHES, LIGHT, Palette, canvas_to_png, matplotlib_style
 from viz.charts.text import printable, shorten_to_width
 from viz.stats.paired_difference import FEWEST, Difference, RunningAverage
 from viz.views.comparison import Comparison
@@ -25,14 +25,14 @@ _PLACES = 1000  # of a curve: a pixel of the design each
 def draw_comparison(comparison: Comparison, *, dark: bool = False, size: tuple[int, int] = SIZE) -> bytes:
     """The picture, a PNG of `size` pixels: both averages, the difference of each document, the difference by source."""
     palette = DARK if dark else LIGHT
-    with drawn_in(palette):
+    with matplotlib_style(palette):
         canvas: Any = FigureCanvasAgg(comparison_figure(comparison, palette, size))
         canvas.draw()
-    return png_of(canvas)
+    return canvas_to_png(canvas)
 
 
 def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int, int] = SIZE) -> Figure:
-    """What `draw_comparison` renders, laid out. Call it within `drawn_in(palette)`."""
+    """What `draw_comparison` renders, laid out. Call it within `matplotlib_style(palette)`."""
     dpi = size[0] / INCHES
     # A hundredth of a pixel more: rounding must not cost a row of them.
     figure = Figure(figsize=(INCHES, (size[1] + 0.01) / dpi), dpi=dpi, layout="constrained")
@@ -93,7 +93,7 @@ def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int,
     # The density counts the documents in each place of the panel as it is laid out.
     for sign, colour in ((1, palette.second), (-1, palette.main)):
         values = np.where(sign * comparison.differences > 0, comparison.differences, np.nan)
-        marks.documents(each, comparison.steps, values, colour)
+        documents(each, comparison.steps, values, colour)
     return figure
 
 
@@ -118,7 +118,7 @@ def _number(value: float, _position: object = None) -> str:
 
 def _limit_steps(axes: Any, *steps: Any) -> None:
     first, last = min(float(each[0]) for each in steps), max(float(each[-1]) for each in steps)
-    axes.set_xlim(marks.padded(first, last, 0.01, 0.01))
+    axes.set_xlim(padded(first, last, 0.01, 0.01))
 
 
 def _averages(axes: Any, comparison: Comparison, palette: Palette) -> None:
@@ -128,7 +128,7 @@ def _averages(axes: Any, comparison: Comparison, palette: Palette) -> None:
     labels = [f" {name}: {printable(about)[:60]}" for name, about in zip((a, b), comparison.about, strict=True)]
     shown_a = _curve(axes, curve_a, palette.main, labels[0])
     shown = np.concatenate([shown_a, _curve(axes, curve_b, palette.second, labels[1], (0, (6, 2)))])
-    axes.set_ylim(marks.padded(float(shown.min()), float(shown.max())))
+    axes.set_ylim(padded(float(shown.min()), float(shown.max())))
     _limit_steps(axes, curve_a.steps, curve_b.steps)
     axes.legend(loc="upper right")
 
@@ -141,7 +141,7 @@ def _each_document(axes: Any, comparison: Comparison, palette: Palette) -> None:
     low, high = np.quantile(values, (0.05, 0.95)) if len(values) >= 20 else (values.min(), values.max())
     # 5 % to 95 % and half of that on either side: of a normal distribution all but a thousandth.
     room = 0.5 * (high - low)
-    axes.set_ylim(marks.padded(min(low - room, shown.min(initial=0)), max(high + room, shown.max(initial=0))))
+    axes.set_ylim(padded(min(low - room, shown.min(initial=0)), max(high + room, shown.max(initial=0))))
     _limit_steps(axes, comparison.steps)
     low, high = axes.get_ylim()
     for beyond, height, words, furthest, colour in (
@@ -151,7 +151,7 @@ def _each_document(axes: Any, comparison: Comparison, palette: Palette) -> None:
         if count := int(beyond.sum()):
             place = furthest(values)
             label = f"{count:,} {words}, to {_number(values[place])} at step {comparison.steps[place]:,}"
-            marks.edge_mark(axes, comparison.steps[beyond], height, "|", colour, label)
+            edge_mark(axes, comparison.steps[beyond], height, "|", colour, label)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.975), ncols=3)
 
 
@@ -172,7 +172,7 @@ def _spread(axes: Any, comparison: Comparison, palette: Palette) -> None:
     axes.set_ylim(low, high)
     axes.set_xlabel("documents")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(marks.short_number))
+    axes.xaxis.set_major_formatter(FuncFormatter(short_number))
     axes.tick_params(axis="y", labelleft=False, length=0)
 
 
@@ -202,7 +202,7 @@ def _by_source(axes: Any, comparison: Comparison, palette: Palette) -> None:
     halves = np.array([row.half_width or 0.0 for row in rows])
     reach = 1.1 * np.minimum(halves, 3 * np.median(halves[halves > 0])) if halves.any() else halves
     values = np.array([row.value for row in rows])
-    axes.set_xlim(marks.padded(min(0.0, float((values - reach).min())), max(0.0, float((values + reach).max()))))
+    axes.set_xlim(padded(min(0.0, float((values - reach).min())), max(0.0, float((values + reach).max()))))
     axes.set_ylim(max(len(names) - 0.5, 2.5), min(-0.8, len(names) - 3.5))
     axes.yaxis.set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -16,9 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from common.formatting import format_duration
 from viz.charts import panels
 from viz.charts.primitives import short_number
-from viz.charts.style import DARK, INCHES, LIGHT, drawn_in, png_of
+from viz.charts.style import DARK, INCHES, LIGHT, canvas_to_png, matplotlib_style
 from viz.charts.text import Section, fill_text_panel, printable, shorten_to_width, write_quietly
-from viz.charts.text_block import LINE, TextBlock
 from viz.record.schema import Row
 from viz.stats.averages import WINDOW
 from viz.views.run_view import View, verdict
@@ -34,15 +33,13 @@ class Chart:
         """`size`: of the picture, in pixels."""
         self._size, self._palette = size, DARK if dark else LIGHT
         dpi = size[0] / INCHES
-        with drawn_in(self._palette):
+        with matplotlib_style(self._palette):
             self.figure = Figure(figsize=(INCHES, size[1] / dpi), dpi=dpi)
             self.canvas: Any = FigureCanvasAgg(self.figure)
             inch = 1 / self.figure.get_figheight()
-            across, ink, quiet = self.figure.transFigure, self._palette.ink, self._palette.quiet
-            self.title = TextBlock((0.0075, 1 - 0.06 * inch), "", across, ink, 13.5, bold=True)
-            self.verdict = TextBlock((0.0075, 1 - 0.35 * inch), "", across, quiet, 10)
-            self.figure.add_artist(self.title)
-            self.figure.add_artist(self.verdict)
+            top: Any = {"va": "top", "in_layout": False}
+            self.title = self.figure.text(0.0075, 1 - 0.08 * inch, "", fontsize=13.5, fontweight="bold", **top)
+            self.verdict = self.figure.text(0.0075, 1 - 0.37 * inch, "", fontsize=10, color=self._palette.quiet, **top)
             self._make_panels()
             self._furnish()
             self._find_places(rect=(0, 0, 1, 1 - 0.62 * inch))
@@ -58,8 +55,7 @@ class Chart:
         rows = right.subgridspec(2, 1, height_ratios=(1.12, 1))
         self.moments, self.latest = (self.figure.add_subplot(row) for row in rows)
         self.along_steps = (self.loss, self.sources, self.accuracy, *strips)
-        self._small = (self.key, *strips)
-        self.titles: dict[Any, TextBlock] = {}
+        self._strips = strips
         for axes in (self.marks, self.key, self.moments, self.latest):
             axes.set_axis_off()
 
@@ -78,8 +74,10 @@ class Chart:
             self.moments: "One prompt, asked again",
             self.latest: "Latest generation",
         }
-        for axes, title in titles.items():
-            axes.set_title(title, pad=5, fontsize=8.5 if axes in self._small else 10.5)
+        self.titles = {
+            axes: axes.set_title(title, pad=5, fontsize=8.5 if axes in (self.key, *self._strips) else 10.5)
+            for axes, title in titles.items()
+        }
         for axes in self.along_steps:
             places = 4 if axes in (self.sources, self.accuracy) else 6
             axes.xaxis.set_major_locator(MaxNLocator(places, integer=True, min_n_ticks=1, steps=(1, 2, 2.5, 5, 10)))
@@ -127,20 +125,10 @@ class Chart:
         for axes, formatter in formatters.items():
             axes.yaxis.set_major_formatter(formatter)
         for axes in self.figure.axes:
-            for axis in (
-                axes.xaxis,
-                axes.yaxis,
-            ):  # or each label is laid anew around its ticks, a sixth of a chart's time
+            for axis in (axes.xaxis, axes.yaxis):
+                # Or each label is laid anew around its ticks, a sixth of a chart's time.
                 box = axis.label.get_window_extent()
                 axis.set_label_coords(*axes.transAxes.inverted().transform(((box.x0 + box.x1) / 2, box.y1)))
-            if title := axes.get_title(loc="left"):
-                axes.set_title("", loc="left")
-                points = 8.5 if axes in self._small else 10.5
-                above = (2.5 + LINE * points) / 72 * self.figure.dpi / axes.get_window_extent().height
-                self.titles[axes] = TextBlock(
-                    (0, 1 + above), title, axes.transAxes, self._palette.ink, points, bold=True
-                )
-                self.figure.add_artist(self.titles[axes])
 
     def _clear(self) -> None:
         # What is drawn goes, axes and their ticks stay: to make those anew takes longer than all the rest.
@@ -153,7 +141,7 @@ class Chart:
 
     def draw(self, view: View) -> bytes:
         """The picture, a PNG. What there is nothing of yet says that it waits."""
-        with drawn_in(self._palette):
+        with matplotlib_style(self._palette):
             self._clear()
             self._say(view)
             last = int(view.column("steps")[-1]) if view.count else 0
@@ -174,7 +162,7 @@ class Chart:
             self._write_moments(view)
             self._write_latest(view.sample)
             self.canvas.draw()
-        return png_of(self.canvas)
+        return canvas_to_png(self.canvas)
 
     def _say(self, view: View) -> None:
         """The two lines above all panels."""

@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 
 from common.debiased_average import Floats
 from viz.charts.style import Palette
-from viz.charts.text_block import LINE, TextBlock
+from viz.charts.text import LINE
 from viz.stats.downsample import Curve
 
 FEW = 1500  # documents that are drawn as points; more are a density
@@ -187,7 +187,7 @@ def label_ends(axes: Any, labels: Sequence[tuple[float, str, str]]) -> None:
         value, text, colour = labels[index]
         text = f"▾ {text}" if value < bottom else f"▴ {text}" if value > top else text
         place = (1.012, (height - box.y0) / box.height)
-        axes.add_artist(TextBlock(place, text, axes.transAxes, colour, _LABEL_POINTS, middle=True)).set_clip_on(False)
+        axes.text(*place, text, transform=axes.transAxes, color=colour, size=_LABEL_POINTS, va="center", zorder=8)
 
 
 def push_apart(heights: Floats, gap: float, low: float, high: float) -> Floats:

@@ -1,4 +1,4 @@
-"""How pictures look: colours for light and dark, styles of lines, and matplotlib told so, whatever the user's are."""
+"""How images look: palettes for light and dark, line styles, matplotlib's settings, and the PNG they end up in."""
 
 import io
 from collections.abc import Iterator
@@ -48,9 +48,13 @@ SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"
 """Come with matplotlib: the same picture on every machine."""
 
 
+INCHES = 16.0
+"""The nominal width of every image: a larger one shows the same in more pixels."""
+
+
 @contextmanager
-def drawn_in(palette: Palette) -> Iterator[None]:
-    """Within: matplotlib's own defaults and these, never the user's settings (TeX too); those come back after."""
+def matplotlib_style(palette: Palette) -> Iterator[None]:
+    """Within this context, matplotlib uses its defaults and this palette; the user's settings come back after."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_style(palette))
@@ -91,13 +95,10 @@ def _style(palette: Palette) -> dict[Any, Any]:
     }
 
 
-INCHES = 16.0
-"""That the width of any picture is taken for: a larger one shows the same in more pixels."""
+def canvas_to_png(canvas: Any) -> bytes:
+    """Return what is drawn on an Agg canvas as a PNG of 256 colours.
 
-
-def png_of(canvas: Any) -> bytes:
-    """What has been drawn on an Agg canvas. 256 colours are all that a chart needs: a third of the bytes, in half of
-    the time.
+    A chart needs no more colours, and the file takes a third of the bytes and half of the time.
     """
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     file = io.BytesIO()

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
 from viz.charts.style import MONO, SANS, Palette
-from viz.charts.text_block import LINE, TextBlock, font_of
 
 POINTS = 8.0
+LINE = 1.3
+"""The height of a line, in font sizes."""
+BASELINE = 0.93
+"""Where in its line a text stands, from the line's top, in font sizes."""
 
 
 @functools.cache
@@ -46,27 +50,19 @@ def printable(text: str) -> str:
 
 
 def wrap(text: str, columns: int, lines: int) -> list[str]:
-    """Printable text as at most `lines` lines of at most `columns` characters; `…` ends it where something is left out.
+    """Wrap printable text to at most `lines` lines of `columns` characters; `…` ends it where something is left out.
 
-    Breaks after a space if there is one in the last half of a line, else anywhere; keeps the text's own line breaks.
+    Its own line breaks and indentation stay, empty lines go.
     """
     wrapped: list[str] = []
     for line in re.sub(r"\n\s*\n", "\n", text.strip("\n")).split("\n"):
-        rest = line.rstrip()
-        while len(rest) > columns:
-            space = rest.rfind(" ", columns // 2, columns + 1)
-            cut = space + 1 if space >= 0 else columns
-            wrapped.append(rest[:cut].rstrip())
-            rest = rest[cut:]
-        wrapped.append(rest)
+        wrapped += textwrap.wrap(line, columns, break_on_hyphens=False) or [""]
         if len(wrapped) > lines:
             return [*wrapped[: lines - 1], wrapped[lines - 1][: columns - 1] + "…"]
     return wrapped
 
 
-def shorten_to_width(
-    artist: Text | TextBlock, head: str, tail: str, width: float, renderer: Any, before: str = ""
-) -> None:
+def shorten_to_width(artist: Text, head: str, tail: str, width: float, renderer: Any, before: str = "") -> None:
     """Set an artist's text to `before` + `head` + `tail`, at most `width` pixels: `head` is cut, with an ellipsis."""
     head = head.replace("\n", " ")
     kept = len(head)
@@ -90,7 +86,7 @@ class Section:
 
 def fill_text_panel(axes: Any, sections: Sequence[Section], palette: Palette) -> None:
     """Write sections into axes that are laid out, one below the other. What one doesn't need, the next ones may use."""
-    columns, lines, height = _room(axes)
+    columns, lines = _capacity(axes)
     lines -= 2 * len(sections)  # each one's name, and an empty line after it
     shares = sum(section.share for section in sections)
     spare, down = lines - sum(lines * section.share // shares for section in sections), 0.5
@@ -101,29 +97,38 @@ def fill_text_panel(axes: Any, sections: Sequence[Section], palette: Palette) ->
         text = wrap(printable(section.body), columns, room) if section.body else [empty]
         spare = max(0, room - len(text))
         name = f"{section.name}  (�: not in this font)" if lost and section is sections[0] else section.name
-        _write(axes, [name], down * height, section.colour, "bold")
-        _write(axes, text, (down + 1) * height, palette.ink, "normal")
+        _write(axes, [name], down, section.colour, "bold")
+        _write(axes, text, down + 1, palette.ink, "normal")
         down += 1.7 + len(text)
 
 
 def write_quietly(axes: Any, lines: Sequence[str], palette: Palette) -> None:
     """Lines of printable text, each cut to the width of axes that are laid out; those for which there is room."""
-    columns, room, height = _room(axes)
+    columns, room = _capacity(axes)
     cut = [line if len(line) <= columns else line[: columns - 1] + "…" for line in lines[: max(1, room)]]
-    _write(axes, cut, 0.15 * height, palette.ink if len(lines) > 1 else palette.quiet, "normal")
+    _write(axes, cut, 0.15, palette.ink if len(lines) > 1 else palette.quiet, "normal")
 
 
-def _room(axes: Any) -> tuple[int, int, float]:
-    """Characters in a line, lines, and the height of a line as a share of the axes."""
-    box, font = axes.get_window_extent(), font_of(MONO, POINTS * axes.figure.dpi / 72)
-    height = LINE * font.size
-    return int(box.width / font.getlength("M")), int(box.height / height), height / box.height
+def _capacity(axes: Any) -> tuple[int, int]:
+    """How many characters of a line, and how many lines, axes that are laid out have room for."""
+    box, font = axes.get_window_extent(), FontProperties(family=MONO, size=POINTS)
+    width, *_ = axes.figure.canvas.get_renderer().get_text_width_height_descent("M" * 100, font, ismath=False)
+    return int(100 * box.width / width), int(box.height / _pitch(axes))
+
+
+def _pitch(axes: Any) -> float:
+    """The height of a line in pixels."""
+    dpi: float = axes.figure.dpi
+    return LINE * POINTS * dpi / 72
 
 
 def _write(axes: Any, lines: Sequence[str], down: float, colour: str, weight: str) -> None:
-    """Lines below each other, from a share of the axes below their top on: one artist, and one only."""
-    block = TextBlock(
-        (0, 1 - down), "\n".join(lines), axes.transAxes, colour, POINTS, family=MONO, bold=weight == "bold"
-    )
-    axes.add_artist(block)
-    block.set_clip_on(False)
+    """Write lines, the first one `down` lines below the top of the axes.
+
+    Each is an artist of its own: in one artist, a line with a tall letter would push down those below it.
+    """
+    pitch = _pitch(axes) / axes.get_window_extent().height
+    for number, line in enumerate(lines):
+        if line:
+            place = 1 - (down + number + BASELINE) * pitch
+            axes.text(0, place, line, transform=axes.transAxes, color=colour, family=MONO, size=POINTS, weight=weight)
