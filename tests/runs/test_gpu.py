@@ -39,13 +39,15 @@ def test_a_deterministic_run_resumes_to_the_last_bit(
     words += ["--deterministic", "--dtype", dtype, how]
     run(*words, "--steps", 24, "--out", "whole", cache="one")
     run(*words, "--steps", 9, "--out", "parts", cache="other")
-    assert "not exact" not in run("--resume", "--steps", 24, "--out", "parts", cache="third")
+    assert "not bit-identical" not in run("--resume", "--steps", 24, "--out", "parts", cache="third")
     equal_runs(tmp_path / "whole", tmp_path / "parts", 24)
 
 
 def test_without_deterministic_a_resume_reports_it(words: list[str], run_command: Run, tmp_path: Path) -> None:
     run_command(*words, "--steps", 3, cwd=tmp_path)
-    assert "cuda without --deterministic; not exact" in run_command("--resume", "--steps", 5, cwd=tmp_path).stdout
+    assert (
+        "cuda without --deterministic; not bit-identical" in run_command("--resume", "--steps", 5, cwd=tmp_path).stdout
+    )
 
 
 def test_observation_changes_no_bit(words: list[str], run_command: Run, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_another_size_is_refused_and_a_folder_of_both_says_which(
     write_state(both / "checkpoint_step_9.bin", state)
     capsys.readouterr()
     assert train_on("--steps", 2, "--pretrained-checkpoint", both) == 0
-    assert f"{both} holds a transformers model and checkpoints: the model is taken" in capsys.readouterr().out
+    assert f"{both} contains a transformers model and checkpoints: using the model" in capsys.readouterr().out
     empty = tmp_path / "empty"
     empty.mkdir()
     assert train_on("--steps", 2, "--pretrained-checkpoint", empty) == 2

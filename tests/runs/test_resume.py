@@ -154,7 +154,7 @@ def test_a_changed_learning_rate_is_recorded_as_an_event(train: Train, tmp_path:
     rates = [rate for (rate,) in table(tmp_path / "training_viz", "SELECT learning_rate FROM steps ORDER BY step")]
     assert rates[3:] == [0.5, 0.5] and rates[2] < 0.001
     detail = table(tmp_path / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")[0][0]
-    assert "initial_learning_rate 0.001 → 0.5" in detail and "not exact to the last bit" in detail
+    assert "initial_learning_rate 0.001 → 0.5" in detail and "not bit-identical" in detail
 
 
 def test_a_checkpoint_of_another_run_does_not_change_this_record(
@@ -182,10 +182,10 @@ def test_a_record_that_ends_before_the_checkpoint_is_refused(
     assert "--resume --steps 10" in capsys.readouterr().out  # not from the older checkpoint again
     newest = next((tmp_path / "checkpoints" / "earlier").rglob("checkpoint_step_9.bin"))
     assert train("--resume", newest, "--steps", 12) == 2
-    assert "set aside" in capsys.readouterr().err
+    assert "moved or copied out of run" in capsys.readouterr().err
     shutil.copy(newest, tmp_path / "checkpoints")
     assert train("--resume", "--steps", 12) == 2
-    assert "ends before that" in capsys.readouterr().err
+    assert "ends before it" in capsys.readouterr().err
     assert [row[0] for row in table(tmp_path / "training_viz", STEPS)] == [0, 1, 2, 3, 4]
 
 
@@ -232,7 +232,10 @@ def test_a_resume_uses_the_number_of_threads_of_its_run(train: Train, tmp_path: 
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
-    assert "not exact" not in table(tmp_path / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")[0][0]
+    assert (
+        "not bit-identical"
+        not in table(tmp_path / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")[0][0]
+    )
 
 
 def test_a_missing_record_starts_again_at_the_checkpoint(
@@ -241,7 +244,7 @@ def test_a_missing_record_starts_again_at_the_checkpoint(
     assert train("--steps", 4) == 0
     (tmp_path / "training_viz" / "run.db").unlink()
     assert train("--resume", "--steps", 6) == 0
-    assert "the record begins again at step 4" in capsys.readouterr().out
+    assert "a new record starts at step 4" in capsys.readouterr().out
     assert [row[0] for row in table(tmp_path / "training_viz", STEPS)] == [4, 5]
 
 
@@ -317,7 +320,7 @@ def test_a_resume_without_checkpoints_reports_where_the_next_one_would_start(
     assert train("--steps", 4) == 0
     capsys.readouterr()
     assert train("--resume", "--no-checkpoint", "--steps", 8) == 0
-    assert "--resume --steps 16 (from step 4: what came after it was not saved" in capsys.readouterr().out
+    assert "--resume --steps 16 (continues from step 4; later steps were not saved)" in capsys.readouterr().out
 
 
 def test_a_copy_of_checkpoints_does_not_change_the_original_record(train: Train, tmp_path: Path) -> None:
@@ -336,7 +339,7 @@ def test_a_checkpoint_without_its_digest_is_reported(
     assert train("--steps", 4) == 0
     (tmp_path / "checkpoints" / "checkpoint_step_4.bin.sha256").unlink()
     assert train("--resume", "--steps", 6) == 0
-    assert "has no SHA-256 beside it" in capsys.readouterr().out
+    assert "has no .sha256 file" in capsys.readouterr().out
     assert table(tmp_path / "training_viz", "SELECT count(*) FROM events WHERE kind = 'checkpoint unchecked'") == [(1,)]
 
 

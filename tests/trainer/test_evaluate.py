@@ -205,7 +205,7 @@ def test_an_output_that_fails_is_one_line(module: str, folder: Path) -> None:
         return subprocess.run(shell, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})
 
     done = run("> /dev/full")
-    assert (done.returncode, done.stderr) == (5, "the machine failed: [Errno 28] No space left on device\n")
+    assert (done.returncode, done.stderr) == (5, "machine failure: [Errno 28] No space left on device\n")
     for end in ("| true", ">&-"):
         done = run(end)
         assert (done.returncode, done.stderr) == (0, "")
