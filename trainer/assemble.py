@@ -31,12 +31,13 @@ from trainer.data.tokenizer import Tokenizer, collect_training_texts
 from trainer.errors import RunError, UserError
 from trainer.interop.load import stored_tokenizer
 from trainer.interop.transformers_folder import is_transformers_folder, read_transformers_folder
-from trainer.learning.compilation import compile_where_it_pays
+from trainer.learning.compilation import compile_where_it_pays, compiling_pays
 from trainer.learning.flops import measure_flops
 from trainer.learning.spike_detector import InstabilityDetector
 from trainer.learning.step import TrainingStep
 from trainer.model.language_model import LanguageModel, shape_of
-from trainer.observe.evaluation import Evaluator, evaluation_interval
+from trainer.observe.evaluation import AUTOMATIC_EVALUATION, AutomaticEvaluation, Evaluator, evaluation_interval
+from trainer.observe.forgetting import Probes
 from trainer.observe.terminal import Progress
 from trainer.records import Cursor, Document, Sample, Visualizer
 from trainer.run.checkpoints import CheckpointManager
@@ -47,9 +48,23 @@ from trainer.trainer import Trainer
 State = Mapping[str, Any]
 """What a checkpoint holds."""
 EVALUATION_DOCUMENTS = 64
-EVALUATION_PATIENCE = 30.0
-"""Seconds that a run waits for them at its start, where nobody has asked for an evaluation."""
 TYPICAL_DOCUMENTS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Builders:
+    """What a run is built from. Replace an entry to try another part without changing a module."""
+
+    open_documents: Callable[..., DocumentStream] = open_documents
+    training_step: Callable[..., TrainingStep] = TrainingStep
+    probes: Callable[..., Probes] = Probes
+    checkpoints: Callable[..., CheckpointManager] = CheckpointManager
+    visualizer: Callable[..., Visualizer] | None = None
+    """None: `viz.visualizer.TrainingVisualizer`, which only the command line may import."""
+    automatic_evaluation: AutomaticEvaluation = AUTOMATIC_EVALUATION
+    compiling_pays: Callable[[int, float, str], bool] = compiling_pays
+    measure_flops: Callable[..., Mapping[str, float]] = measure_flops
+    use_onednn_for_fp32: Callable[[], None] = multiply_fp32_by_onednn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +86,7 @@ class Parts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
+class StartingWeights:
     """What a run's weights come from: the checkpoint that it goes on from, or a pretrained model."""
 
     state: State
@@ -80,8 +95,10 @@ class Origin:
     vocab_size: int
 
 
-def find_origin(config: TrainingConfig, state: State | None, say: Callable[[str], None]) -> Origin | None:
-    """The origin of the run that goes on from `state`, or of a new one; None where that draws new weights.
+def find_starting_weights(
+    config: TrainingConfig, state: State | None, say: Callable[[str], None]
+) -> StartingWeights | None:
+    """The weights of the run that goes on from `state`, or of a new one; None where that draws new weights.
 
     Raises:
         UserError: what `--pretrained-checkpoint` names can't be used, or `--model-size` is another.
@@ -97,22 +114,23 @@ def find_origin(config: TrainingConfig, state: State | None, say: Callable[[str]
         raise UserError(
             f"--model-size {config.model_size} is not what {name} holds ({size_of(shape) or shape}): leave it out"
         )
-    return Origin(found, name, shape, vocab_size)
+    return StartingWeights(found, name, shape, vocab_size)
 
 
 def make_parts(
     config: TrainingConfig,
     state: State | None,
-    origin: Origin | None,
+    weights: StartingWeights | None,
     say: Callable[[str], None],
     note: Callable[[str, str], None],
+    builders: Builders,
     *,
     compiling: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Parts:
     """The parts of a new run, or those of the run that goes on from `state`.
 
     Args:
-        origin: what `find_origin` found for it.
+        weights: what `find_starting_weights` found for it.
         note: told the kind and the detail of what happens on the way.
         compiling: entered while the step is compiled, where an exception out of a signal would be swallowed.
 
@@ -124,12 +142,12 @@ def make_parts(
         make_deterministic()
     keep_freed_memory()
     device = choose_device(config.device)
-    shape = origin.shape if origin is not None else config.shape
+    shape = weights.shape if weights is not None else config.shape
     config, dtype = _decide(dataclasses.replace(config, model_size=size_of(shape)), device, state, say)
     if device.type == "cpu" and dtype == torch.float32:
-        multiply_fp32_by_onednn()
-    at_hand = _tokenizer_at_hand(config, origin)
-    documents = _open_documents(config, state, say, note)
+        builders.use_onednn_for_fp32()
+    at_hand = _tokenizer_at_hand(config, weights)
+    documents = _open_documents(config, state, say, note, builders)
     tokenizer = at_hand or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
     if state is None:
         first = islice(usable_texts(documents), TYPICAL_DOCUMENTS)
@@ -139,9 +157,9 @@ def make_parts(
         documents_done, tokens_done, *_ = state["tally"]["totals"]
         typical = tokens_done / max(documents_done, 1)
     model = LanguageModel(shape, tokenizer.vocab_size, seed=config.seed)
-    if origin is not None:
-        model.take_weights(origin.state, origin.name)
-    step = TrainingStep(
+    if weights is not None:
+        model.take_weights(weights.state, weights.name)
+    step = builders.training_step(
         model.to(device),
         dtype=dtype,
         max_seq_length=config.max_seq_length,
@@ -149,16 +167,23 @@ def make_parts(
     )
     seconds = step.trial_seconds(max(1, round(typical)))
     is_compiled = compile_where_it_pays(
-        step.compile, config.compile, step.device, steps=config.num_steps, seconds=seconds, say=say, compiling=compiling
+        step.compile,
+        config.compile,
+        step.device,
+        steps=config.num_steps,
+        seconds=seconds,
+        say=say,
+        compiling=compiling,
+        pays=builders.compiling_pays,
     )
     config = dataclasses.replace(config, compile=is_compiled)
     if is_compiled:
         seconds = step.trial_seconds(max(1, round(typical)))
     if state is not None:
         step.load_state_dict(state)  # here, so that what does not fit is refused before anything is touched
-    evaluator = _evaluator(config, documents, tokenizer, step.averaged, note)
-    pretrained = origin.state.get("pretrained") if origin is not None else None
-    flops = measure_flops(shape, tokenizer.vocab_size, step.lengths[-1], dtype=dtype, device=device)
+    evaluator = _evaluator(config, documents, tokenizer, step.averaged, note, builders.automatic_evaluation)
+    pretrained = weights.state.get("pretrained") if weights is not None else None
+    flops = builders.measure_flops(shape, tokenizer.vocab_size, step.lengths[-1], dtype=dtype, device=device)
     return Parts(config, documents, tokenizer, step, evaluator, seconds, flops, pretrained)
 
 
@@ -175,7 +200,11 @@ def _decide(
 
 
 def _open_documents(
-    config: TrainingConfig, state: State | None, say: Callable[[str], None], note: Callable[[str, str], None]
+    config: TrainingConfig,
+    state: State | None,
+    say: Callable[[str], None],
+    note: Callable[[str, str], None],
+    builders: Builders,
 ) -> DocumentStream:
     """The stream: of a new run from its first document, of a resumed one from its cursor in the very same data."""
 
@@ -187,7 +216,7 @@ def _open_documents(
     name = old["name"] if old else config.dataset
     if old and is_local(name) and old["folder"] != str(Path.cwd()):
         name = str(Path(old["folder"], name))  # resumed from another folder than it was started in
-    documents = open_documents(
+    documents = builders.open_documents(
         name,
         embedded=embedded,
         say=say,
@@ -222,10 +251,10 @@ def _pretrained(path: Path, say: Callable[[str], None]) -> tuple[State, str]:
     return state, str(path)
 
 
-def _tokenizer_at_hand(config: TrainingConfig, origin: Origin | None) -> Tokenizer | None:
+def _tokenizer_at_hand(config: TrainingConfig, weights: StartingWeights | None) -> Tokenizer | None:
     """The one that the weights were trained with, or the file named; None where one is to be trained."""
-    if origin is not None:
-        found = stored_tokenizer(origin.state, origin.name)
+    if weights is not None:
+        found = stored_tokenizer(weights.state, weights.name)
     elif config.tokenizer is not None:
         found = Tokenizer.load(Path(config.tokenizer))
     else:
@@ -245,12 +274,13 @@ def _evaluator(
     tokenizer: Tokenizer,
     model: Callable[[], LanguageModel],
     note: Callable[[str, str], None],
+    automatic: AutomaticEvaluation,
 ) -> Evaluator | None:
     """What judges the model on held-out documents; None where that is off, or comes by itself and can't be had."""
-    if not evaluation_interval(config.evaluation_interval, config.num_steps):
+    if not evaluation_interval(config.evaluation_interval, config.num_steps, automatic):
         return None
     try:
-        patience = math.inf if config.evaluation_interval else EVALUATION_PATIENCE
+        patience = math.inf if config.evaluation_interval else automatic.patience
         return Evaluator(model, {"validation": _held_out(config, documents, tokenizer, patience)})
     except (RunError, OSError) as error:
         if config.evaluation_interval:
@@ -294,7 +324,8 @@ def held_out_of_run(
     config: TrainingConfig, state: State, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> list[Sample]:
     """What the run that `state` is of measures itself on. Raises as `make_parts` does."""
-    return _held_out(config, _open_documents(config, state, say, lambda kind, detail: say(detail)), tokenizer)
+    documents = _open_documents(config, state, say, lambda kind, detail: say(detail), Builders())
+    return _held_out(config, documents, tokenizer)
 
 
 def assemble_trainer(
@@ -303,6 +334,7 @@ def assemble_trainer(
     state: State | None,
     should_stop: Callable[[], bool],
     open_record: Callable[[Callable[[str], None]], Visualizer],
+    builders: Builders,
 ) -> Trainer:
     """Build the trainer from its parts. With `state`, it continues where that was saved.
 
@@ -329,11 +361,13 @@ def assemble_trainer(
         ),
         step=parts.step,
         viz=open_record(progress.say),
-        checkpoints=CheckpointManager(
+        checkpoints=builders.checkpoints(
             run.checkpoints, keep=parts.config.keep_checkpoints, keep_every=parts.config.keep_every
         ),
         progress=progress,
         evaluator=parts.evaluator,
+        automatic_evaluation=builders.automatic_evaluation,
+        make_probes=builders.probes,
         identity={
             "run_id": run.run_id,
             "source": {

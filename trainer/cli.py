@@ -20,10 +20,10 @@ from trainer.config import FIELDS, TrainingConfig
 from trainer.errors import MachineError, RunError, UserError
 
 if TYPE_CHECKING:
-    from trainer.assemble import Parts
+    from trainer.assemble import Builders, Parts
+    from trainer.records import Visualizer
     from trainer.run.folders import Folders, RunFolder
     from trainer.trainer import Trainer
-    from viz.visualizer import TrainingVisualizer
 
 
 PROGRAM = "train_slimpajama.py"
@@ -31,8 +31,12 @@ TYPED = tuple(setting.metadata["flag"] for setting in FIELDS.values() if setting
 """Flags of what a resumed run changes only where it is typed."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; the README lists them."""
+def main(argv: Sequence[str] | None = None, builders: "Builders | None" = None) -> int:
+    """Run the command line and return the exit code; the README lists them.
+
+    Args:
+        builders: the parts of the run, where they are not the usual ones.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without `→` is no reason to fail
     stop = StopSignals()
@@ -40,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         refuse_ranks()
         with stop:
-            return start(arguments, stop) if arguments.resume is None else resume(arguments, stop)
+            begin = start if arguments.resume is None else resume
+            return begin(arguments, stop, builders)
     except RunError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -63,7 +68,7 @@ def _fail(line: str, exit_code: int) -> int:
     return exit_code
 
 
-def start(arguments: Arguments, stop: StopSignals) -> int:
+def start(arguments: Arguments, stop: StopSignals, builders: "Builders | None") -> int:
     """A new run."""
     config = arguments.merge()
     check_combinations(config)
@@ -71,12 +76,12 @@ def start(arguments: Arguments, stop: StopSignals) -> int:
 
     run = new_run(folders_of(arguments), test=arguments.test)
     try:
-        return _train(arguments, config, run, None, stop, [])
+        return _train(arguments, config, run, None, stop, [], builders)
     finally:
         run.release()
 
 
-def resume(arguments: Arguments, stop: StopSignals) -> int:
+def resume(arguments: Arguments, stop: StopSignals, builders: "Builders | None") -> int:
     """Go on with an earlier run, from its newest whole checkpoint or from the one named."""
     from trainer.base.checkpoint_file import digest_path
     from trainer.run.checkpoints import misfit
@@ -114,7 +119,7 @@ def resume(arguments: Arguments, stop: StopSignals) -> int:
         is_current = _check_record(run, path, state)
         if state["step"] >= config.num_steps:
             if is_current:
-                _finish_record(run, state["step"])
+                _finish_record(run, state["step"], builders)
             typed = {FIELDS[key].metadata["flag"]: value for key, value in arguments.typed.items()}
             again = [f" {flag} {typed[flag]}" for flag in TYPED if flag in typed]
             print(
@@ -126,7 +131,7 @@ def resume(arguments: Arguments, stop: StopSignals) -> int:
         if not is_current:
             raise UserError(_earlier_version(run, path))
         print(f"Resuming run {run.run_id} after {state['step']:,} documents, from {path}")
-        return _train(arguments, config, run, state, stop, events)
+        return _train(arguments, config, run, state, stop, events, builders)
     finally:
         run.release()
 
@@ -178,10 +183,8 @@ def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> boo
     return is_current
 
 
-def _finish_record(run: "RunFolder", step: int) -> None:
+def _finish_record(run: "RunFolder", step: int, builders: "Builders | None") -> None:
     """Make what a run that was killed after its last step could not: its last picture and its JSON files."""
-    from viz.visualizer import TrainingVisualizer
-
     try:
         told = json.loads((run.viz / "run.json").read_bytes())  # the last of them to be written
         is_complete = told["json_through_step"] == step - 1 and told["outcome"] is not None
@@ -189,7 +192,7 @@ def _finish_record(run: "RunFolder", step: int) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         is_complete = False
     if not is_complete and (run.viz / "run.db").exists():
-        TrainingVisualizer(run.viz, resume_from=step).close("done")
+        _visualizer_class(builders)(run.viz, resume_from=step).close("done")
 
 
 def _train(
@@ -199,13 +202,14 @@ def _train(
     state: Mapping[str, Any] | None,
     stop: StopSignals,
     events: list[tuple[str, str]],
+    builders: "Builders | None",
 ) -> int:
     """Make the parts, say what will happen, train, say what happened.
 
     Args:
         events: (kind, detail) of what has happened before there was a record to keep it in.
     """
-    from trainer.assemble import assemble_trainer, find_origin, make_parts
+    from trainer.assemble import Builders, assemble_trainer, find_starting_weights, make_parts
     from trainer.observe.terminal import say
     from trainer.run.checkpoints import CheckpointManager
     from trainer.run.folders import check_disk
@@ -214,14 +218,15 @@ def _train(
         say(detail)
         events.append((kind, detail))
 
+    builders = builders or Builders()
     page = _page(arguments, run, say)  # first, because a port that is taken is a mistake to be told of at once
     first = state["step"] if state is not None else 0
-    origin = find_origin(config, state, say)
-    shape, vocab_size = (origin.shape, origin.vocab_size) if origin else (config.shape, config.vocab_size)
+    weights = find_starting_weights(config, state, say)
+    shape, vocab_size = (weights.shape, weights.vocab_size) if weights else (config.shape, config.vocab_size)
     needed = _bytes_needed(config, shape.parameters(vocab_size), run, first)
     check_disk(needed)
-    parts = make_parts(config, state, origin, say, note, compiling=stop.at_once)
-    del origin  # its weights are in the model now
+    parts = make_parts(config, state, weights, say, note, builders, compiling=stop.at_once)
+    del weights  # they are in the model now
     opening = _opening(parts, run, first, sum(needed.values()))
     stop.hold()  # from here on Ctrl-C is a stop that saves
     if state is None:
@@ -229,7 +234,11 @@ def _train(
     elif moved := CheckpointManager(run.checkpoints).set_aside_newer(first, run.run_id):
         note("checkpoints set aside", moved)
     say("\n".join(opening))
-    trainer = assemble_trainer(parts, run, state, stop.is_set, lambda say: _visualizer(parts, run, state, say))
+
+    def open_record(say: Callable[[str], None]) -> "Visualizer":
+        return _visualizer(parts, run, state, say, _visualizer_class(builders))
+
+    trainer = assemble_trainer(parts, run, state, stop.is_set, open_record, builders)
     for kind, detail in events:
         trainer.viz.record_event(first, kind, detail)
     with page:
@@ -267,12 +276,23 @@ def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", fir
     return {run.viz: record, run.checkpoints: checkpoints}
 
 
+def _visualizer_class(builders: "Builders | None") -> Callable[..., "Visualizer"]:
+    if builders is not None and builders.visualizer is not None:
+        return builders.visualizer
+    from viz.visualizer import TrainingVisualizer
+
+    return TrainingVisualizer
+
+
 def _visualizer(
-    parts: "Parts", run: "RunFolder", state: Mapping[str, Any] | None, say: Callable[[str], None]
-) -> "TrainingVisualizer":
+    parts: "Parts",
+    run: "RunFolder",
+    state: Mapping[str, Any] | None,
+    say: Callable[[str], None],
+    make_visualizer: Callable[..., "Visualizer"],
+) -> "Visualizer":
     """The record: a new one, or that of the resumed run from its step on."""
     from trainer.run.provenance import describe_run
-    from viz.visualizer import TrainingVisualizer
 
     store = run.viz / "run.db"
     resume_from = state["step"] if state is not None else None
@@ -290,7 +310,7 @@ def _visualizer(
         program=Path(__file__).resolve().parents[1],
     )
     try:
-        return TrainingVisualizer(
+        return make_visualizer(
             run.viz,
             {"run_id": run.run_id, **about},
             resume_from=resume_from,

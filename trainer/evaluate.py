@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from trainer.arguments import CommandParser, exit_code_of
 from trainer.assemble import held_out_of_run
 from trainer.base.device import choose_device, choose_dtype
 from trainer.config import FIELDS, TrainingConfig
@@ -16,7 +17,7 @@ from trainer.data.sample_stream import SampleStream
 from trainer.data.sources import DataSource, Shard, kind_of
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
-from trainer.interop.load import CommandParser, TrainedModel, exit_code_of, open_trained_model
+from trainer.interop.load import TrainedModel, open_trained_model
 from trainer.observe.evaluation import Evaluator
 from trainer.records import Cursor, Document, Evaluation, Origin, Sample
 from trainer.run.checkpoints import RUN_STATE, misfit

@@ -1,4 +1,7 @@
-"""`python -m trainer.export [CHECKPOINT] OUT/`: a trained model as a folder that `transformers` opens."""
+"""`python -m trainer.export [CHECKPOINT] OUT/`: write a trained model as a folder that `transformers` opens.
+
+The folder holds the weights, the tokenizer, their configuration and a model card (README.md).
+"""
 
 import argparse
 import errno
@@ -14,77 +17,17 @@ from typing import Any
 from torch import Tensor
 
 from common.file_replacement import sync_folder
+from trainer.arguments import CommandParser, exit_code_of
 from trainer.config import ModelShape
 from trainer.data.pretrained_tokenizer import PretrainedTokenizer
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import MachineError, UserError
-from trainer.interop.load import CommandParser, TrainedModel, exit_code_of, open_trained_model
+from trainer.interop.load import TrainedModel, open_trained_model
 from trainer.interop.tokenizer_json import special_tokens, to_tokenizer_json
 from trainer.interop.transformers_folder import CARRIED, model_config
 from trainer.model.language_model import LanguageModel
 from trainer.observe.totals import Tally
 from trainer.run.checkpoints import RUN_STATE, misfit
-
-
-def model_card(state: Mapping[str, Any], shape: ModelShape, vocab_size: int, *, name: str, opening: str) -> str:
-    """Markdown with the Hub's header.
-
-    Args:
-        state: of the checkpoint. One that is no whole run tells nothing of its training.
-        opening: Python that makes `model` and `tokenizer`.
-    """
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "---",
-            "",
-            f"# {_plain(name)}",
-            "",
-            f"A language model of the Qwen3 design, {shape.parameters(vocab_size) / 1e6:.1f} M parameters ({shape}, "
-            f"vocabulary of {vocab_size:,}), trained by `train_slimpajama` on one document per step.",
-            "",
-            *_training(state),
-            "",
-            "It was trained without tokens for the beginning and the end of a text: `max_new_tokens` says how far it "
-            "goes. No licence is stated, because none was recorded of the documents.",
-            "",
-            "```python",
-            opening,
-            'ids = tokenizer("The", return_tensors="pt")',
-            "print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))",
-            "```",
-            "",
-        ]
-    )
-
-
-def _training(state: Mapping[str, Any]) -> list[str]:
-    """What a checkpoint tells of its training, as a table."""
-    if misfit(state):
-        return ["What it was trained on is not recorded."]
-    tally = Tally()
-    tally.load_state_dict(state["tally"])
-    _, loss, window = tally.first_and_last()
-    source, settings, rounds = state["source"], state["config"], state["samples"]["cursor"]["epoch"]
-    start = settings.get("pretrained_checkpoint")
-    rows = {
-        "documents": f"`{_plain(source['name'])}`, revision `{_plain(source['revision'])}`",
-        "trained on": f"{tally.documents:,} of them, {tally.tokens:,} predictions, "
-        f"at most {settings.get('max_seq_length')} tokens of each",
-        "rounds": f"{rounds + 1}",
-        "begun with": f"`{_plain(start)}`" if isinstance(start, str) else "new weights",
-        "loss": f"{loss:.4f} nats per token, the mean of the last {window} documents, each before it was learned from",
-        "run": f"`{_plain(state['run_id'])}`",
-    }
-    return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
-
-
-def _plain(text: str) -> str:
-    """The text as it can stand in a line, and in a table, of Markdown."""
-    return "".join(character if character.isprintable() and character not in "`|<>" else "?" for character in text)
-
 
 _MARK = {"exported_by": "train_slimpajama"}
 """In the header of the weights, where whoever trains on from the folder, and saves there, writes his own."""
@@ -113,17 +56,14 @@ def export(arguments: argparse.Namespace) -> None:
         _refuse_foreign(out)
         trained = open_trained_model(arguments.checkpoint, arguments.checkpoint_dir)
         files = _small_files(trained, out.resolve().name)
-        _write_folder(out.resolve(), files, exported_weights(trained))
+        # The averaged weights, float32, under the names of `Qwen3ForCausalLM`.
+        weights = {name: weight.detach() for name, weight in trained.model.named_parameters()}
+        _write_folder(out.resolve(), files, weights)
     except OSError as error:
         kind = MachineError if error.errno in _MACHINE_FAILS else UserError
         raise kind(f"{out} can't be written: {error.strerror or error}") from error
     print(f"Wrote {out} from {trained.path}: {', '.join(sorted([*files, 'model.safetensors']))}")
     print(_snippet(str(out)))
-
-
-def exported_weights(trained: TrainedModel) -> dict[str, Tensor]:
-    """The weights that are written, float32, by the names of `Qwen3ForCausalLM`: those that the model computes with."""
-    return {name: weight.detach() for name, weight in trained.model.named_parameters()}
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -156,7 +96,7 @@ def _small_files(trained: TrainedModel, name: str) -> dict[str, bytes]:
     sampling = inspect.signature(LanguageModel.generate).parameters
     end = _end(state)
     files = {
-        "README.md": model_card(state, model.shape, model.vocab_size, name=name, opening=_snippet(".")),
+        "README.md": _model_card(state, model.shape, model.vocab_size, name=name, opening=_snippet(".")),
         "config.json": _json(
             {**model_config(model.shape, model.vocab_size), **_length(state), **end, "dtype": "float32"}
         ),
@@ -247,6 +187,67 @@ def _write_folder(out: Path, files: Mapping[str, bytes], weights: Mapping[str, T
         shutil.rmtree(aside, ignore_errors=True)
     sync_folder(out.parent)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _model_card(state: Mapping[str, Any], shape: ModelShape, vocab_size: int, *, name: str, opening: str) -> str:
+    """Markdown with the Hub's metadata block.
+
+    Args:
+        state: of the checkpoint; without a complete run in it, the card has no training details.
+        opening: Python code that creates `model` and `tokenizer`.
+    """
+    from huggingface_hub import ModelCard, ModelCardData  # takes 0.2 s to import
+
+    data = ModelCardData(library_name="transformers", pipeline_tag="text-generation")
+    lines = [
+        "---",
+        data.to_yaml(),
+        "---",
+        "",
+        f"# {_plain(name)}",
+        "",
+        f"A language model of the Qwen3 design, {shape.parameters(vocab_size) / 1e6:.1f} M parameters ({shape}, "
+        f"vocabulary of {vocab_size:,}), trained by `train_slimpajama` on one document per step.",
+        "",
+        *_training(state),
+        "",
+        "It was trained without tokens for the beginning and the end of a text: `max_new_tokens` says how far it "
+        "goes. No licence is stated, because none was recorded of the documents.",
+        "",
+        "```python",
+        opening,
+        'ids = tokenizer("The", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))",
+        "```",
+        "",
+    ]
+    return str(ModelCard("\n".join(lines)))
+
+
+def _training(state: Mapping[str, Any]) -> list[str]:
+    """The training details of a checkpoint, as a Markdown table."""
+    if misfit(state):
+        return ["What it was trained on is not recorded."]
+    tally = Tally()
+    tally.load_state_dict(state["tally"])
+    _, loss, window = tally.first_and_last()
+    source, settings, rounds = state["source"], state["config"], state["samples"]["cursor"]["epoch"]
+    start = settings.get("pretrained_checkpoint")
+    rows = {
+        "documents": f"`{_plain(source['name'])}`, revision `{_plain(source['revision'])}`",
+        "trained on": f"{tally.documents:,} of them, {tally.tokens:,} predictions, "
+        f"at most {settings.get('max_seq_length')} tokens of each",
+        "rounds": f"{rounds + 1}",
+        "begun with": f"`{_plain(start)}`" if isinstance(start, str) else "new weights",
+        "loss": f"{loss:.4f} nats per token, the mean of the last {window} documents, each before it was learned from",
+        "run": f"`{_plain(state['run_id'])}`",
+    }
+    return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+
+
+def _plain(text: str) -> str:
+    """Replace characters that would break a line or a table of Markdown."""
+    return "".join(character if character.isprintable() and character not in "`|<>" else "?" for character in text)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

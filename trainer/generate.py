@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from trainer.arguments import whole_number
+from trainer.arguments import CommandParser, exit_code_of, whole_number
 from trainer.base.device import choose_device, choose_dtype
 from trainer.errors import Diverged, UserError
-from trainer.interop.load import CommandParser, exit_code_of, open_trained_model
+from trainer.interop.load import open_trained_model
 
 # What a terminal would obey instead of show. Generated text is nobody's to trust.
 _CONTROL_CHARACTERS = dict.fromkeys([*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)], "\N{REPLACEMENT CHARACTER}")

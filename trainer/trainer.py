@@ -17,7 +17,7 @@ from trainer.learning.schedule import make_scheduler
 from trainer.learning.spike_detector import CHECK_INTERVAL, MAX_ROLL_BACKS, Health
 from trainer.learning.step import TrainingStep
 from trainer.model.language_model import LanguageModel
-from trainer.observe.evaluation import Evaluations, Evaluator
+from trainer.observe.evaluation import AUTOMATIC_EVALUATION, AutomaticEvaluation, Evaluations, Evaluator
 from trainer.observe.forgetting import Probes
 from trainer.observe.generations import Display
 from trainer.observe.recorder import Recorder
@@ -41,6 +41,8 @@ class Trainer:
         checkpoints: CheckpointManager,
         progress: Progress,
         evaluator: Evaluator | None = None,
+        automatic_evaluation: AutomaticEvaluation = AUTOMATIC_EVALUATION,
+        make_probes: Callable[..., Probes] = Probes,
         identity: Mapping[str, Any] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -60,8 +62,14 @@ class Trainer:
         self.recorder = Recorder(viz, progress)
         self.tally = self.recorder.tally
         self.step_times = self.recorder.step_times
-        self.evaluations = Evaluations(evaluator, self.recorder, config.evaluation_interval, config.num_steps)
-        self.probes = Probes(
+        self.evaluations = Evaluations(
+            evaluator,
+            self.recorder,
+            config.evaluation_interval,
+            config.num_steps,
+            automatic=automatic_evaluation,
+        )
+        self.probes = make_probes(
             step.model, viz, config.num_steps, max_seq_length=config.max_seq_length, is_on=config.probes
         )
         self.display = Display(step.averaged, tokenizer, config.prompt, config.seed, config.display_samples)

@@ -315,6 +315,7 @@ def test_going_back_twice_keeps_both_pasts(train: Train, tmp_path: Path) -> None
     for rate in (0.01, 0.02):
         assert train("--resume", "checkpoints/checkpoint_step_3.bin", "--learning-rate", rate) == 0
     aside = sorted((tmp_path / "checkpoints" / "earlier").rglob("checkpoint_step_6.bin"))
+    assert all(path.with_name(f"{path.name}.sha256").exists() for path in aside)
     assert len({path.read_bytes() for path in [*aside, tmp_path / "checkpoints" / "checkpoint_step_6.bin"]}) == 3
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import train_slimpajama
 from tests.conftest import PROJECT, Run, make_texts, write_jsonl
-from tests.runs.conftest import start_once, table
+from tests.runs.conftest import QUICK, table
+from trainer.cli import main as train
 from trainer.data.document_filter import hash_text, is_held_out
 from trainer.data.tokenizer import Tokenizer
 from trainer.evaluate import main, windows
@@ -35,9 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"text": text, "source": ("code", "docs")[number % 2]} for number, text in enumerate(make_texts(900))]
     (folder / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.MonkeyPatch.context() as patch:
-        start_once(patch)
         patch.chdir(folder)
-        assert train_slimpajama.main([*FLAGS, "--steps", "30"]) == 0
+        assert train([*FLAGS, "--steps", "30"], QUICK) == 0
     return folder
 
 

@@ -76,6 +76,7 @@ def compile_where_it_pays(
     seconds: float,
     say: Callable[[str], None],
     compiling: Callable[[], AbstractContextManager[object]],
+    pays: Callable[[int, float, str], bool] = compiling_pays,
 ) -> bool:
     """Compile the step where that is asked for, or ends the run sooner, and can be done. Whether it was.
 
@@ -85,10 +86,11 @@ def compile_where_it_pays(
         steps: of the run.
         seconds: that an eager step takes.
         compiling: entered meanwhile.
+        pays: decides where the user has not.
     """
     why = "--compile"
     if wanted is None:
-        wanted = compiling_pays(steps, seconds, device.type)
+        wanted = pays(steps, seconds, device.type)
         why = f"A run of {steps:,} documents would be faster compiled"
     if not wanted:
         return False

@@ -253,7 +253,7 @@ class MuonAdamW:
             yield kept["exp_avg"]
             yield kept["exp_avg_sq"]
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin again without memory."""
         for value in (*self._momenta.values(), *(value for kept in self._moments.values() for value in kept.values())):
             value.zero_()

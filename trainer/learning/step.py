@@ -11,7 +11,7 @@ import torch
 from trainer.errors import MachineError, UserError
 from trainer.learning.compilation import compiler_settings
 from trainer.learning.optimizer import MuonAdamW, Recipe
-from trainer.learning.spike_detector import InstabilityDetector, Verdict, words_of
+from trainer.learning.spike_detector import InstabilityDetector, Verdict, describe_faults
 from trainer.learning.weight_average import AveragedWeights
 from trainer.model.language_model import LanguageModel
 from trainer.objectives.next_token import Judgement, NextToken
@@ -110,7 +110,7 @@ class TrainingStep:
         length = next(length for length in self.lengths if length >= count)
         judged, gradients = self._gradients(ids, length)
         loss_before, norm_before = judged.loss.detach(), self._l2_norm(gradients)
-        verdict = self._detector.judge(length, judged.logits_are_finite, loss_before, norm_before)
+        verdict = self._detector.check(length, judged.logits_are_finite, loss_before, norm_before)
         self._update(gradients, learning_rate, verdict)
         # One transfer for all numbers: on a GPU each would be a wait of its own.
         scalars = torch.stack([loss_before, norm_before, verdict.found_inf])
@@ -126,7 +126,7 @@ class TrainingStep:
             token_ranks=None if faults[0] else ranks,
             finite=not faults[:3].any(),
             updated=not skipped,
-            fault=words_of(faults, loss, norm, medians),
+            fault=describe_faults(faults, loss, norm, medians),
         )
 
     def trial_seconds(self, length: int) -> float:
@@ -139,9 +139,9 @@ class TrainingStep:
             since = time.monotonic()
             self(ids, 0.0)
             seconds.append(time.monotonic() - since)
-        self.optimizer.forget()
-        self._detector.forget()
-        self._average.take(self._masters)
+        self.optimizer.reset()
+        self._detector.reset()
+        self._average.copy_from(self._masters)
         return min(seconds[1:])
 
     @torch.no_grad()
@@ -192,7 +192,7 @@ class TrainingStep:
             self._write_weights(self._names)
         self.optimizer = self._make_optimizer(Recipe(**state["recipe"]))
         self.optimizer.load_state_dict(state["optimizer"])
-        self._average.take([state["average"][name] for name in self._names])
+        self._average.copy_from([state["average"][name] for name in self._names])
         self._averaged_is_current = False
 
     def _misfit(self, state: Mapping[str, Any]) -> str:

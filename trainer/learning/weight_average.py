@@ -31,7 +31,7 @@ class AveragedWeights:
             torch._foreach_lerp_(self.weights, [weight.detach() for weight in weights], (DECAY + 1) / (DECAY + looks))
 
     @torch.no_grad()
-    def take(self, weights: Sequence[Tensor]) -> None:
+    def copy_from(self, weights: Sequence[Tensor]) -> None:
         """Be these weights."""
         for mine, weight in zip(self.weights, weights, strict=True):
             mine.copy_(weight)

@@ -1,4 +1,4 @@
-"""`Evaluator`: how well a model predicts documents that it does not learn from, in all and by source."""
+"""Evaluation on held-out documents: `Evaluator` measures a model, `Evaluations` decides when a run is measured."""
 
 import math
 import time
@@ -13,12 +13,11 @@ from trainer.errors import UserError
 from trainer.model.language_model import LanguageModel
 from trainer.objectives.next_token import NextToken
 from trainer.observe.recorder import Recorder
+from trainer.observe.totals import TimeBudget
 from trainer.records import Evaluation, Sample
 
 BATCH = 8
 """Documents that the model reads at once."""
-SORTED_AT_ONCE = 1024
-"""Samples of a stream that are in memory at a time."""
 
 
 class Evaluator:
@@ -30,15 +29,18 @@ class Evaluator:
         splits: Mapping[str, Iterable[Sample]],
         *,
         objective: NextToken | None = None,
+        sorted_at_once: int = 1024,
     ) -> None:
         """
         Args:
             model: asked at each evaluation for the one to measure, as it then is, in its own dtype on its own device.
             splits: name → the samples of that split: a list in memory, or what can be read once.
+            sorted_at_once: samples of a split that are in memory and sorted by length at a time.
         """
         self._model = model
         self._splits = splits
         self._objective = objective or NextToken()
+        self._sorted_at_once = sorted_at_once
 
     @property
     def splits(self) -> list[str]:
@@ -58,7 +60,7 @@ class Evaluator:
         since = time.monotonic()
         sources: dict[str, _Sums] = {}
         model = self._model()
-        for batch in _batches(self._splits[split]):
+        for batch in _batches(self._splits[split], self._sorted_at_once):
             for sample, counted in zip(batch, self._judge(model, batch), strict=True):
                 sources.setdefault(sample.document.source, _Sums()).add(counted)
         if not sources:
@@ -76,7 +78,7 @@ class Evaluator:
         """
         seconds = 0.0
         for samples in self._splits.values():
-            batches = list(_batches(samples))
+            batches = list(_batches(samples, self._sorted_at_once))
             longest = batches[0]
             self._judge(self._model(), longest[:1])  # pays for what is done once
             since = time.monotonic()
@@ -132,10 +134,10 @@ class _Sums:
         )
 
 
-def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+def _batches(samples: Iterable[Sample], sorted_at_once: int) -> Iterator[list[Sample]]:
     """Samples of like length together, so that little is padded; in each batch the longest first."""
     stream = iter(samples)
-    while chunk := sorted(islice(stream, SORTED_AT_ONCE), key=lambda sample: len(sample.ids), reverse=True):
+    while chunk := sorted(islice(stream, sorted_at_once), key=lambda sample: len(sample.ids), reverse=True):
         for first in range(0, len(chunk), BATCH):
             yield chunk[first : first + BATCH]
 
@@ -144,25 +146,37 @@ def _padded_size(batch: list[Sample]) -> int:
     return len(batch) * (len(batch[0].ids) - 1)
 
 
-AUTOMATIC_INTERVAL = 500
-SHORTEST_RUN = 1000
-"""Documents. A shorter run is not measured unless that is asked for."""
-MOST_TIME = 0.02
-"""Of a run's time, that automatic evaluations may take."""
+@dataclass(frozen=True)
+class AutomaticEvaluation:
+    """When a run is evaluated if `--evaluation-interval` is not set."""
+
+    interval: int = 500
+    """Documents between two evaluations."""
+    shortest_run: int = 1000
+    """Documents. A shorter run is not evaluated."""
+    share_of_time: float = 0.02
+    """Of the run's time, the most that all evaluations together may use."""
+    patience: float = 30.0
+    """Seconds that the start of a run waits for the held-out documents."""
 
 
-def evaluation_interval(asked: int | None, num_steps: int) -> int:
-    """Documents from one evaluation to the next, 0 for never. `asked`: the same, or None where that is left to us."""
+AUTOMATIC_EVALUATION = AutomaticEvaluation()
+
+
+def evaluation_interval(
+    asked: int | None, num_steps: int, automatic: AutomaticEvaluation = AUTOMATIC_EVALUATION
+) -> int:
+    """Documents between two evaluations; 0: never. `asked` is `--evaluation-interval`, None if it is not set."""
     if asked is not None:
         return asked
-    return AUTOMATIC_INTERVAL if num_steps >= SHORTEST_RUN else 0
+    return automatic.interval if num_steps >= automatic.shortest_run else 0
 
 
 class Evaluations:
     """One evaluation each interval and one at the end, each told to the recorder.
 
-    Automatic ones stay within `MOST_TIME`: one that is due is left out where the time for it, and for the one at the
-    end, has not yet been earned. Those that are asked for are made; what they cost is said if it is more than that.
+    Automatic ones stay within their share of the time: one that is due is left out where the time for it, and for the
+    one at the end, has not yet been earned. Those that are asked for are made; what they cost is said if it is more.
     """
 
     def __init__(
@@ -172,6 +186,7 @@ class Evaluations:
         asked: int | None,
         num_steps: int,
         *,
+        automatic: AutomaticEvaluation = AUTOMATIC_EVALUATION,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -182,21 +197,16 @@ class Evaluations:
         self._evaluator = evaluator
         self._recorder = recorder
         self._is_automatic = asked is None
-        self._interval = evaluation_interval(asked, num_steps) if evaluator is not None else 0
+        self._interval = evaluation_interval(asked, num_steps, automatic) if evaluator is not None else 0
         self._num_steps = num_steps
-        self._clock = clock
-        self._began = clock()
-        self._seconds = 0.0
-        """Of all evaluations since then."""
-        self._expected: float | None = None
-        """Seconds of the next one: what the last one took, or a trial."""
+        self._budget = TimeBudget(automatic.share_of_time, clock)
         self._cost_is_told = False
         self.stands_at = 0
         """Documents after which the model need not be measured: it was, or the run goes on from there."""
 
     def start(self) -> None:
         """The run's time counts from here."""
-        self._began = self._clock()
+        self._budget.start()
 
     def are_due(self, done: int) -> bool:
         """Whether there is one after `done` documents. The one at the end of a run is not asked for here."""
@@ -209,33 +219,33 @@ class Evaluations:
         if self._is_automatic and not self._has_time(self._evaluator, 1 if is_last else 2):
             self._leave_out(done)
             return
-        since = self._clock()
-        for split in self._evaluator.splits:
-            self._recorder.record_evaluation(self._evaluator.measure(split), done=done)
+        with self._budget.spend():
+            for split in self._evaluator.splits:
+                self._recorder.record_evaluation(self._evaluator.measure(split), done=done)
         self.stands_at = done
-        self._expected = self._clock() - since
-        self._seconds += self._expected
-        share = self._seconds / (self._clock() - self._began)
-        if share > MOST_TIME and not self._is_automatic and not self._cost_is_told:
+        share = self._budget.share_spent
+        if share > self._budget.share and not self._is_automatic and not self._cost_is_told:
             self._cost_is_told = True
-            each = format_time(self._expected)
+            each = format_time(self._budget.expected or 0.0)
             self._recorder.note(
                 done, "evaluation cost", f"Evaluations have taken {share:.1%} of the time so far, the last one {each}"
             )
 
     def _has_time(self, evaluator: Evaluator, count: int) -> bool:
         """Whether `count` more of them would stay within what they may take of the time until now."""
-        if self._expected is None:
-            since = self._clock()
-            self._expected = evaluator.trial_seconds()
-            self._seconds += self._clock() - since
-        return self._seconds + count * self._expected <= MOST_TIME * (self._clock() - self._began)
+        if self._budget.expected is None:
+            with self._budget.spend():
+                seconds = evaluator.trial_seconds()
+            self._budget.expected = seconds
+        return self._budget.allows(count, self._budget.expected)
 
     def _leave_out(self, done: int) -> None:
         """An event each time, and said the first time."""
+        seconds = format_time(self._budget.expected or 0.0)
         detail = (
-            f"No evaluation after {done:,} documents: it takes about {format_time(self._expected or 0.0)}, and all of "
-            f"them together may take {MOST_TIME:.0%} of the time; --evaluation-interval {self._interval} makes each"
+            f"No evaluation after {done:,} documents: it takes about {seconds}, and all of them together may take "
+            f"{self._budget.share:.0%} of the time; "
+            f"--evaluation-interval {self._interval} makes each"
         )
         if self._cost_is_told:
             self._recorder.viz.record_event(done, "evaluation left out", detail)

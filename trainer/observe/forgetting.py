@@ -8,6 +8,7 @@ import torch
 
 from trainer.model.language_model import LanguageModel
 from trainer.objectives.next_token import NextToken
+from trainer.observe.totals import TimeBudget
 from trainer.records import Sample, Visualizer
 
 SHARES = (0.02, 0.1, 0.3, 0.6)
@@ -36,6 +37,7 @@ class Probes:
         *,
         max_seq_length: int,
         is_on: bool = True,
+        share_of_time: float = MOST_TIME,
         objective: NextToken | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -43,6 +45,7 @@ class Probes:
         Args:
             model: the one that trains, in its own dtype on its own device.
             max_seq_length: what a checkpoint says of longer documents is not believed.
+            share_of_time: of the run's time, the most that all measurements together may use.
         """
         self._model = model
         self._viz = viz
@@ -50,21 +53,17 @@ class Probes:
         self._max_seq_length = max_seq_length
         self._is_on = is_on
         self._objective = objective or NextToken()
-        self._clock = clock
-        self._began = clock()
+        self._budget = TimeBudget(share_of_time, clock)
         self._followed = 0
-        """Steps since then."""
-        self._seconds = 0.0
-        """Of all measurements since then."""
-        self._expected: float | None = None
-        """Seconds of the next one: what the last one took."""
+        """Steps since the budget started."""
         self._is_told = False
         self.documents: dict[int, list[int]] = {}
         """Step -> its (T,) ids, of the documents that are measured."""
 
     def start(self) -> None:
         """The run's time counts from here."""
-        self._began, self._followed, self._seconds = self._clock(), 0, 0.0
+        self._followed = 0
+        self._budget.start()
 
     def follow(self, sample: Sample, done: int) -> None:
         """After `done` documents, of which `sample` is the last: measure what is due. To be told of every step.
@@ -87,10 +86,8 @@ class Probes:
             self._measure(done - 1, sample.ids, done)
 
     def _measure(self, step: int, ids: Sequence[int], done: int) -> None:
-        since = self._clock()
-        loss, accuracy, token_losses = self._judge(ids)
-        self._expected = self._clock() - since
-        self._seconds += self._expected
+        with self._budget.spend():
+            loss, accuracy, token_losses = self._judge(ids)
         self._viz.record_probe(done - 1, step, loss, accuracy, token_losses)
 
     @torch.no_grad()
@@ -105,15 +102,16 @@ class Probes:
 
     def _has_time(self, count: int) -> bool:
         """Whether `count` more of them would stay within what they may take of the time until now."""
-        lasted = self._clock() - self._began
-        expected = FIRST_EXPECTED * lasted / self._followed if self._expected is None else self._expected
-        return self._seconds + count * expected <= MOST_TIME * lasted
+        expected = self._budget.expected
+        if expected is None:
+            expected = FIRST_EXPECTED * self._budget.elapsed / self._followed
+        return self._budget.allows(count, expected)
 
     def _leave_out(self, done: int) -> None:
         """An event the first time. Not said: a row that is missing among many is no news."""
         if not self._is_told:
             self._is_told = True
-            detail = f"All measurements of earlier documents together may take {MOST_TIME:.0%} of the time"
+            detail = f"All measurements of earlier documents together may take {self._budget.share:.0%} of the time"
             self._viz.record_event(done, "probe left out", detail)
 
     def state_dict(self) -> dict[str, Any]:

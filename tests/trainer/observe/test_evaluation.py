@@ -1,21 +1,29 @@
+"""What an evaluation measures, and when a run is evaluated: the latter with a clock that only the test moves."""
+
 import math
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import make_texts
+from tests.trainer.test_trainer import Notebook
 from trainer.config import MODEL_SIZES
 from trainer.data.document_filter import is_held_out
 from trainer.data.sample_stream import SampleStream, held_out_samples
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import SourceUnreachable, UserError
 from trainer.model.language_model import LanguageModel
-from trainer.observe.evaluation import Evaluator
-from trainer.records import Cursor, Document, Origin, Sample
+from trainer.observe.evaluation import AUTOMATIC_EVALUATION, Evaluations, Evaluator, evaluation_interval
+from trainer.observe.recorder import Recorder
+from trainer.observe.terminal import Progress
+from trainer.records import Cursor, Document, Evaluation, Origin, Sample
+
+MOST_TIME = AUTOMATIC_EVALUATION.share_of_time
 
 
 @pytest.fixture(scope="module")
@@ -104,20 +112,9 @@ def test_every_prediction_counts_the_same_in_all_and_by_source(model: LanguageMo
         evaluator.evaluate("test")
 
 
-def test_what_stands_beside_a_document_in_its_batch_does_not_matter(
-    model: LanguageModel, samples: list[Sample]
-) -> None:
-    together = Evaluator(lambda: model, {"all": samples}).measure("all")[0]
-    alone = [Evaluator(lambda: model, {"one": [sample]}).measure("one")[0] for sample in samples]
-    assert sum(one.loss * one.tokens for one in alone) / together.tokens == pytest.approx(together.loss, rel=1e-6)
-
-
-def test_a_stream_is_measured_as_a_list_is(
-    model: LanguageModel, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_is_measured_as_a_list_is(model: LanguageModel, samples: list[Sample]) -> None:
     whole = Evaluator(lambda: model, {"all": samples}).measure("all")[0]
-    monkeypatch.setattr("trainer.observe.evaluation.SORTED_AT_ONCE", 5)
-    found = Evaluator(lambda: model, {"all": iter(samples)}).measure("all")[0]
+    found = Evaluator(lambda: model, {"all": iter(samples)}, sorted_at_once=5).measure("all")[0]
     assert (found.tokens, found.bytes, found.documents) == (whole.tokens, whole.bytes, whole.documents)
     assert found.loss == pytest.approx(whole.loss, rel=1e-6)
     with pytest.raises(UserError, match="nothing to predict"):
@@ -134,16 +131,13 @@ def test_the_model_is_measured_as_it_is_at_each_evaluation(samples: list[Sample]
     assert evaluator.evaluate() == Evaluator(lambda: other, {"validation": samples}).evaluate() != first
 
 
-class Slow(LanguageModel):
-    """One that takes a millisecond for each token it reads."""
+def test_the_trial_estimates_how_long_it_takes(samples: list[Sample], tokenizer: Tokenizer) -> None:
+    class SlowModel(LanguageModel):
+        def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.001 * ids.numel())
+            return super().hidden(ids)
 
-    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.001 * ids.numel())
-        return super().hidden(ids)
-
-
-def test_the_trial_tells_about_how_long_it_takes(samples: list[Sample], tokenizer: Tokenizer) -> None:
-    model = Slow(MODEL_SIZES["tiny"], tokenizer.vocab_size)
+    model = SlowModel(MODEL_SIZES["tiny"], tokenizer.vocab_size)
     evaluator = Evaluator(lambda: model, {"a": samples, "b": samples})
     took = sum(evaluator.measure(split)[0].seconds for split in "ab")
     assert took > 0.5
@@ -175,3 +169,134 @@ def test_documents_that_do_not_come_in_time_are_not_waited_for(tokenizer: Tokeni
     assert time.monotonic() - since < 20
     gate.set()
     assert len(held_out_samples(stalled(), tokenizer, 32, 2, own_split=False, seconds=20)) == 2
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TimedEvaluator(Evaluator):
+    """Takes `seconds` per evaluation on the clock of the test, and measures nothing."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds, self.trials = clock, seconds, 0
+
+    @property
+    def splits(self) -> list[str]:
+        return ["validation"]
+
+    def trial_seconds(self) -> float:
+        self.trials += 1
+        self.clock.now += self.seconds * 9 / 64
+        return self.seconds
+
+    def measure(self, split: str = "validation") -> list[Evaluation]:
+        self.clock.now += self.seconds
+        return [Evaluation(split, "", 3.0, 0.1, 1.0, 64, 1000, 4000, self.seconds)]
+
+
+class Run:
+    """Steps of `step_seconds` each, with evaluations of `seconds`."""
+
+    def __init__(self, asked: int | None, num_steps: int, step_seconds: float, seconds: float) -> None:
+        self.clock, self.num_steps, self.step_seconds = Clock(), num_steps, step_seconds
+        self.evaluator = TimedEvaluator(self.clock, seconds)
+        self.notebook = Notebook()
+        recorder = Recorder(self.notebook, Progress(num_steps))
+        self.evaluations = Evaluations(self.evaluator, recorder, asked, num_steps, clock=self.clock)
+        self.done, self.spent = 0, 0.0
+        self.shares: list[float] = []
+
+    def train(self, until: int | None = None) -> list[int]:
+        """Returns the steps that were measured so far."""
+        if self.done == 0:
+            self.clock.now += 500  # what comes before a run is none of its time
+            self.evaluations.start()
+            self.began = self.clock.now
+        while self.done < (until or self.num_steps):
+            self.clock.now += self.step_seconds
+            self.done += 1
+            before = self.clock.now
+            if self.evaluations.are_due(self.done):
+                self.evaluations.make(self.done)
+            if self.done == self.num_steps:
+                self.evaluations.make(self.done, is_last=True)
+            self.spent += self.clock.now - before
+            self.shares.append(self.spent / (self.clock.now - self.began))
+        return [step for step, _ in self.notebook.of("evaluation")]
+
+    def events(self) -> list[tuple[Any, ...]]:
+        return self.notebook.of("event")
+
+
+def test_the_interval_is_what_was_asked_for_or_depends_on_the_length_of_the_run() -> None:
+    assert [evaluation_interval(None, steps) for steps in (1, 999, 1000, 10**6)] == [0, 0, 500, 500]
+    assert [evaluation_interval(asked, 5000) for asked in (0, 7)] == [0, 7]
+    assert evaluation_interval(7, 100) == 7
+
+
+@pytest.mark.parametrize(("asked", "steps"), [(None, 999), (0, 5000)])
+def test_a_short_run_and_one_that_is_not_to_be_measured_are_not(asked: int | None, steps: int) -> None:
+    run = Run(asked, steps, 1.0, 0.1)
+    assert run.train() == [] and run.events() == [] and run.evaluator.trials == 0
+
+
+def test_cheap_evaluations_are_made_at_each_interval_and_once_at_the_end() -> None:
+    run = Run(None, 2700, 0.1, 0.1)
+    assert run.train() == [499, 999, 1499, 1999, 2499, 2699]
+    assert run.events() == [] and run.evaluator.trials == 1
+    assert Run(None, 2000, 0.1, 0.1).train() == [499, 999, 1499, 1999]
+    assert Run(5, 12, 1.0, 0.01).train() == [4, 9, 11]
+
+
+@pytest.mark.parametrize("seconds", [0.4, 0.99, 2.0, 3.3, 5.0])  # of 64 documents; a step on one takes 0.1
+def test_automatic_evaluations_never_take_more_than_their_share(seconds: float) -> None:
+    run = Run(None, 10_000, 0.1, seconds)
+    measured = run.train()
+    assert max(run.shares) <= MOST_TIME
+    assert len(measured) == 20 or run.shares[-1] > MOST_TIME / 2  # and they are made where there is time
+    assert measured[-1] == 9999  # for which time is kept
+    left_out = [step for step, kind, _ in run.events() if kind == "evaluation left out"]
+    assert sorted(left_out + [step + 1 for step in measured]) == list(range(500, 10_001, 500))
+
+
+def test_what_is_left_out_is_said_once_and_kept_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(None, 3000, 0.1, 100.0)
+    assert run.train() == [] and run.evaluator.trials == 1
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert said.startswith("No evaluation after 500 documents: it takes about 1.7m") and "2%" in said
+    assert [(step, kind) for step, kind, _ in run.events()] == [
+        (done, "evaluation left out") for done in range(500, 3001, 500)
+    ]
+
+
+def test_what_an_evaluation_took_too_long_is_made_up_for() -> None:
+    run = Run(None, 20_000, 0.1, 1.0)
+    run.train(until=2000)
+    run.evaluator.seconds = 10.0  # others compute on this machine now
+    run.train(until=2500)
+    assert run.shares[-1] > MOST_TIME
+    run.evaluator.seconds = 1.0
+    measured = run.train()
+    assert run.shares[-1] <= MOST_TIME
+    assert measured[:3] == [1499, 1999, 2499] and measured[3] > 8000 and measured[-1] == 19_999
+
+
+def test_evaluations_that_are_asked_for_are_made_whatever_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(10, 40, 1.0, 5.0)
+    assert run.train() == [9, 19, 29, 39]
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("After")]
+    assert said == ["Evaluations have taken 33.3% of the time so far, the last one 5.0s"]
+    assert [(step, kind) for step, kind, _ in run.events()] == [(10, "evaluation cost")]
+    assert run.evaluator.trials == 0
+
+
+def test_without_an_evaluator_nothing_is_due() -> None:
+    evaluations = Evaluations(None, Recorder(Notebook(), Progress(5000)), 10, 5000)
+    assert not any(map(evaluations.are_due, range(1, 5000)))
+    evaluations.make(5000, is_last=True)

@@ -1,6 +1,7 @@
 """Documents that are measured again: when, of how much of the run's time, and what is measured."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import make_texts
-from tests.trainer.observe.test_evaluations import Clock
+from tests.trainer.observe.test_evaluation import Clock
 from tests.trainer.test_trainer import Notebook, documents, make_trainer, notebook
 from trainer.config import MODEL_SIZES
 from trainer.data.tokenizer import Tokenizer
@@ -27,13 +28,13 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(make_texts(50), vocab_size=400)
 
 
-class Timed(Probes):
-    """Probes that take as long as they are told to, and measure nothing."""
+class TimedProbes(Probes):
+    """Takes `seconds` per measurement on the clock of the test, and measures nothing."""
 
-    def __init__(self, clock: Clock, seconds: float, num_steps: int, is_on: bool = True) -> None:
+    def __init__(self, clock: Clock, seconds: float, num_steps: int, **options: Any) -> None:
         self.notebook, self.seconds, self.now = Notebook(), seconds, clock
         model = LanguageModel(MODEL_SIZES["tiny"], 400)
-        super().__init__(model, self.notebook, num_steps, max_seq_length=32, is_on=is_on, clock=clock)
+        super().__init__(model, self.notebook, num_steps, max_seq_length=32, clock=clock, **options)
 
     def _judge(self, ids: Sequence[int]) -> tuple[float, float, Any]:
         self.now.now += self.seconds
@@ -43,9 +44,9 @@ class Timed(Probes):
 class Run:
     """Steps of a tenth of a second each, with measurements of `seconds`."""
 
-    def __init__(self, num_steps: int, seconds: float, *, is_on: bool = True) -> None:
+    def __init__(self, num_steps: int, seconds: float, **options: Any) -> None:
         self.clock = Clock()
-        self.probes = Timed(self.clock, seconds, num_steps, is_on)
+        self.probes = TimedProbes(self.clock, seconds, num_steps, **options)
         self.done, self.shares, self.num_steps = 0, [0.0], num_steps
 
     def train(self, until: int | None = None) -> list[tuple[int, int]]:
@@ -95,9 +96,8 @@ def test_they_never_take_more_than_their_share(seconds: float) -> None:
     assert max(run.shares[earned:]) <= MOST_TIME and len(found) >= 5
 
 
-def test_without_a_budget_they_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Probes, "_has_time", lambda probes, count: True)
-    run = Run(3000, 0.3)
+def test_without_a_budget_they_would() -> None:
+    run = Run(3000, 0.3, share_of_time=100.0)
     run.train()
     assert max(run.shares[301:]) > MOST_TIME
 
@@ -107,11 +107,6 @@ def test_what_is_left_out_is_told_once_and_not_said(capsys: pytest.CaptureFixtur
     run.train()
     assert [kind for _, kind, _ in run.events()] == ["probe left out"]
     assert capsys.readouterr().out == ""
-
-
-def test_none_where_they_are_not_wanted() -> None:
-    run = Run(1000, 0.001, is_on=False)
-    assert run.train() == [] and run.probes.documents == {}
 
 
 def test_a_run_that_goes_on_goes_on_measuring() -> None:
@@ -145,25 +140,22 @@ def test_ids_that_can_not_be_of_this_run_are_dropped(tokenizer: Tokenizer, wrong
     several = [{"step": 5, "ids": wrong}, *({"step": step, "ids": [399, 0]} for step in (10**30, 6, 7, 8))]
     probes.load_state_dict({"documents": several})
     assert probes.documents == {10**30: [399, 0], 6: [399, 0], 7: [399, 0]}  # four at most are looked at
-    probes._expected = 0.0
     probes.follow(sample_of([1, 2, 3]), 8)
-    assert [(step, document) for step, document, *_ in viz.of("probe")] == [
-        (7, 6),
-        (7, 7),
-    ]
+    assert [(step, document) for step, document, *_ in viz.of("probe")] == [(7, 6), (7, 7)]
 
 
-def train_on_step_time(tokenizer: Tokenizer, folder: Path, count: int) -> Trainer:
-    """A run whose clock counts steps, so that measuring takes no time."""
+def train_with_all_probes(tokenizer: Tokenizer, folder: Path, count: int) -> Trainer:
+    """A run that makes every measurement, whatever the time it takes."""
     folder.mkdir(exist_ok=True)
-    trainer = make_trainer(tokenizer, folder, documents(count), num_steps=count, initial_learning_rate=0.01)
-    trainer.probes._clock = lambda: float(trainer.global_step)
+    settings = {"num_steps": count, "initial_learning_rate": 0.01}
+    make_probes = partial(Probes, share_of_time=100.0)
+    trainer = make_trainer(tokenizer, folder, documents(count), make_probes=make_probes, **settings)
     assert trainer.train() == "done"
     return trainer
 
 
 def test_what_is_measured_are_the_weights_that_train(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    trainer = train_on_step_time(tokenizer, tmp_path, 66)
+    trainer = train_with_all_probes(tokenizer, tmp_path, 66)
     rows = notebook(trainer).of("probe")
     (first, ids), *_ = trainer.probes.documents.items()
     assert [step - document for step, document, *_ in rows if document == first][:4] == [0, 1, 2, 4]
@@ -175,8 +167,8 @@ def test_what_is_measured_are_the_weights_that_train(tokenizer: Tokenizer, tmp_p
         with torch.no_grad():
             return NextToken().judge(model(torch.tensor([ids[:-1]]))[0], torch.tensor(ids[1:])).loss.item()
 
-    step, document, loss, accuracy, token_losses = rows[-1]
-    trainer = train_on_step_time(tokenizer, tmp_path / "again", step + 1)  # until just then
+    step, document, loss, accuracy, token_losses = [row for row in rows if row[1] == first][-1]
+    trainer = train_with_all_probes(tokenizer, tmp_path / "again", step + 1)  # until just then
     assert document == first and loss == judge(trainer.step.model)
     assert loss != judge(trainer.step.averaged())
     assert token_losses.shape == (len(ids) - 1,) and token_losses.mean() == pytest.approx(loss, rel=1e-5)
@@ -184,9 +176,9 @@ def test_what_is_measured_are_the_weights_that_train(tokenizer: Tokenizer, tmp_p
 
 
 def test_a_store_that_fails_keeps_what_was_begun(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    trainer = make_trainer(tokenizer, tmp_path, documents(60), num_steps=60)
+    make_probes = partial(Probes, share_of_time=100.0)
+    trainer = make_trainer(tokenizer, tmp_path, documents(60), num_steps=60, make_probes=make_probes)
     notebook(trainer).is_full = True
-    trainer.probes._expected = 0.0
     with pytest.raises(OSError, match="No space"):
         trainer.probes.follow(sample_of([1, 2, 3]), 5)
     assert trainer.probes.state_dict() == {"documents": [{"step": 4, "ids": [1, 2, 3]}]}

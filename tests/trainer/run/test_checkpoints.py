@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 import zipfile
@@ -8,7 +9,6 @@ import torch
 
 from trainer.base.checkpoint_file import read_state, write_state
 from trainer.errors import UserError
-from trainer.run import checkpoints as durable
 from trainer.run.checkpoints import CheckpointManager, snapshot
 
 
@@ -50,20 +50,20 @@ def test_the_state_may_change_while_it_is_written(tmp_path: Path) -> None:
 
 
 def test_a_slow_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what is asked before the naming may hold up the next checkpoint, not the naming itself."""
-    sync = durable.sync_folder
-    monkeypatch.setattr(durable, "sync_folder", lambda folder: (time.sleep(0.5), sync(folder))[1])
+    """Only `before_naming` can postpone the next checkpoint, not the disk."""
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (time.sleep(0.3), sync(file))[1])
     manager = CheckpointManager(tmp_path)
     manager.save(1, make_state(1))
     assert manager.wait_for_disk() and manager.all()
 
 
 def test_a_snapshot_shares_no_memory() -> None:
-    original = {"a": torch.zeros(3), "b": [torch.zeros(2), {"c": torch.zeros(1)}], "d": "text"}
-    copy = snapshot(original)
-    for tensor in (original["a"], original["b"][0], original["b"][1]["c"]):  # type: ignore[index]
-        tensor.fill_(1)  # type: ignore[union-attr, attr-defined]
-    assert not copy["a"].any() and not copy["b"][0].any() and not copy["b"][1]["c"].any() and copy["d"] == "text"
+    tensors = [torch.zeros(3), torch.zeros(2), torch.zeros(1)]
+    copy = snapshot({"a": tensors[0], "b": [tensors[1], {"c": tensors[2]}], "d": "text"})
+    for tensor in tensors:
+        tensor.fill_(1)
+    assert not any(part.any() for part in (copy["a"], copy["b"][0], copy["b"][1]["c"])) and copy["d"] == "text"
 
 
 def test_the_newest_stay_and_those_for_good(tmp_path: Path) -> None:
@@ -117,13 +117,7 @@ def test_a_truncated_one_is_named_and_the_one_before_it_taken(tmp_path: Path, wi
     with zipfile.ZipFile(manager.path(2)) as parts:
         entries = parts.infolist()
     cuts = {0, 1, len(whole) - 1, len(whole) - 23}
-    for entry in entries:
-        cuts |= {
-            entry.header_offset,
-            entry.header_offset + 20,
-            entry.header_offset + 60,
-            entry.header_offset + entry.file_size,
-        }
+    cuts |= {entry.header_offset + more for entry in entries for more in (0, 20, 60, entry.file_size)}
     if not with_digest:
         (tmp_path / "checkpoint_step_2.bin.sha256").unlink()
     for cut in sorted(cut for cut in cuts if cut < len(whole)):
@@ -167,18 +161,6 @@ def test_a_save_over_an_old_one_is_safe_at_every_moment(tmp_path: Path) -> None:
         write_state(manager.path(5), state)
     assert seen == [(2, 5.0)]
     assert float(read_state(manager.path(5))["model"]["w"][0]) == 7.0 and len(digests.read_text().splitlines()) == 1
-
-
-def test_newer_ones_are_set_aside_each_time_in_a_place_of_its_own(tmp_path: Path) -> None:
-    manager = CheckpointManager(tmp_path, keep=9)
-    for _ in range(2):
-        save(manager, 1, 2, 3)
-        assert "checkpoint_step_2.bin, checkpoint_step_3.bin" in manager.set_aside_newer(1, "run")
-        assert [step for step, _ in manager.all()] == [1]
-        assert manager.set_aside_newer(1, "run") == ""
-    aside = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*_3.bin*"))
-    places = ("earlier/run-before-going-back-to-1", "earlier/run-before-going-back-to-1-2")
-    assert aside == sorted(f"{place}/checkpoint_step_3.bin{end}" for place in places for end in ("", ".sha256"))
 
 
 def test_names_with_and_without_prefixes(tmp_path: Path) -> None:
