@@ -8,7 +8,7 @@ from typing import Any
 
 from viz.page.answers import LARGEST_WINDOW, MOST_POINTS, POINTS, Answers
 from viz.page.live_run import LiveRun, NoRun
-from viz.page.other_runs import Pairs
+from viz.page.other_runs import OtherRuns
 from viz.page.query import BadQuery, NotThere, Query
 from viz.page.text_search import TextSearch
 from viz.stats.averages import WINDOW
@@ -26,12 +26,12 @@ class Service:
     live: LiveRun
     answers: Answers
     search: TextSearch
-    pairs: Pairs
+    other_runs: OtherRuns
 
     @classmethod
     def of(cls, folder: Path, others: Sequence[Path] = ()) -> "Service":
         live = LiveRun(folder)
-        return cls(live, Answers(live), TextSearch(), Pairs(live, others))
+        return cls(live, Answers(live), TextSearch(), OtherRuns(live, others))
 
     def read_ahead(self) -> None:
         """Read the run before anybody asks: a million steps take seconds."""
@@ -46,7 +46,7 @@ class Service:
 
     def series(self, query: Query) -> Answer:
         other = query.text("run")
-        answers = self.answers if other is None else self.pairs.answers_of(other)
+        answers = self.answers if other is None else self.other_runs.answers_of(other)
         return answers.series(query.number("from", 0), query.optional("to"), *_axis(query))
 
     def sources(self, query: Query) -> Answer:
@@ -90,13 +90,13 @@ class Service:
         return {"edition": edition, "steps": steps} | found | {"hits": hits}
 
     def runs(self, query: Query) -> Answer:
-        return {"runs": self.pairs.known()}
+        return {"runs": self.other_runs.known()}
 
     def compare(self, query: Query) -> Answer:
         run_id = query.text("run")
         if not run_id:
             raise BadQuery("run: expected the id of one of /api/runs")
-        return self.pairs.compare(run_id, query.number("points", POINTS, 10, MOST_POINTS), query.number("from", 0))
+        return self.other_runs.compare(run_id, query.number("points", POINTS, 10, MOST_POINTS), query.number("from", 0))
 
 
 def _axis(query: Query) -> tuple[int, int, bool]:

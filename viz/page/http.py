@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -35,57 +36,66 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses a request whose `Host` or `Origin` names another machine than `names`; whichever port it names.
+    """Refuses requests from other sites and to other names, and adds the security headers to every response.
 
-    A page of a stranger that has its own name point to 127.0.0.1 (DNS rebinding) sends that name.
+    Starlette's `TrustedHostMiddleware` checks the `Host`: a site that points its own name at 127.0.0.1 (DNS rebinding)
+    sends that name. A missing or repeated `Host` is already refused by uvicorn's h11.
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
-        """`names`: as `name_in` gives them."""
+        """`names`: accepted besides the loopback names, as `name_in` returns them."""
         self._app = app
         self._names = {*LOOPBACK, *names}
+        hosts = [f"[{name}]" if ":" in name else name for name in self._names]
+        self._hosts = [*hosts, *(f"{host}." for host in hosts)]  # the same names, fully qualified
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        refusal = self._refusal(scope["path"], Headers(scope=scope))
-        answer = self._app if refusal is None else JSONResponse({"error": refusal[1]}, refusal[0])
-        await answer(scope, receive, send_with_headers)
+        async def answer(scope: Scope, receive: Receive, _: Send) -> None:
+            refusal = self._cross_site(scope["path"], headers)
+            app = self._app if refusal is None else _error(403, refusal)
+            await app(scope, receive, send_with_headers)
 
-    def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
-        hosts, origins = headers.getlist("host"), headers.getlist("origin")
-        if len(hosts) != 1 or (host := name_in(f"//{hosts[0]}")) is None:
-            return 400, "expected one Host header that names this server"
-        if host not in self._names:
-            return 403, f"this server does not answer to the name {host[:100]!r}: --allow-host {host[:100]} lets it"
-        for origin in origins:
+        async def refuse(message: Message) -> None:
+            """Replace Starlette's "Invalid host header" with what to do about it."""
+            if message["type"] == "http.response.start":
+                host = headers.get("host", "")[:100]
+                refusal = f"host {host!r} is not accepted: to accept it, start the server with --allow-host NAME"
+                await _error(403, refusal)(scope, receive, send_with_headers)
+
+        await TrustedHostMiddleware(answer, self._hosts, www_redirect=False)(scope, receive, refuse)
+
+    def _cross_site(self, path: str, headers: Headers) -> str | None:
+        """Why a request of another site is refused; None if it is not."""
+        for origin in headers.getlist("origin"):
             asking = name_in(origin) if origin.startswith(("http://", "https://")) else None
             if asking not in self._names:
-                return 403, f"pages of {origin[:100]!r} may not ask this server"
+                return f"requests from the origin {origin[:100]!r} are not allowed"
         if headers.get("sec-fetch-site") == "cross-site" and path.startswith("/api/"):
-            return 403, "other pages may link to this one, and ask it nothing"
+            return "cross-site API requests are not allowed"
         return None
 
 
 def name_in(address: str) -> str | None:
-    """The name in an address like `//Host:8000`, in small letters, without port; None for what is none."""
+    """Return the host name in an address such as `//Host:8000`, in lower case and without port; None if invalid."""
     try:
         parts = urlsplit(address)
-        _ = parts.port  # a number up to 65535, or ValueError
+        _ = parts.port  # raises ValueError unless it is a number up to 65535
     except ValueError:
         return None
     if parts.username is not None or parts.path or parts.query or parts.fragment or not parts.hostname:
         return None
-    return parts.hostname.rstrip(".")
+    name = parts.hostname.rstrip(".")
+    return None if "*" in name else name  # to `TrustedHostMiddleware`, `*` stands for any name
 
 
 VOID = {404: "there is nothing here", 405: "only GET and HEAD are answered"}

@@ -1,5 +1,6 @@
 """One run, followed while it is written: its store opened once it is there, read on when asked, left when it goes."""
 
+import math
 import sqlite3
 import threading
 import time
@@ -15,7 +16,6 @@ from viz.stats.series import Averages, Series
 from viz.views.token_text import Speller, speller
 
 FRESH_SECONDS = 0.25
-"""What was read less long ago is not read again."""
 MOST_WINDOWS = 4
 """Averages that are kept beside the usual ones, of other windows."""
 
@@ -31,8 +31,12 @@ class NoRun(Exception):
 class LiveRun:
     """The run in a folder, to be used while `reading`. Nothing here writes to the folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder`: of the record, or what `--out` named; it need not be there yet."""
+    def __init__(self, folder: Path, fresh_seconds: float = FRESH_SECONDS) -> None:
+        """`folder`: of the record, or what `--out` named; it need not exist yet.
+
+        `fresh_seconds`: what was read less long ago is not read again.
+        """
+        self.fresh_seconds = fresh_seconds
         self.lock = threading.RLock()
         self.folder = folder
         self.record = folder
@@ -46,7 +50,7 @@ class LiveRun:
         self._forget()
 
     def _forget(self) -> None:
-        self._read_at = -FRESH_SECONDS
+        self._read_at = -math.inf
         self.series = Series()
         self.run: Row = {}
         self._rewinds: int | None = None
@@ -87,7 +91,7 @@ class LiveRun:
             if identity != self._identity:
                 self._forget()
             self._identity = identity
-            if time.monotonic() - self._read_at < FRESH_SECONDS:
+            if time.monotonic() - self._read_at < self.fresh_seconds:
                 return
             rewinds = self.store.count_rewinds()
             if self._rewinds not in (None, rewinds):

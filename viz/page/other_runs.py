@@ -21,7 +21,7 @@ from viz.views.comparison import Comparison, compare
 NAMES = ("this run", "the other run")
 
 
-class Pairs:
+class OtherRuns:
     """The runs in the folder of the page's run (those moved to `earlier/` too), and in `others`."""
 
     def __init__(self, live: LiveRun, others: Sequence[Path] = ()) -> None:

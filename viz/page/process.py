@@ -19,13 +19,13 @@ TRIES = 50
 """Ports that are tried from `PORT` on, where none is named."""
 
 
-def listen(port: int | None) -> socket.socket:
-    """A socket on 127.0.0.1 that listens: on `port`, or on the first free one from `PORT` on.
+def listen(port: int | None, first: int = PORT, tries: int = TRIES) -> socket.socket:
+    """Return a listening socket on 127.0.0.1: on `port`, or on the first free one of the `tries` ports from `first`.
 
-    Raises OSError where that port, or each of them, is taken.
+    Raises OSError if that port, or each of them, is taken.
     """
     failure: OSError | None = None
-    for number in [port] if port is not None else range(PORT, PORT + TRIES):
+    for number in [port] if port is not None else range(first, first + tries):
         found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         if sys.platform == "linux":  # a port just given up can be had at once; elsewhere one in use could be, too
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

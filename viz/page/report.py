@@ -12,7 +12,7 @@ from typing import Any
 
 from viz.page.answers import Answers
 from viz.page.live_run import LiveRun, NoRun
-from viz.page.other_runs import Pairs
+from viz.page.other_runs import OtherRuns
 from viz.page.query import NotThere
 from viz.page.static import MODULES, PAGE, PLOTLY, page_files
 from viz.record.reader import StoreReader
@@ -32,9 +32,9 @@ def make_report(folder: Path, others: Sequence[Path] = ()) -> bytes:
     Raises ValueError, one line, where there is no run that can be read or compared.
     """
     live = LiveRun(folder)
-    pairs = Pairs(live, others)
+    other_runs = OtherRuns(live, others)
     try:
-        found = _answers(Answers(live), pairs, others)
+        found = _answers(Answers(live), other_runs, others)
         # What is mailed to others says nothing of where it was made.
         places = {f"{live.record.resolve().parent}{os.sep}": "", f"{Path.home()}{os.sep}": f"~{os.sep}"}
         return _html(_renamed(found, {place: name for place, name in places.items() if len(place) > 1}))
@@ -42,7 +42,7 @@ def make_report(folder: Path, others: Sequence[Path] = ()) -> bytes:
         raise ValueError(str(error)) from error
 
 
-def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str, Any]:
+def _answers(answers: Answers, other_runs: OtherRuns, others: Sequence[Path]) -> dict[str, Any]:
     """By the names under which `page/api.js` looks for them."""
     run = answers.run()
     found: dict[str, Any] = {
@@ -61,9 +61,9 @@ def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str
         found[f"samples {number}"] = answers.samples(MOMENTS, asked["prompt"])
     if others:
         run_id = _run_id(others[0])
-        found[f"compare {run_id}"] = pairs.compare(run_id, POINTS)
-        found[f"series {run_id}"] = pairs.answers_of(run_id).series(points=POINTS)
-        there = [one for one in pairs.known() if one["run_id"] == run_id]
+        found[f"compare {run_id}"] = other_runs.compare(run_id, POINTS)
+        found[f"series {run_id}"] = other_runs.answers_of(run_id).series(points=POINTS)
+        there = [one for one in other_runs.known() if one["run_id"] == run_id]
         found["runs"] = {"runs": [one | {"folder": "/".join(Path(one["folder"]).parts[-2:])} for one in there]}
     probed = {probe["step"] for probe in found["probes"]["probes"]}
     found |= {f"probes/{step}": answers.probe(step) for step in probed}

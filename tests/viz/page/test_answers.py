@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from tests.viz.runs_to_draw import HOSTILE, columns_of
 from tests.viz.views.test_token_text import MODELS
-from viz.page import live_run
 from viz.page.answers import MOST_STEPS_OF_KIND, Answers
 from viz.page.api import QUERIES, Service
 from viz.page.live_run import LiveRun
@@ -20,34 +20,24 @@ from viz.page.query import NotThere, Query
 from viz.record.schema import STEP, make_row, rows_of
 from viz.record.writer import StoreWriter
 from viz.stats.series import FEWEST_OF_SOURCE
-from viz.views.token_text import speller
 
 Metrics = Callable[..., dict[str, Any]]
 WARMUP, STEPS = 50, 120
 SPIKES = {41: 9.0, 60: 3.0, 75: 4.0, 90: 1.5, 101: 0.5}  # of the step: nats above the others of its source
 BEST = {52: -2.0, 77: -1.0}
-MODEL = speller(MODELS["ours"])
-assert MODEL is not None
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_run, "FRESH_SECONDS", -1.0)
 
 
 def encode(text: str) -> list[int]:
-    import sentencepiece
-
     found: list[int] = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"]).EncodeAsIds(text)
     return found
 
 
 def answers_of(folder: Path) -> Answers:
-    return Answers(LiveRun(folder))
+    return Answers(LiveRun(folder, fresh_seconds=0))
 
 
 def strict(answer: dict[str, Any]) -> dict[str, Any]:
-    """As it arrives at a page."""
+    """Return the answer as a browser receives it."""
     found: dict[str, Any] = json.loads(json.dumps(answer, allow_nan=False))
     return found
 
@@ -186,14 +176,11 @@ def test_few_points_still_hold_every_spike_with_its_step(run: Path, log: bool) -
     assert all(value == loss_of(step) for step, value in shown.items())
 
 
-def test_an_empty_part_is_empty(run: Path) -> None:
-    told = strict(answers_of(run).series(500))
+@pytest.mark.parametrize(("first", "below"), [(500, None), (20, 10)])
+def test_an_empty_range_has_no_documents(run: Path, first: int, below: int | None) -> None:
+    told = strict(answers_of(run).series(first, below))
     assert told["documents"] == 0 and told["evaluations"] == []
     assert all(lane["steps"] == lane["values"] == [] for lane in told["lanes"].values()) and "loss" in told["lanes"]
-
-
-def test_a_part_that_ends_before_it_begins_has_no_documents(run: Path) -> None:
-    assert strict(answers_of(run).series(20, 10))["documents"] == 0
 
 
 def test_spikes_are_ordered_by_how_far_they_lie_above_their_own_source(run: Path) -> None:
@@ -228,7 +215,7 @@ def test_spikes_are_filtered(run: Path) -> None:
     assert steps(50, "easy", 0) == [41, 75, 101]
 
 
-def test_documents_that_surprised_least(run: Path) -> None:
+def test_documents_furthest_below_the_average(run: Path) -> None:
     found = strict(answers_of(run).spikes(2, best=True))["documents"]
     assert [one["step"] for one in found] == [52, 77]
     assert [one["excess"] for one in found] == pytest.approx([6 - usual_of(52), 1 - usual_of(77)], rel=1e-5)
@@ -271,14 +258,9 @@ def test_shares_of_the_sources_are_one(run: Path) -> None:
         assert one["average"] == pytest.approx(average(losses), rel=1e-5)
         assert set(one["curve"]["steps"]) <= set(range(first, 120, 2))
         assert one["curve"]["values"][-1] == one["average"]
-
-
-def test_averages_of_sources_at_another_window(run: Path) -> None:
-    told = strict(answers_of(run).sources(window=5))
-    assert told["window"] == 5
-    assert told["sources"][1]["average"] == pytest.approx(
-        average([loss_of(step) for step in range(1, 120, 2)], 5), rel=1e-5
-    )
+    other = strict(answers_of(run).sources(window=5))
+    easy = average([loss_of(step) for step in range(1, 120, 2)], 5)
+    assert other["window"] == 5 and other["sources"][1]["average"] == pytest.approx(easy, rel=1e-5)
 
 
 def test_a_document_with_everything(run: Path) -> None:
@@ -337,19 +319,13 @@ def test_a_document_of_infinite_losses(run: Path, metrics: Metrics) -> None:
     answers = answers_of(run)
     told = strict(answers.document(120))
     assert told["loss"] is None and told["accuracy"] is None and told["gradient_norm"] is None
+    assert told["usual"] == pytest.approx(usual_of(120), rel=1e-5)
     assert told["losses"][:5] == [None, 1.5, None, None, 2.0] and told["ranks"] is None
     lanes = strict(answers.series())["lanes"]
     assert lanes["loss"]["not_finite"] == [120]
     assert 120 not in lanes["loss"]["steps"]
     first = strict(answers.spikes())["documents"][0]
     assert first["step"] == 120 and first["loss"] is None and first["excess"] is None and first["usual"] is not None
-
-
-def test_what_was_usual_is_known_of_a_document_whose_loss_is_infinite(run: Path, metrics: Metrics) -> None:
-    writer = StoreWriter(run / "run.db", {}, resume=True)
-    writer.add_rows(rows_of(metrics(120, loss=math.inf, source="hard")))
-    writer.close()
-    assert strict(answers_of(run).document(120))["usual"] == pytest.approx(usual_of(120), rel=1e-5)
 
 
 def test_samples_are_all_there_or_thinned_with_both_ends(run: Path) -> None:
@@ -376,10 +352,7 @@ def test_samples_of_a_prompt_are_at_equal_ratios(run: Path) -> None:
     assert [one["step"] for one in strict(answers.samples(4, "asked"))["samples"]] == [0, 20, 50, 110]
     assert strict(answers.samples(4, "nobody asked this"))["samples"] == []
     assert strict(answers.samples(4, "p30"))["samples"] == []  # of a document, and asked once
-
-
-def test_at_most_one_sample_of_a_prompt_is_one(run: Path) -> None:
-    assert len(strict(answers_of(run).samples(1, "asked"))["samples"]) == 1
+    assert len(strict(answers.samples(1, "asked"))["samples"]) == 1
 
 
 def test_events_the_newest_first(run: Path) -> None:
@@ -410,17 +383,10 @@ def test_many_marks_are_thinned_with_both_ends(tmp_path: Path) -> None:
     assert (told["steps"][0], told["steps"][-1]) == (0, MOST_STEPS_OF_KIND + 499)
 
 
-def test_what_is_known_of_a_step_in_a_list(run: Path) -> None:
-    answers = answers_of(run)
-    answers.run()
-    known, unknown = answers.about([60, 4000])
-    assert strict(known)["words"].startswith("one two three 60 four") and unknown == {"step": 4000}
-
-
-def test_a_hit_of_a_search_is_judged_as_it_is_in_the_list_of_spikes(run: Path) -> None:
-    answers = answers_of(run)
-    answers.run()
-    assert strict(answers.about([60])[0])["judged"] is True
+def test_what_a_list_shows_of_a_step(run: Path) -> None:
+    known, unknown = answers_of(run).about([60, 4000])
+    assert strict(known)["words"].startswith("one two three 60 four") and known["judged"] is True
+    assert unknown == {"step": 4000}
 
 
 def ask(service: Service, name: str, **given: str) -> dict[str, Any]:
@@ -435,7 +401,9 @@ GIVEN = {"search": {"q": "one"}}
 def test_an_ugly_run_is_json_everywhere(tmp_path: Path, metrics: Metrics, count: int) -> None:
     """NaN, infinities, spikes of 1e12, texts of any kind: no answer holds what JavaScript can't read."""
     columns = columns_of(count, ugly=True)
-    writer = StoreWriter(tmp_path / "run.db", {"run_id": HOSTILE, "tokenizer": MODELS["ours"], "note": HOSTILE})
+    config = {"clip": math.inf, "more": [math.nan]}
+    about = {"run_id": HOSTILE, "tokenizer": MODELS["ours"], "note": HOSTILE, "config": config}
+    writer = StoreWriter(tmp_path / "run.db", about)
     for row in range(count):
         told = {name: columns[name][row].item() for name in STEP if name not in ("tokens", "bytes")}
         losses = [(math.nan, math.inf, 2.0)[row % 3]] * 9
@@ -448,6 +416,7 @@ def test_an_ugly_run_is_json_everywhere(tmp_path: Path, metrics: Metrics, count:
     writer.close()
     service = Service.of(tmp_path)
     try:
+        assert ask(service, "run")["run"]["config"] == {"clip": None, "more": [None]}
         for name in set(QUERIES) - {"compare"}:
             ask(service, name, **GIVEN.get(name, {}))
         for name in ("series", "sources"):
@@ -458,14 +427,6 @@ def test_an_ugly_run_is_json_everywhere(tmp_path: Path, metrics: Metrics, count:
             strict(service.answers.document(step))
     finally:
         service.close()
-
-
-def test_settings_that_are_not_finite_are_json_too(tmp_path: Path, metrics: Metrics) -> None:
-    about = {"config": {"clip": math.inf, "more": [math.nan]}, "flops": {"peak": math.inf}}
-    writer = StoreWriter(tmp_path / "run.db", about)
-    writer.add_rows(rows_of(metrics(0)))
-    writer.close()
-    assert strict(answers_of(tmp_path).run())["run"]["config"]["clip"] is None
 
 
 def test_control_an_answer_with_nan_is_refused() -> None:

@@ -10,6 +10,8 @@ from tests.viz import browser
 from tests.viz.browser import (
     BEST,
     GONE,
+    MEASURED,
+    PROBED,
     SOURCES,
     SPIKE,
     Visit,
@@ -19,6 +21,7 @@ from tests.viz.browser import (
     points_of,
     served,
     shown_range,
+    text_in_reader,
     text_of,
     told,
     until,
@@ -46,12 +49,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def reader(page: Page) -> Any:
     return page.locator("#reader")
-
-
-def text_in_reader(page: Page) -> str:
-    """What the document says, as the page has it; an end of a line is shown by a sign of its own."""
-    found: str = page.evaluate("document.querySelector('#reader [aria-label=\"Text of the document\"]').textContent")
-    return found.replace("⏎\n", "\n")
 
 
 def shows(page: Page, step: int) -> None:
@@ -281,15 +278,12 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     page.keyboard.press("Enter")
     shows(page, 33)
 
-
-def test_what_is_made_anew_has_the_focus_again(visit: Visit, address: str) -> None:
-    """A second press of the key does the same once more."""
-    page = drawn(visit(f"{address}#step=12"))
-    shows(page, 12)
+    # What is made anew has the focus again: a second press of the key does the same once more.
     page.get_by_role("button", name="next ▶").focus()
     page.keyboard.press("Enter")
-    shows(page, 13)
+    shows(page, 34)
     focused = [page.evaluate("document.activeElement.textContent")]
+    choose(page, "spikes")
     page.get_by_label("Which end").focus()
     page.keyboard.press("ArrowDown")
     until(page, "(step) => document.querySelector('#panel tbody td').textContent === step", str(BEST))
@@ -385,12 +379,51 @@ def test_spikes_sources_events(visit: Visit, address: str) -> None:
     page.evaluate("document.getElementById('go').append(document.createElement('button'))")
     assert unnamed(page) == ["button"]  # a control
 
+    # A late answer does not replace the tab chosen since.
+    held: list[Route] = []
+    page.route("**/api/spikes?*", lambda route: held.append(route))
+    page.click("#tab-spikes")
+    while not held:
+        page.wait_for_timeout(20)
+    choose(page, "sources")
+    held[0].continue_()
+    page.wait_for_timeout(300)
+    assert page.locator("#tab-sources").get_attribute("aria-selected") == "true"
+    assert page.locator("#panel table").get_attribute("aria-label") == "Sources"
+
+
+def check_probes(page: Page) -> None:
+    """The tab of re-measured documents shows the one of `write_run`, as a curve and token by token."""
+    choose(page, "probes")
+    panel, first = page.locator("#panel"), loss_of(PROBED)
+    later = [f"{first + change:.2f}" for change in MEASURED.values()]
+    words = (
+        f"first read {first:.2f} → just after {later[0]} → 1 document later {later[1]} → 8 documents later {later[2]}"
+    )
+    expect(panel).to_contain_text(words)
+    heights = until(page, "document.querySelector('#panel .figure').data?.[0]?.y")
+    assert [round(height, 2) for height in heights] == [round(first, 2), *map(float, later)]
+    page.click("#panel summary")
+    text = page.locator("#panel div.text")
+    assert text.evaluate("(box) => box.textContent").replace("⏎", "") == text_of(PROBED)
+    page.select_option("#panel select >> nth=0", "0")
+    page.select_option("#panel select >> nth=1", "2")  # from the first reading to a document later: 1.5 nats cheaper
+    until(page, "document.querySelectorAll('#panel div.text .d3').length > 3")
+    page.select_option("#panel select >> nth=0", "2")
+    page.select_option("#panel select >> nth=1", "3")  # from there on 1.25 are forgotten again
+    until(page, "document.querySelectorAll('#panel div.text .l4').length > 3")
+    expect(page.locator("#panel div.text .d3")).to_have_count(0)
+    page.hover("#panel div.text span >> nth=5")
+    expect(page.locator("#tip")).to_contain_text("(+1.25)")
+    page.click(f"#panel button.link:text-is('{PROBED}')")
+    expect(page.locator("#reader-title")).to_have_text(f"Step {PROBED}")
+
 
 OVERLAY = """(colour) => document.getElementById("chart").data
   .filter((trace) => (trace.yaxis ?? "y") === "y" && trace.line?.color === colour).map((trace) => trace.x.length)"""
 
 
-def test_samples_comparison_search(visit: Visit, address: str) -> None:
+def test_samples_comparison_search_probes(visit: Visit, address: str) -> None:
     page = drawn(visit(address))
     choose(page, "samples")
     panel = page.locator("#panel")
@@ -435,18 +468,5 @@ def test_samples_comparison_search(visit: Visit, address: str) -> None:
     field.press("Enter")
     expect(panel).to_contain_text("No: in none of ")
     assert unnamed(page) == []
-
-
-def test_a_late_answer_does_not_replace_the_tab_chosen_since(visit: Visit, address: str) -> None:
-    page = drawn(visit(address))
-    choose(page, "events")
-    held: list[Route] = []
-    page.route("**/api/spikes?*", lambda route: held.append(route))
-    page.click("#tab-spikes")
-    while not held:
-        page.wait_for_timeout(20)
-    choose(page, "sources")
-    held[0].continue_()
-    page.wait_for_timeout(500)
-    assert page.locator("#tab-sources").get_attribute("aria-selected") == "true"
-    assert page.locator("#panel table").get_attribute("aria-label") == "Sources"
+    check_probes(page)
+    assert unnamed(page) == []

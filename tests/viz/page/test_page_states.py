@@ -1,7 +1,6 @@
 """What a run goes through while its page is open: not there yet, empty, running, ended, stopped, deleted; and what the
 server does meanwhile."""
 
-import fcntl
 import os
 import re
 import signal
@@ -17,21 +16,14 @@ from playwright.sync_api import Page, expect
 from tests.conftest import PROJECT, command_environment
 from tests.runs.conftest import SMALL
 from tests.viz import browser
-from tests.viz.browser import Visit, drawn, free_port, served, text_of, told, until, write_run
+from tests.viz.browser import Visit, drawn, free_port, served, text_in_reader, text_of, told, until, write_run
+from tests.viz.page.test_live_run import lock
 from tests.viz.views.test_token_text import MODELS
 from viz.record.writer import StoreWriter
 
 chromium, visit = browser.chromium, browser.visit
 
 POINTS = "document.getElementById('chart').data?.[0]?.x.length ?? 0"
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """As `trainer/run/folders.py` holds it while a run lives."""
-    with (folder / ".run.lock").open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
 
 
 def says(page: Page, state: str, words: str | None = None) -> None:
@@ -46,7 +38,7 @@ def says(page: Page, state: str, words: str | None = None) -> None:
 def test_a_run_from_before_it_begins_until_it_is_gone(visit: Visit, tmp_path: Path) -> None:
     folder = tmp_path / "training_viz"
     with served(folder) as address:
-        page = visit(address, refused=True)
+        page = visit(address, refused=True, poll_faster=True)
         says(page, "waiting", "This page shows it as soon as it begins")
         assert page.evaluate(POINTS) == 0
         folder.mkdir()
@@ -125,7 +117,7 @@ def test_a_server_that_is_stopped_and_started_again(visit: Visit, tmp_path: Path
     serve = ("-m", "viz", "serve", run, "--port", port)
     with command(*serve, cwd=tmp_path, told_by="The page: ") as (process, address):
         assert re.fullmatch(rf"http://[\w.]+:{port}", address)
-        page = drawn(visit(f"{address}/#step=12", refused=True))
+        page = drawn(visit(f"{address}/#step=12", refused=True, poll_faster=True))
         says(page, "stopped · 40 of 40", "stopped without an end")
         os.kill(process.pid, signal.SIGINT)
         process.wait(60)
@@ -149,7 +141,7 @@ def test_a_server_that_comes_back_with_another_run(visit: Visit, tmp_path: Path)
         tmp_path / "second", 40, lambda step: told(step, text=f"Another {step}.", loss=3.0), model="second"
     )
     with served(first, port=port) as address:
-        page = drawn(visit(f"{address}#step=12", refused=True))
+        page = drawn(visit(f"{address}#step=12", refused=True, poll_faster=True))
         expect(page.locator("#reader")).to_contain_text("Document 12")
     with served(second, port=port):
         expect(page.locator("#model")).to_have_text("second")
@@ -164,7 +156,7 @@ def test_a_run_that_trains_is_watched_from_its_start_to_after_its_end(
     train = [PROJECT / "train_slimpajama.py", *SMALL, "--steps", 100_000, "--repeat", "--no-checkpoint"]
     words = [*train, "--dataset", corpus, "--serve", port]
     with command(*words, cwd=tmp_path, told_by="The page: ") as (process, address):
-        page = visit(address, refused=True)  # it may be there before the record is
+        page = visit(address, refused=True, poll_faster=True)  # it may be there before the record is
         until(page, f"{POINTS} > 0", seconds=120)
         says(page, "running · ")
         first = int(page.evaluate("document.getElementById('chart').dataset.drawn"))
@@ -173,14 +165,14 @@ def test_a_run_that_trains_is_watched_from_its_start_to_after_its_end(
         page.press("#go-step", "Enter")
         expect(page.locator("#reader-title")).to_have_text("Step 3")
         expect(page.locator("#reader")).to_contain_text("documents.jsonl")
-        document = page.locator("#reader [aria-label='Text of the document']").inner_text()
+        document = text_in_reader(page)
         assert len(document) > 20
         os.kill(process.pid, signal.SIGINT)
         process.wait(120)
     assert process.returncode in (0, 130)
     says(page, "no server", AWAY)
     assert page.evaluate(POINTS) > 0
-    assert page.locator("#reader [aria-label='Text of the document']").inner_text() == document
+    assert text_in_reader(page) == document
     said = (tmp_path / "output.txt").read_text("utf-8")
     assert not list((tmp_path / "training_viz").glob("run.db-*"))  # the page has not held the record open
     assert "The page has ended with the run" in said and "Traceback" not in said

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.viz import browser
-from tests.viz.browser import Visit, choose, drawn, served, told, until, write_run
+from tests.viz.browser import Visit, choose, drawn, served, text_in_reader, told, until, write_run
 from viz.charts.chart_files import draw_picture
 from viz.page.report import make_report
 from viz.record.schema import Row, rows_of
@@ -128,8 +128,7 @@ def test_the_page(visit: Visit, address: str) -> None:
         f"{SHOWN} reference",
         f"{SHOWN} detail",
     )
-    text = page.evaluate("document.querySelector('#reader [aria-label=\"Text of the document\"]').textContent")
-    assert text.replace("⏎\n", "\n") == f"{TAGS}{SHOWN} {WORD}"
+    assert text_in_reader(page) == f"{TAGS}{SHOWN} {WORD}"
     for place in ("#model", "#about", "#state"):
         holds(page, place)
     assert TAGS in page.title()
@@ -173,15 +172,6 @@ def test_the_page(visit: Visit, address: str) -> None:
     page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#panel .sentence")).to_contain_text("is better by")
     holds(page, "#panel table")
-
-
-def test_a_long_word_makes_nothing_wide(visit: Visit, address: str) -> None:
-    page = drawn(visit(f"{address}#step={STEP}", viewport={"width": 390, "height": 844}))
-    expect(page.locator("#reader-title")).to_have_text(f"Step {STEP}")
-    for tab in ("spikes", "sources", "samples", "events", "compare"):
-        choose(page, tab)
-        too_wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert too_wide <= 0, tab
 
 
 def test_the_report(visit: Visit, run: Path, other: Path, tmp_path: Path) -> None:
