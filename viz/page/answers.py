@@ -39,7 +39,7 @@ class Answers:
         """The edition for which the command was computed, and the command that resumes the run."""
 
     def run(self) -> Answer:
-        """What the run is, how far it has come, and what its numbers say."""
+        """Return the run's description, its progress and its newest averages."""
         with self.live.reading():
             run, series = self.live.run, self.live.series
             steps = int(series["steps"][-1]) + 1 if series.size else 0
@@ -68,7 +68,7 @@ class Answers:
             }
 
     def _resume_command(self) -> str | None:
-        """What goes on with this run, to be typed where the server was started; None where nothing does."""
+        """The command that resumes the run, to be typed where the server was started; None if it can't be resumed."""
         if self._resume[0] != self.live.edition:
             runs = find_runs(self.live.record)
             mine = [run.resume_command for run in runs if run.run_id == self.live.run.get("run_id")]
@@ -78,9 +78,9 @@ class Answers:
     def series(
         self, first: int = 0, below: int | None = None, points: int = POINTS, window: int = WINDOW, log: bool = False
     ) -> Answer:
-        """The curves, first <= step < below: single documents and averages, reduced to an axis of `points` pixels.
+        """Return the curves for first <= step < below, single documents and averages, reduced to `points` pixels.
 
-        Averages are over all documents up to each step, whatever is shown.
+        Averages cover all documents up to each step, whatever range is shown.
         """
         with self.live.reading():
             series, averages = self.live.series, self.live.averages(window)
@@ -119,7 +119,7 @@ class Answers:
             }
 
     def sources(self, points: int = POINTS, window: int = WINDOW, log: bool = False) -> Answer:
-        """Each source, the most frequent first: its share, and the average of its losses over time.
+        """Return each source, the most frequent first: its share, and its average loss over time.
 
         The average is over about `window` documents of that source.
         """
@@ -149,7 +149,7 @@ class Answers:
             return {"edition": self.live.edition, "window": window, "sources": found}
 
     def events(self, most: int = 300, kind: str | None = None) -> Answer:
-        """What has happened, the newest first, and how often each kind did, and where."""
+        """Return the `most` newest events, newest first, and for each kind their count and steps."""
         with self.live.reading():
             found = self.live.store.steps_of_events(2**62)
             newest, edition = self.live.store.newest_events(most, kind), self.live.edition
@@ -168,9 +168,10 @@ class Answers:
     def spikes(
         self, most: int = 50, source: str | None = None, first: int | None = None, *, best: bool = False
     ) -> Answer:
-        """Documents by how far they lay above the average of their source just before them, or, `best`, below.
+        """Return the documents furthest above (`best`: below) the average of their source just before them.
 
-        `first`: from this step on; where none is named, from the end of the warm-up, if half of the run is behind it.
+        `first`: ignore earlier steps. By default that is the warm-up, once the run is twice as long.
+        Raises NotThere for an unknown source.
         """
         with self.live.reading():
             series = self.live.series
@@ -178,11 +179,11 @@ class Answers:
                 warmup = int(self.live.run["config"].get("warmup_steps") or 0)
                 first = warmup if series.size and 2 * warmup <= int(series["steps"][-1]) + 1 else 0
             excess = series.excess.values()
-            wanted = (excess < 0) if best else (excess > 0)  # neither where nothing was usual yet
+            wanted = (excess < 0) if best else (excess > 0)  # NaN, before a source has an average, is neither
             wanted[: series.rows_below(first)] = False
             if source is not None and source not in series.sources:
                 known = ", ".join(sorted(series.sources)[:20]) or "none"
-                raise NotThere(f"no source {source[:100]!r} in this run; known: {known}")
+                raise NotThere(f"this run has no source {source[:100]!r}; its sources: {known}")
             if source is not None:
                 mine = np.zeros_like(wanted)
                 mine[series.sources[source].rows.values()] = True
@@ -193,24 +194,24 @@ class Answers:
                 chosen = np.argpartition(height, most)[:most]
                 rows, height = rows[chosen], height[chosen]
             rows = rows[np.argsort(height, kind="stable")]
-            judged = self.live.store.judged()
+            flagged = self.live.store.judged()
             return {
                 "edition": self.live.edition,
                 "from": first,
-                "documents": [self._entry(int(row), judged) for row in rows],
+                "documents": [self._entry(int(row), flagged) for row in rows],
             }
 
     def about(self, steps: Sequence[int]) -> list[Answer]:
-        """Each step's entry in a list; only its number where the record does not know it (any more)."""
+        """Return the list entry of each step; only `step` if the record does not have it (any more)."""
         with self.live.reading():
-            series, judged, found = self.live.series, self.live.store.judged(), []
+            series, flagged, found = self.live.series, self.live.store.judged(), []
             for step in steps:
                 row = series.rows_below(step)
                 is_known = row < series.size and int(series["steps"][row]) == step
-                found.append(self._entry(row, judged) if is_known else {"step": step})
+                found.append(self._entry(row, flagged) if is_known else {"step": step})
             return found
 
-    def _entry(self, row: int, judged: Container[int]) -> Answer:
+    def _entry(self, row: int, flagged: Container[int]) -> Answer:
         series, step = self.live.series, int(self.live.series["steps"][row])
         excess, loss = float(series.excess.values()[row]), float(series["loss"][row])
         usual = float(series.usual.values()[row])
@@ -220,7 +221,7 @@ class Answers:
             "loss": number(loss),
             "usual": number(usual),
             "excess": number(excess),
-            "judged": step in judged,
+            "judged": step in flagged,
             "words": self._first_words(step),
         }
 
@@ -235,7 +236,7 @@ class Answers:
         return self._words[step]
 
     def document(self, step: int) -> Answer:
-        """The document of a step, token by token. Raises NotThere where the run has no such step."""
+        """Return the document of a step, token by token. Raises NotThere if the run has no such step."""
         with self.live.reading():
             try:
                 document = open_document(self.live.store, self.live.series, step, self.live.speller)
@@ -245,10 +246,10 @@ class Answers:
         return _document(document, has_tokenizer)
 
     def samples(self, most: int = 200, prompt: str | None = None, first: int = 0, below: int | None = None) -> Answer:
-        """What the model wrote, in order: to the documents it was about to learn from, or to a prompt asked again.
+        """Return generated text in order: for documents just before training on them, or for a repeated prompt.
 
-        Where there are more than `most`, they are evenly spread, the first and the last among them; of a prompt by
-        equal ratios of steps.
+        If there are more than `most`, they are evenly spaced and include the first and the last. Those of a prompt are
+        spaced by equal ratios of steps.
         """
         with self.live.reading():
             store = self.live.store
@@ -269,18 +270,18 @@ class Answers:
             }
 
     def judged(self) -> list[int]:
-        """Steps of the run that the judge of stability spoke of, in order."""
+        """Return the steps that were flagged as spikes, in order."""
         with self.live.reading():
             below = int(self.live.series["steps"][-1]) + 1 if self.live.series.size else 0
             return [step for step in self.live.store.judged() if step < below]
 
     def prompts(self) -> list[str]:
-        """Those that were asked again, in the order of their first time."""
+        """Return the prompts that were used repeatedly, in the order of their first use."""
         with self.live.reading():
             return self.live.store.prompts()
 
     def probes(self) -> Answer:
-        """The documents that were measured again after they were trained on, and what they cost each time."""
+        """Return the re-measured documents and their loss at each measurement."""
         with self.live.reading():
             rows = self.live.store.probes()
             found = {
@@ -301,7 +302,7 @@ class Answers:
             return {"edition": self.live.edition, "probes": list(found.values())}
 
     def _average_of(self, source: str, step: int) -> float | None:
-        """The running average of a source's losses behind a step, nats per token."""
+        """The running average of a source's loss after a step, in nats per token."""
         series = self.live.series
         if source not in series.sources:
             return None
@@ -310,14 +311,14 @@ class Answers:
         return number(float(series.sources[source].average.values()[place - 1])) if place else None
 
     def probe(self, step: int) -> Answer:
-        """One of these documents token by token, before it was learned from (`distance` is None) and each time after.
+        """Return a re-measured document token by token, before training on it (`distance` None) and each time after.
 
-        Raises NotThere.
+        Raises NotThere if the document of the step was not re-measured.
         """
         with self.live.reading():
             rows = [row for row in self.live.store.probes() if row["document"] == step]
             if not rows:
-                raise NotThere(f"the document of step {step:,} was not measured again")
+                raise NotThere(f"the document of step {step:,} was not re-measured")
             document = self.document(step)
         nothing: list[float | None] = [None]  # nothing predicts the first token
         moments = [{"distance": None, "losses": document["losses"]}] if document["losses"] else []
@@ -326,7 +327,7 @@ class Answers:
 
 
 def _rows(series: Series, first: int, below: int | None) -> tuple[int, int]:
-    """The rows of steps, first <= step < below."""
+    """The rows of the steps first <= step < below."""
     return series.rows_below(first), series.size if below is None else series.rows_below(below)
 
 
@@ -343,9 +344,9 @@ def _sample(row: Mapping[str, Any]) -> Answer:
 def _document(document: OpenedDocument, has_tokenizer: bool) -> Answer:
     gone = None
     if document.ids is None:
-        gone = "The tokens of this document are no longer kept (--keep-documents says how many are)"
+        gone = "The tokens of this document are no longer kept (--keep-documents sets how many documents keep theirs)"
     elif not has_tokenizer:
-        gone = "The record holds no tokenizer that could spell this document"
+        gone = "The record has no tokenizer to decode this document with"
     first: list[float | None] = [None]  # nothing predicts the first token
     return {
         "step": document.step,

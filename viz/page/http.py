@@ -1,4 +1,4 @@
-"""The live page and its JSON over HTTP: a Starlette application that only reads."""
+"""The page and its JSON API over HTTP: a Starlette application that only reads, and the guard in front of it."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ from viz.page.static import PAGE, PLOTLY, page_files
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HEADERS = {
-    # Plotly writes styles into its elements and draws icons out of `data:` and `blob:`; it evaluates no script.
+    # Plotly sets inline styles and uses `data:` and `blob:` images; it needs no script evaluation.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -98,27 +98,27 @@ def name_in(address: str) -> str | None:
     return None if "*" in name else name  # to `TrustedHostMiddleware`, `*` stands for any name
 
 
-VOID = {404: "there is nothing here", 405: "only GET and HEAD are answered"}
+REASONS = {404: "not found", 405: "only GET and HEAD are allowed"}
 
 
 class StrictJSON(JSONResponse):
-    """NaN is refused, not written: JavaScript can't read it."""
+    """JSON without NaN, which JavaScript can't parse: it raises ValueError instead."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def application(service: Service, names: Sequence[str] = ()) -> ASGIApp:
-    """`names`: of this machine, to which it answers beside those of loopback."""
-    return Guard(unguarded(service), names)  # around what Starlette itself answers where all else fails, too
+    """Return the guarded application. `names`: host names that it accepts besides the loopback names."""
+    return Guard(unguarded(service), names)  # outermost, so that it also covers Starlette's own error responses
 
 
 def unguarded(service: Service) -> Starlette:
-    """The same, for whoever asks."""
-    told: set[str] = set()  # what went wrong, so that each is told once
-    routes = [Route(f"/api/{name}", _question(told, service, name)) for name in QUERIES]
+    """Return the application without the guard."""
+    printed: set[str] = set()  # errors whose traceback was printed
+    routes = [Route(f"/api/{name}", _question(printed, service, name)) for name in QUERIES]
     for name, answer in (("documents", service.answers.document), ("probes", service.answers.probe)):
-        routes.append(Route(f"/api/{name}/{{step}}", _of_step(told, answer)))
+        routes.append(Route(f"/api/{name}/{{step}}", _of_step(printed, answer)))
     for name, (content, kind) in page_files().items():
         routes.append(Route("/" if name == PAGE else f"/{name}", _file(content, kind, for_good=name == PLOTLY)))
     app = Starlette(
@@ -130,27 +130,27 @@ def unguarded(service: Service) -> Starlette:
     return app
 
 
-def _question(told: set[str], service: Service, name: str) -> Callable[[Request], Response]:
+def _question(printed: set[str], service: Service, name: str) -> Callable[[Request], Response]:
     answer, known = QUERIES[name]
-    return lambda request: _json(told, lambda: answer(service, _query(request, known)))
+    return lambda request: _json(printed, lambda: answer(service, _query(request, known)))
 
 
-def _of_step(told: set[str], answer: Callable[[int], dict[str, Any]]) -> Callable[[Request], Response]:
+def _of_step(printed: set[str], answer: Callable[[int], dict[str, Any]]) -> Callable[[Request], Response]:
     def asked(request: Request) -> dict[str, Any]:
         _query(request, ())
         return answer(whole_number(request.path_params["step"], "step"))
 
-    return lambda request: _json(told, lambda: asked(request))
+    return lambda request: _json(printed, lambda: asked(request))
 
 
 def _query(request: Request, known: Sequence[str]) -> Query:
     given = request.query_params.multi_items()
     if len(dict(given)) < len(given):
-        raise BadQuery("a parameter is there twice")
+        raise BadQuery("a parameter is given twice")
     return Query(dict(given), known)
 
 
-def _json(told: set[str], answer: Callable[[], dict[str, Any]]) -> Response:
+def _json(printed: set[str], answer: Callable[[], dict[str, Any]]) -> Response:
     try:
         return StrictJSON(answer(), headers={"cache-control": "no-store"})
     except BadQuery as error:
@@ -159,32 +159,32 @@ def _json(told: set[str], answer: Callable[[], dict[str, Any]]) -> Response:
         return _error(404, str(error))
     except NoRun as error:
         return _error(503, str(error), state=error.state)
-    except Exception as error:  # noqa: BLE001  # a damaged record may hold anything; a defect of ours shows its place
-        _tell_once(told, error)
+    except Exception as error:  # noqa: BLE001  # a damaged record may contain anything; the traceback shows a bug of ours
+        _print_once(printed, error)
         return _error(503, f"the record can't be read ({type(error).__name__}: {error})", state="unreadable")
 
 
-def _tell_once(told: set[str], error: Exception) -> None:
-    """Its traceback in the terminal, but not at each request: a page asks every second."""
+def _print_once(printed: set[str], error: Exception) -> None:
+    """Print the traceback, but not at every request: the page polls every second."""
     kind = repr(error)
-    if kind not in told and len(told) < 20:
-        told.add(kind)
+    if kind not in printed and len(printed) < 20:
+        printed.add(kind)
         traceback.print_exception(error)
 
 
-def _error(status: int, why: str, **more: str) -> Response:
-    return StrictJSON({"error": why, **more}, status, headers={"cache-control": "no-store"})
+def _error(status: int, reason: str, **more: str) -> Response:
+    return StrictJSON({"error": reason, **more}, status, headers={"cache-control": "no-store"})
 
 
 def _refuse(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    answer = _error(status, VOID.get(status, "it can't be answered"))
+    answer = _error(status, REASONS.get(status, "the request can't be answered"))
     answer.headers.update(getattr(error, "headers", None) or {})
     return answer
 
 
 def _file(content: bytes, kind: str, *, for_good: bool) -> Callable[[Request], Response]:
-    packed = gzip.compress(content, 6)  # once, not at each request
+    packed = gzip.compress(content, 6)  # once, not at every request
     age = "public, max-age=31536000, immutable" if for_good else "no-cache"
 
     def answer(request: Request) -> Response:

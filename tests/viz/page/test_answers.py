@@ -66,13 +66,7 @@ def usual_of(step: int) -> float:
 @pytest.fixture
 def run(tmp_path: Path, metrics: Metrics) -> Path:
     """120 documents of two sources whose losses differ, with spikes, prompts, events and evaluations."""
-    about = {
-        "run_id": "r1",
-        "config": {"warmup_steps": WARMUP, "num_steps": 240},
-        "tokenizer": MODELS["ours"],
-        "vocab_size": 340,
-        "model": "small",
-    }
+    about = {"run_id": "r1", "config": {"warmup_steps": WARMUP, "num_steps": 240}, "tokenizer": MODELS["ours"]}
     writer = StoreWriter(tmp_path / "run.db", about)
     for step in range(STEPS):
         ids = encode(f"one two  three {step}\n" + "four " * 40)
@@ -105,19 +99,14 @@ def test_the_run(run: Path) -> None:
     assert told["folder"] == str(run)
     assert told["latest"]["loss"] == pytest.approx(average([loss_of(step) for step in range(STEPS)]), rel=1e-5)
     assert told["latest"]["accuracy"] == 0.25
-    seconds = average([0.05] * STEPS)
-    assert told["latest"]["throughput"] == pytest.approx(
-        average([10 + step for step in range(STEPS)]) / seconds, rel=1e-5
-    )
+    throughput = average([10 + step for step in range(STEPS)]) / average([0.05] * STEPS)
+    assert told["latest"]["throughput"] == pytest.approx(throughput, rel=1e-5)
     assert told["latest"]["waited_share"] == pytest.approx(0.001 / 0.05)
     assert told["verdict"].startswith("Loss 5.")
     assert "1 update refused" in told["verdict"] and "1 spike" in told["verdict"]
     assert told["run"]["run_id"] == "r1" and told["run"]["config"]["warmup_steps"] == WARMUP
     assert "tokenizer" not in told["run"] and "id" not in told["run"]
     assert told["repeats_from"] is None
-
-
-def test_a_running_run_says_how_long_it_takes(run: Path) -> None:
     with (run / ".run.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         told = strict(answers_of(run).run())
@@ -132,10 +121,8 @@ def test_a_run_that_ended_or_has_no_steps_says_so(tmp_path: Path, metrics: Metri
     assert set(told["latest"].values()) == {None}
     empty = strict(answers.series())
     assert empty["lanes"] == {} and empty["documents"] == 0 and empty["steps"] == 0
-    assert strict(answers.sources())["sources"] == []
-    assert strict(answers.spikes())["documents"] == []
-    assert strict(answers.samples())["samples"] == []
-    assert strict(answers.events())["events"] == []
+    for answer, key in (("sources", "sources"), ("spikes", "documents"), ("samples", "samples"), ("events", "events")):
+        assert strict(getattr(answers, answer)())[key] == []
     with pytest.raises(NotThere, match="none yet"):
         answers.document(0)
     writer.add_rows(rows_of(metrics(0)))
@@ -159,11 +146,9 @@ def test_curves_and_averages_of_a_part(run: Path) -> None:
     assert "average" not in told["lanes"]["learning_rate"]
     assert told["lanes"]["learning_rate"]["values"][0] == pytest.approx(20e-6)
     assert told["evaluations"] == [
-        {"step": 39, "split": "held-out", "loss": 3.9, "accuracy": 0.5, "bits_per_byte": None},
-        {"step": 79, "split": "held-out", "loss": 7.9, "accuracy": 0.5, "bits_per_byte": None},
-        {"step": 39, "split": "train", "loss": 3.9, "accuracy": 0.5, "bits_per_byte": None},
-        {"step": 79, "split": "train", "loss": 7.9, "accuracy": 0.5, "bits_per_byte": None},
-    ]
+        {"step": step, "split": split, "loss": step / 10, "accuracy": 0.5, "bits_per_byte": None}
+        for split in ("held-out", "train") for step in (39, 79)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -208,17 +193,14 @@ def test_spikes_are_filtered(run: Path) -> None:
     assert steps(2) == [75, 60]
     assert steps(50, "easy") == [75, 101]
     assert steps(50, "hard") == [60, 90]
-    with pytest.raises(NotThere, match="known: easy, hard"):
+    with pytest.raises(NotThere, match="its sources: easy, hard"):
         steps(50, "nobody")
     assert steps(50, None, 0)[0] == 41  # the warm-up too
     assert steps(50, None, 91) == [101]
     assert steps(50, "easy", 0) == [41, 75, 101]
-
-
-def test_documents_furthest_below_the_average(run: Path) -> None:
-    found = strict(answers_of(run).spikes(2, best=True))["documents"]
-    assert [one["step"] for one in found] == [52, 77]
-    assert [one["excess"] for one in found] == pytest.approx([6 - usual_of(52), 1 - usual_of(77)], rel=1e-5)
+    below = strict(answers.spikes(2, best=True))["documents"]
+    assert [one["step"] for one in below] == [52, 77]
+    assert [one["excess"] for one in below] == pytest.approx([6 - usual_of(52), 1 - usual_of(77)], rel=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "first"), [(2 * WARMUP - 1, 0), (2 * WARMUP, WARMUP)])
@@ -472,7 +454,7 @@ def test_what_was_measured_again_stands_beside_the_average_of_its_source(run: Pa
     told = strict(answers.probe(60))
     assert [moment["distance"] for moment in told["moments"]] == [None, 0, 1, 4]
     assert all(len(moment["losses"]) == len(told["moments"][1]["losses"]) for moment in told["moments"][1:])
-    with pytest.raises(NotThere, match="step 61 was not measured again"):
+    with pytest.raises(NotThere, match="step 61 was not re-measured"):
         answers.probe(61)
 
 

@@ -162,14 +162,11 @@ def test_no_path_opens_a_file(port: int, folder: Path, path: str) -> None:
 
 
 def test_an_endless_path_is_refused(port: int) -> None:
-    with contextlib.suppress(ConnectionError):  # it does not listen to the end
+    with contextlib.suppress(ConnectionError):  # the server may hang up before the end
         assert 400 <= ask(port, "/" + "a" * 500_000).status < 500
     assert ask(port, "/api/run").status == 200
-
-
-@pytest.mark.parametrize("path", ["/api/run/", "/style.css/", "/api/documents/5/", "?x"])
-def test_nothing_is_redirected(port: int, path: str) -> None:
-    assert ask(port, path).status in (400, 404)
+    for path in ("/api/run/", "/style.css/", "/api/documents/5/", "?x"):  # nothing is redirected
+        assert ask(port, path).status in (400, 404)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "X"])

@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,10 @@ def state_without_run(live: LiveRun) -> str:
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Of every file: when it was changed, its size and its content; of every folder when."""
-    return {
-        str(path.relative_to(folder)): (
-            path.stat().st_mtime_ns,
-            path.stat().st_size,
-            path.read_bytes() if path.is_file() else b"",
-        )
-        for path in [folder, *sorted(folder.rglob("*"))]
-    }
+    """For every file and folder: modification time, size and content."""
+    paths = [folder, *sorted(folder.rglob("*"))]
+    stats = [(path.stat(), path.read_bytes() if path.is_file() else b"") for path in paths]
+    return {str(path): (s.st_mtime_ns, s.st_size, content) for path, (s, content) in zip(paths, stats, strict=True)}
 
 
 def test_a_run_from_before_it_is_there_to_after_its_end(tmp_path: Path, metrics: Metrics) -> None:
@@ -78,6 +74,8 @@ def test_a_run_from_before_it_is_there_to_after_its_end(tmp_path: Path, metrics:
     live = live_run(tmp_path / "out")
     assert state_without_run(live) == "waiting"
     record.mkdir(parents=True)
+    assert state_without_run(live) == "waiting"
+    (record / "run.db").touch()  # SQLite creates the file before it commits the tables
     assert state_without_run(live) == "waiting"
     with lock(record):
         writer = StoreWriter(record / "run.db", {"run_id": "r1"})
@@ -87,19 +85,12 @@ def test_a_run_from_before_it_is_there_to_after_its_end(tmp_path: Path, metrics:
         assert steps_of(live) == [0]
         add(writer, metrics, range(1, 7))
         assert steps_of(live) == list(range(7)) and live.state == "running"
+    assert steps_of(live) == list(range(7)) and live.state == "stopped"  # no process writes it, and it has no end
+    with lock(record):
         writer.update_run(ended=time.time(), outcome="done")
         writer.close()
     look(live)
     assert live.state == "ended" and live.run["outcome"] == "done" and live.edition == edition
-
-
-def test_a_run_whose_process_is_gone_without_an_end_has_stopped(tmp_path: Path, metrics: Metrics) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {})
-    with lock(tmp_path):
-        add(writer, metrics, range(3))
-        assert steps_of(live := live_run(tmp_path)) == [0, 1, 2] and live.state == "running"
-    assert steps_of(live) == [0, 1, 2] and live.state == "stopped"
-    writer.close()
 
 
 def test_what_was_just_read_is_not_read_again(tmp_path: Path, metrics: Metrics) -> None:
@@ -184,23 +175,14 @@ def test_a_store_that_is_deleted_is_gone_until_there_is_one_again(filled: Path, 
     assert live.edition > edition
 
 
-def newer_version(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("PRAGMA user_version = 99")
-    database.close()
-
-
-def no_row_of_the_run(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("DELETE FROM run")
-    database.close()
+def execute(statement: str, path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(statement)
 
 
 def foreign(path: Path) -> None:
     path.unlink()
-    with sqlite3.connect(path) as database:
-        database.execute("CREATE TABLE t (x)")
-    database.close()
+    execute("CREATE TABLE t (x)", path)
 
 
 @pytest.mark.parametrize(
@@ -208,34 +190,22 @@ def foreign(path: Path) -> None:
     [
         lambda path: path.write_bytes(b"no database" * 1000),
         lambda path: path.write_bytes(path.read_bytes()[:5000]),
-        newer_version,
-        no_row_of_the_run,
+        partial(execute, "PRAGMA user_version = 99"),
+        partial(execute, "DELETE FROM run"),
         foreign,
     ],
     ids=["text", "cut", "newer", "no row", "foreign"],
 )
-def test_a_file_that_cant_be_read_is_said_so_in_one_line(filled: Path, spoil: Callable[[Path], None]) -> None:
+def test_an_unreadable_file_is_one_line_until_it_is_replaced(filled: Path, spoil: Callable[[Path], None]) -> None:
+    valid = (filled / "run.db").read_bytes()
+    followed = live_run(filled)
+    assert steps_of(followed) == list(range(20))
     spoil(filled / "run.db")
-    live = live_run(filled)
-    assert state_without_run(live) == "unreadable"
-    assert state_without_run(live) == "unreadable"
-
-
-def test_a_store_that_is_only_being_made_is_waited_for(tmp_path: Path) -> None:
-    """Between `connect` and the commit of its tables the file is there and holds none (`reader.is_blank`)."""
-    (tmp_path / "run.db").touch()
-    live = live_run(tmp_path)
-    assert state_without_run(live) == "waiting"
-
-
-def test_a_store_that_is_damaged_while_it_is_followed_is_said_and_comes_back(filled: Path) -> None:
-    live = live_run(filled)
-    steps_of(live)
-    whole = (filled / "run.db").read_bytes()
-    (filled / "run.db").write_bytes(b"x" * len(whole))
-    assert state_without_run(live) == "unreadable"
-    (filled / "run.db").write_bytes(whole)
-    assert steps_of(live) == list(range(20))
+    for live in (followed, live_run(filled)):
+        assert state_without_run(live) == "unreadable"
+        assert state_without_run(live) == "unreadable"
+    (filled / "run.db").write_bytes(valid)
+    assert steps_of(followed) == list(range(20))
 
 
 def test_nothing_is_written_into_the_folder_of_an_ended_run(filled: Path) -> None:
@@ -261,7 +231,7 @@ def test_nothing_is_written_into_the_folder_of_a_running_one(tmp_path: Path, met
         assert steps_of(live) == list(range(50)) and live.state == "running"
         after = listing(tmp_path)
         # The log's index is memory shared by all who have the store open, of which each reader has a word.
-        assert {name for name in before if before[name] != after[name]} <= {"run.db-shm"}
+        assert {Path(name).name for name in before if before[name] != after[name]} <= {"run.db-shm"}
         assert before.keys() == after.keys()
         writer.close()
 
@@ -286,7 +256,7 @@ def test_the_log_of_a_killed_run_is_read_and_left(tmp_path: Path) -> None:
     assert steps_of(live) == list(range(7)) and live.state == "stopped"
     after = listing(tmp_path)
     for name in ("run.db", "run.db-wal"):
-        assert after[name] == before[name]
+        assert after[str(tmp_path / name)] == before[str(tmp_path / name)]
     assert after.keys() == before.keys()
 
 

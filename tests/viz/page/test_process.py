@@ -59,7 +59,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_a_port_that_is_taken_is_said_in_one_line(record: Path, taken: int, capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(capsys, record, "--port", taken)
-    assert f"port {taken} can't be had" in said and "--port" in said
+    assert f"port {taken} is not available" in said and "--port" in said
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,12 @@ def test_by_itself_it_takes_the_first_free_port() -> None:
 
 
 def test_if_no_port_is_free_the_error_names_the_last_one(taken: int) -> None:
-    with pytest.raises(OSError, match=f"port {taken} can't be had"):
+    with pytest.raises(OSError, match=f"port {taken} is not available"):
         listen(None, first=taken, tries=1)
 
 
 def test_control_a_port_is_free_again_once_closed(taken: int) -> None:
-    with pytest.raises(OSError, match="can't be had"):
+    with pytest.raises(OSError, match="is not available"):
         listen(taken)
     with listen(0) as other:
         port = other.getsockname()[1]
