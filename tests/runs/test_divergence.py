@@ -151,7 +151,7 @@ def test_weights_that_broke_are_rolled_back_and_the_document_is_passed_by(
     held_out = set(range(max(rows))) - set(rows) - {30}
     assert rows == [row for row in range(max(rows) + 1) if row != 30 and row not in held_out]
     state = read_state(tmp_path / "healed" / "checkpoints" / "checkpoint_step_80.bin")
-    assert state["samples"]["skipped"] == {"passed by after a roll-back": 1} and state["health"]["roll_backs"] == 1
+    assert state["samples"]["skipped"] == {"skipped after a rollback": 1} and state["health"]["roll_backs"] == 1
     assert held_out == set() or state["samples"]["held_out"] == len(held_out)
 
     write_jsonl(tmp_path / "texts.jsonl", [text for row, text in enumerate(TEXTS) if row != 30])

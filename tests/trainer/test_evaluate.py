@@ -121,7 +121,7 @@ def test_what_can_not_be_used_is_left_out_and_said(capsys: pytest.CaptureFixture
     found = measured(capsys, "--text", rows, "--text-column", "body", "--max-seq-length", 20)
     assert found["all"][:2] == [3, 3 * 19]
     assert main(["--text", str(rows), "--text-column", "body"]) == 0
-    said = "Left out: 1 not JSON, 1 shorter than 10 characters, 1 text is no string"
+    said = "Left out: 1 not JSON, 1 shorter than 10 characters, 1 text is not a string"
     assert said in capsys.readouterr().out.splitlines()
 
 
@@ -146,7 +146,7 @@ def test_a_name_from_a_file_can_not_steer_the_terminal(capsys: pytest.CaptureFix
         (["--max-seq-length", "1"], "--max-seq-length (max_seq_length) must be at least 2, not 1"),
         (["--max-seq-length", "many"], "--max-seq-length"),
         (["--checkpoint-dir", "nowhere"], "no checkpoint in nowhere"),
-        (["weights.bin", "--text", "documents.jsonl"], "weights.bin holds weights but no tokenizer"),
+        (["weights.bin", "--text", "documents.jsonl"], "weights.bin contains weights but no tokenizer"),
         (["bare.bin"], "bare.bin does not say what its run held out"),
         (["--device", "abacus"], "abacus"),
         (["--txt", "x"], "--txt"),

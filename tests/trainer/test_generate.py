@@ -104,7 +104,7 @@ def test_a_damaged_newest_checkpoint_is_passed_by_and_said(generate: Generate, f
         ([], "--prompt"),
         (["--prompt", "x", "--checkpoint-dir", "nowhere"], "no checkpoint in nowhere"),
         (["missing.bin", "--prompt", "x"], "missing.bin can't be read as a checkpoint: No such file or directory"),
-        (["weights.bin", "--prompt", "x"], "weights.bin holds weights but no tokenizer"),
+        (["weights.bin", "--prompt", "x"], "weights.bin contains weights but no tokenizer"),
         (["--prompt", "x", "--temperature", "-1"], "--temperature"),
         (["--prompt", "x", "--top-k", "many"], "--top-k"),
         (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),

@@ -77,7 +77,7 @@ def test_a_prefix_of_a_long_text_does_not_read_all_of_it(tokenizer: PretrainedTo
 def test_a_text_that_the_pattern_gives_up_on(tokenizer: PretrainedTokenizer) -> None:
     """Ten million spaces: alone they are a mistake of whoever typed them, in a document its beginning is read."""
     spaces = " " * 11_000_000
-    with pytest.raises(UserError, match="fails on a text of 11,000,000 characters"):
+    with pytest.raises(UserError, match="failed on a text of 11,000,000 characters"):
         tokenizer.EncodeAsIds(spaces)
     assert tokenizer.encode_prefix(spaces, 40) == tokenizer.EncodeAsIds(" " * 1000)[:40]
 
@@ -109,7 +109,7 @@ def test_kept_bytes_say_which_kind_they_are(tokenizer: PretrainedTokenizer) -> N
     assert tokenizer_of(ours.model_bytes, ours.vocab_size, "c.bin").sha256 == ours.sha256
     for content, rows, says in [
         (CONTENT, TOKENS - 1, f"token {TOKENS - 1} .* is outside a vocabulary of {TOKENS - 1}"),
-        (ours.model_bytes, 401, "its tokenizer has 400 pieces, its model 401"),
+        (ours.model_bytes, 401, "its tokenizer has 400 pieces, but its model 401"),
         (b"{}", VOCAB, "c.bin: .* not the tokenizer.json of a byte-level BPE"),
         (b"[]", VOCAB, "stored tokenizer"),
         (CONTENT.replace(b'"ByteLevel"', b'"Fuse"'), VOCAB, "byte-level"),
