@@ -4,16 +4,7 @@ import numpy as np
 import pytest
 
 from common.debiased_average import DebiasedAverage
-from common.formatting import format_time
 from trainer.observe.totals import Tally, TokenCounts, usual_mean
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0.0s"), (45, "45.0s"), (59.9, "59.9s"), (60, "1.0m"), (2268, "37.8m"), (3600, "1.0h"), (9000, "2.5h")],
-)
-def test_format_time(seconds: float, text: str) -> None:
-    assert format_time(seconds) == text
 
 
 def test_usual_mean_ignores_the_few_steps_that_were_held_up() -> None:
