@@ -227,7 +227,7 @@ def test_mistakes_exit_2_with_one_line_and_lose_nothing(
         (["--vocab-size", 500, "--tokenizer", "good.model"], "vocabulary of 400"),
         (["--prompt", "\udcff"], "--prompt"),
         (["--dataset", "python-library", "--dataset-split", "test"], "--dataset-split"),
-        (["--tokenizer", "good.model", "--pretrained-checkpoint", "checkpoints"], "keep one"),
+        (["--tokenizer", "good.model", "--pretrained-checkpoint", "checkpoints"], "pass only one"),
         (["--max-seq-length", 10**9], "--max-seq-length"),
         (["--device", "cuda:7"], "--device cuda:7"),
         (["--pretrained-checkpoint", "missing.bin"], "missing.bin"),

@@ -139,7 +139,7 @@ def test_a_number_that_is_not_finite_changes_no_weight(
             assert is_turn or torch.equal(moment, after["optimizer"][name][kind])
     viz = tmp_path / "training_viz"
     row = f"{tmp_path / 'texts.jsonl'} row 10"
-    assert kinds(viz) == [("skipped update", f"Step 10: {words}, no update ({row})")]
+    assert kinds(viz) == [("skipped update", f"Skipped update at step 10: {words} ({row})")]
     assert after["samples"]["cursor"]["row"] == 11
     assert math.isfinite(after["tally"]["averages"][0][0]) and len(after["tally"]["last"]) == 11 - (place != "gradient")
     if place == "logits":
@@ -333,7 +333,7 @@ def test_a_spike_is_an_event_and_a_flag_decides_about_its_update(poisoned: Any, 
         assert poisoned(*flags, rows=[25], place="spike", value=1000.0) == 0
         ((kind, detail),) = kinds(tmp_path / spike / "training_viz")
         assert kind == "spike" and "gradient norm" in detail and "row 25" in detail
-        assert ("no update" in detail) == (spike == "skip")
+        assert ("update skipped" in detail) == (spike == "skip")
         folder = tmp_path / spike / "checkpoints"
         before, after[spike] = (read_state(folder / f"checkpoint_step_{step}.bin")["model"] for step in (25, 26))
         moved = not all(torch.equal(weight, before[name]) for name, weight in after[spike].items())
