@@ -248,35 +248,44 @@ def check_combinations(config: TrainingConfig) -> None:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The command line of `python -m trainer.…`. A mistake is a `UserError` of one line."""
+    """The parser of the `python -m trainer.…` commands: a mistake raises `UserError` with one line."""
 
     def __init__(self, *, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def add_checkpoint(self) -> None:
-        """`checkpoint` and `checkpoint_dir`, as `open_trained_model` takes them."""
+        """Add `checkpoint` and `checkpoint_dir`, the arguments of `open_trained_model`."""
         self.add_argument(
-            "checkpoint", nargs="?", type=Path, help="file or folder (default: the newest of --checkpoint-dir)"
+            "checkpoint",
+            nargs="?",
+            type=Path,
+            help="a file, or a folder to take the newest checkpoint from (default: --checkpoint-dir)",
         )
-        self.add_argument("--checkpoint-dir", type=Path, default=Path("checkpoints"), metavar="DIR")
+        self.add_argument(
+            "--checkpoint-dir",
+            type=Path,
+            default=Path("checkpoints"),
+            metavar="DIR",
+            help="folder to take the newest checkpoint from (default: checkpoints)",
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
 
 def exit_code_of(command: Callable[[], None]) -> int:
-    """Run a command and return the exit code of `contract.md`; a failure is one line on standard error."""
+    """Run a command and return its exit code (docs/exit-codes.md); print a failure as one line on standard error."""
     try:
         command()
-        print(end="", flush=True)  # here, where a failure is one line; there may be no standard output at all
+        print(end="", flush=True)  # flush here, where a failure is still reported as one line
     except RunError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader has had enough (`| head`)
-        _let_output_go()
+    except BrokenPipeError:  # the reader has closed the pipe (`| head`)
+        _discard_output()
     except OSError as error:
         print(f"the machine failed: {error}", file=sys.stderr)
-        _let_output_go()
+        _discard_output()
         return MachineError.exit_code
     except KeyboardInterrupt:
         print(flush=True)
@@ -284,6 +293,6 @@ def exit_code_of(command: Callable[[], None]) -> int:
     return 0
 
 
-def _let_output_go() -> None:
-    """Python flushes once more at its end, and must not fail there."""
+def _discard_output() -> None:
+    """Discard further output: Python flushes again when it exits, and must not fail there."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -140,7 +140,7 @@ def make_parts(
         typical = tokens_done / max(documents_done, 1)
     model = LanguageModel(shape, tokenizer.vocab_size, seed=config.seed)
     if origin is not None:
-        model.take_weights(origin.state, origin.name)
+        model.copy_weights(origin.state, origin.name)
     step = TrainingStep(
         model.to(device),
         dtype=dtype,
