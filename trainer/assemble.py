@@ -159,7 +159,7 @@ def make_parts(
         typical = tokens_done / max(documents_done, 1)
     model = LanguageModel(shape, tokenizer.vocab_size, seed=config.seed)
     if weights is not None:
-        model.take_weights(weights.state, weights.name)
+        model.copy_weights(weights.state, weights.name)
     step = builders.training_step(
         model.to(device),
         dtype=dtype,
