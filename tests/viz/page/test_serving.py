@@ -143,7 +143,7 @@ def test_it_says_where_it_is_and_ends_without_a_trace(record: Path, temporary: P
 def test_a_folder_without_a_run_is_waited_for(tmp_path: Path, temporary: Path, taken: int) -> None:
     process, lines = started([str(tmp_path / "later")], temporary)
     with process:
-        assert "the page waits for one" in lines[0] and str(tmp_path / "later") in lines[0]
+        assert "the page waits for a run" in lines[0] and str(tmp_path / "later") in lines[0]
         assert lines[1].startswith("The page: ")
         process.terminate()
         process.communicate(timeout=20)
