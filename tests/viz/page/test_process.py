@@ -136,7 +136,7 @@ def test_it_prints_its_address_and_leaves_nothing_behind(record: Path, temporary
 def test_it_waits_for_a_run_in_an_empty_folder(tmp_path: Path, temporary: Path, taken: int) -> None:
     process, lines = started([str(tmp_path / "later")], temporary)
     with process:
-        assert "the page waits for one" in lines[0] and str(tmp_path / "later") in lines[0]
+        assert "the page waits for a run" in lines[0] and str(tmp_path / "later") in lines[0]
         assert lines[1].startswith("The page: ")
         process.terminate()
         process.communicate(timeout=20)
