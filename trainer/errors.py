@@ -20,7 +20,7 @@ class SourceUnreachable(RunError):
 
 
 class Diverged(RunError):
-    """Training diverged, and rolling back to a checkpoint was not possible or did not help."""
+    """The weights are not finite, and rolling back to a checkpoint did not help or was not possible."""
 
     exit_code = 4
 

@@ -109,7 +109,9 @@ def multiply_fp32_by_onednn() -> None:
     The outcome follows from the CPU and the torch version, which each checkpoint records (`provenance.kernels`). From
     then on `torch.get_float32_matmul_precision` raises, because it has no name for this setting.
     """
-    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # mypy can't see it
+    setting: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if not hasattr(setting, "fp32_precision"):  # the name may change: torch then keeps its own choice
+        return
     before, setting.fp32_precision = setting.fp32_precision, "bf16"
     generator = torch.Generator().manual_seed(0)
     # The products of a step: of a layer, of the output layer and of attention, each with those of both gradients.
