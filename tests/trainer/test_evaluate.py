@@ -145,8 +145,8 @@ def test_a_source_name_cannot_send_control_characters_to_the_terminal(
     [
         (["--text", "nowhere.txt"], "--text nowhere.txt: no such file"),
         (["--text", "training_viz"], "--text training_viz: no such file"),
-        (["--text", "empty.txt"], "--text empty.txt: there is nothing to predict"),
-        (["--text", "empty.jsonl"], "--text empty.jsonl: there is nothing to predict"),
+        (["--text", "empty.txt"], "--text empty.txt: nothing to predict"),
+        (["--text", "empty.jsonl"], "--text empty.jsonl: nothing to predict"),
         (["--text", "latin.txt"], "latin.txt is not UTF-8 text (byte 3)"),
         (["--text", "documents.jsonl", "--text-column", "body"], "has no column 'body': it has 'text', 'source'"),
         (["--max-seq-length", "1"], "--max-seq-length (max_seq_length) must be at least 2, not 1"),

@@ -55,7 +55,7 @@ def stored_tokenizer(state: Mapping[str, Any], name: str) -> Tokenizer:
 
 
 def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    newest = load_newest(folder, lambda reason: print(f"Skipped a checkpoint: {reason}", file=sys.stderr))
+    newest = load_newest(folder, lambda reason: print(f"Skipped checkpoint: {reason}", file=sys.stderr))
     if newest is None:
         raise UserError(f"no checkpoint in {folder}: train one first (python train_slimpajama.py), or name a file")
     return newest
