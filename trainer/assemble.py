@@ -147,9 +147,9 @@ def make_parts(
     config, dtype = _decide(dataclasses.replace(config, model_size=size_of(shape)), device, state, say)
     if device.type == "cpu" and dtype == torch.float32:
         builders.use_onednn_for_fp32()
-    at_hand = _tokenizer_at_hand(config, weights)
+    existing = _existing_tokenizer(config, weights)
     documents = _open_documents(config, state, say, note, builders)
-    tokenizer = at_hand or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
+    tokenizer = existing or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
     if state is None:
         first = islice(usable_texts(documents), TYPICAL_DOCUMENTS)
         lengths = [len(tokenizer.encode_prefix(text, config.max_seq_length)) - 1 for text in first]
@@ -159,7 +159,7 @@ def make_parts(
         typical = tokens_done / max(documents_done, 1)
     model = LanguageModel(shape, tokenizer.vocab_size, seed=config.seed)
     if weights is not None:
-        model.take_weights(weights.state, weights.name)
+        model.copy_weights(weights.state, weights.name)
     step = builders.training_step(
         model.to(device),
         dtype=dtype,
@@ -252,7 +252,7 @@ def _pretrained(path: Path, say: Callable[[str], None]) -> tuple[State, str]:
     return state, str(path)
 
 
-def _tokenizer_at_hand(config: TrainingConfig, weights: StartingWeights | None) -> Tokenizer | None:
+def _existing_tokenizer(config: TrainingConfig, weights: StartingWeights | None) -> Tokenizer | None:
     """Return the tokenizer of the weights or of `--tokenizer`; None: it has to be trained."""
     if weights is not None:
         found = stored_tokenizer(weights.state, weights.name)

@@ -139,7 +139,7 @@ def test_a_number_that_is_not_finite_changes_no_weight(
             assert is_turn or torch.equal(moment, after["optimizer"][name][kind])
     viz = tmp_path / "training_viz"
     row = f"{tmp_path / 'texts.jsonl'} row 10"
-    assert kinds(viz) == [("skipped update", f"Step 10: {words}, no update ({row})")]
+    assert kinds(viz) == [("skipped update", f"Skipped update at step 10: {words} ({row})")]
     assert after["samples"]["cursor"]["row"] == 11
     assert math.isfinite(after["tally"]["averages"][0][0]) and len(after["tally"]["last"]) == 11 - (place != "gradient")
     if place == "logits":
@@ -170,7 +170,7 @@ def test_broken_weights_are_rolled_back_and_the_document_is_skipped(
     held_out = set(range(max(rows))) - set(rows) - {30}
     assert rows == [row for row in range(max(rows) + 1) if row != 30 and row not in held_out]
     state = read_state(tmp_path / "healed" / "checkpoints" / "checkpoint_step_50.bin")
-    assert state["samples"]["skipped"] == {"passed by after a roll-back": 1} and state["health"]["roll_backs"] == 1
+    assert state["samples"]["skipped"] == {"skipped after a rollback": 1} and state["health"]["roll_backs"] == 1
     assert held_out == set() or state["samples"]["held_out"] == len(held_out)
 
     write_jsonl(tmp_path / "texts.jsonl", [text for row, text in enumerate(TEXTS) if row != 30])
@@ -333,7 +333,7 @@ def test_a_spike_is_an_event_and_a_flag_decides_about_its_update(poisoned: Any, 
         assert poisoned(*flags, rows=[25], place="spike", value=1000.0) == 0
         ((kind, detail),) = kinds(tmp_path / spike / "training_viz")
         assert kind == "spike" and "gradient norm" in detail and "row 25" in detail
-        assert ("no update" in detail) == (spike == "skip")
+        assert ("update skipped" in detail) == (spike == "skip")
         folder = tmp_path / spike / "checkpoints"
         before, after[spike] = (read_state(folder / f"checkpoint_step_{step}.bin")["model"] for step in (25, 26))
         moved = not all(torch.equal(weight, before[name]) for name, weight in after[spike].items())

@@ -108,7 +108,7 @@ def test_only_an_earlier_export_is_replaced(
     (out / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     AutoModelForCausalLM.from_pretrained(out).save_pretrained(tmp_path / "model")  # saved by transformers
-    for other, named in [(out, "notes.txt"), (tmp_path / "file", "no folder"), (tmp_path / "model", "config.json")]:
+    for other, named in [(out, "notes.txt"), (tmp_path / "file", "not a folder"), (tmp_path / "model", "config.json")]:
         capsys.readouterr()
         assert main([str(checkpoint), str(other)]) == 2
         error = capsys.readouterr().err
@@ -161,5 +161,5 @@ def test_a_full_disk_leaves_the_earlier_export(checkpoint: Path, tmp_path: Path)
 def test_the_model_card_of_a_checkpoint_without_a_run(folder: Path) -> None:
     card = ModelCard.load(folder / "README.md")
     assert card.data.to_dict() == {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    assert "is not recorded" in card.text and "0.1 M parameters" in card.text
+    assert "are not recorded" in card.text and "0.1 M parameters" in card.text
     assert "max_position_embeddings" not in json.loads((folder / "config.json").read_text())

@@ -64,7 +64,7 @@ class Evaluator:
             for sample, counted in zip(batch, self._judge(model, batch), strict=True):
                 sources.setdefault(sample.document.source, _Sums()).add(counted)
         if not sources:
-            raise UserError(f"{split}: the split has nothing to predict")
+            raise UserError(f"{split}: nothing to predict")
         whole = _Sums()
         for counted in sources.values():
             whole.add(counted)
@@ -164,11 +164,11 @@ AUTOMATIC_EVALUATION = AutomaticEvaluation()
 
 
 def evaluation_interval(
-    asked: int | None, num_steps: int, automatic: AutomaticEvaluation = AUTOMATIC_EVALUATION
+    requested: int | None, num_steps: int, automatic: AutomaticEvaluation = AUTOMATIC_EVALUATION
 ) -> int:
-    """Documents between two evaluations; 0: never. `asked` is `--evaluation-interval`, None if it is not set."""
-    if asked is not None:
-        return asked
+    """Documents between two evaluations; 0: never. `requested` is `--evaluation-interval`, None if it is not set."""
+    if requested is not None:
+        return requested
     return automatic.interval if num_steps >= automatic.shortest_run else 0
 
 
@@ -183,7 +183,7 @@ class Evaluations:
         self,
         evaluator: Evaluator | None,
         recorder: Recorder,
-        asked: int | None,
+        requested: int | None,
         num_steps: int,
         *,
         automatic: AutomaticEvaluation = AUTOMATIC_EVALUATION,
@@ -192,12 +192,12 @@ class Evaluations:
         """
         Args:
             evaluator: None: no evaluation is ever due.
-            asked: as in `evaluation_interval`.
+            requested: as in `evaluation_interval`.
         """
         self._evaluator = evaluator
         self._recorder = recorder
-        self._is_automatic = asked is None
-        self._interval = evaluation_interval(asked, num_steps, automatic) if evaluator is not None else 0
+        self._is_automatic = requested is None
+        self._interval = evaluation_interval(requested, num_steps, automatic) if evaluator is not None else 0
         self._num_steps = num_steps
         self._budget = TimeBudget(automatic.share_of_time, clock)
         self._warned = False

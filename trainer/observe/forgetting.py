@@ -74,7 +74,7 @@ class Probes:
             return
         self._followed += 1
         for step, ids in self.documents.items():
-            if _is_moment(done - 1 - step):
+            if _is_due(done - 1 - step):
                 if self._has_time(1):
                     self._measure(step, ids, done)
                 else:
@@ -127,6 +127,6 @@ class Probes:
         }
 
 
-def _is_moment(distance: int) -> bool:
+def _is_due(distance: int) -> bool:
     """0, 1, 2, 4, 8 …"""
     return distance >= 0 and distance & (distance - 1) == 0

@@ -65,17 +65,17 @@ class Display:
             input=decode(sample.input_ids[:SHOWN_TOKENS]),
             reference=decode(sample.ids[length:GENERATION_LENGTH]),
         )
-        asked = []
+        prompted = []
         for text in self._prompts:
             ids = self._tokenizer.EncodeAsIds(text)
             written = self._continue(ids, len(ids) + GENERATION_LENGTH - PROMPT_TOKENS, step)
-            asked.append(dataclasses.replace(written, prompt=text, input=text))
+            prompted.append(dataclasses.replace(written, prompt=text, input=text))
         if not self._first_prompt:
             self._first_prompt = sample.input_ids[:length]
-        elif not self._prompts and _is_moment(step // self._interval):
+        elif not self._prompts and _is_repeat(step // self._interval):
             written = self._continue(self._first_prompt, GENERATION_LENGTH, step)
-            asked.append(dataclasses.replace(written, input=""))
-        return [own, *asked]
+            prompted.append(dataclasses.replace(written, input=""))
+        return [own, *prompted]
 
     def _continue(self, prompt_ids: list[int], max_length: int, step: int) -> Generation:
         prompt = self._tokenizer.DecodeIds(prompt_ids)
@@ -96,7 +96,7 @@ class Display:
         self._first_prompt = ids if max(ids, default=0) < self._tokenizer.vocab_size else []
 
 
-def _is_moment(count: int) -> bool:
+def _is_repeat(count: int) -> bool:
     """Whether `count` is a power of two, or three times one."""
     power = count // 3 if count % 3 == 0 else count
     return power > 0 and power & (power - 1) == 0

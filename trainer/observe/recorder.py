@@ -98,7 +98,7 @@ class Recorder:
         epoch = sample.document.cursor.epoch
         if epoch != self._epoch:  # reported here and not by the reader, which reads ahead of training
             self._epoch = epoch
-            self.note(step, "epoch", f"All documents were read. Epoch {epoch + 1} starts at step {step:,}")
+            self.note(step, "epoch", f"All documents were read; epoch {epoch + 1} starts at step {step:,}")
         if result.fault:
             kind, what = ("spike", "Spike") if result.finite else ("skipped update", "Skipped update")
             ending = ", update skipped" if result.finite and not result.updated else ""

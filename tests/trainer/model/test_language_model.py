@@ -195,7 +195,7 @@ def test_generation_at_the_limits_of_length(model: LanguageModel) -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
         model.generate([], max_length=5)
     for token in (-1, VOCAB):
-        with pytest.raises(ValueError, match=f"prompt id {token} is no token"):
+        with pytest.raises(ValueError, match=f"prompt id {token} is not a token"):
             model.generate([0, token], max_length=5)
 
 
@@ -220,9 +220,9 @@ def test_weights_survive_a_round_trip_to_disk(model: LanguageModel, saved: Path)
 
 def test_a_checkpoint_of_another_shape_is_rejected_in_one_line(saved: Path) -> None:
     for other, difference in [
-        (LanguageModel(TINY, VOCAB + 1), "vocab_size 300, here 301"),
-        (LanguageModel(replace(TINY, layers=3), VOCAB), "layers 2, here 3"),
-        (LanguageModel(replace(TINY, rope_theta=5.0), VOCAB), "rope_theta 10000.0, here 5.0"),
+        (LanguageModel(TINY, VOCAB + 1), "vocab_size is 300, not 301"),
+        (LanguageModel(replace(TINY, layers=3), VOCAB), "layers is 2, not 3"),
+        (LanguageModel(replace(TINY, rope_theta=5.0), VOCAB), "rope_theta is 10000.0, not 5.0"),
     ]:
         before = other.model.norm.weight.detach().clone()
         with pytest.raises(UserError, match=difference) as refusal:
@@ -239,15 +239,15 @@ def test_missing_weights_and_wrong_shapes_are_rejected(model: LanguageModel) -> 
     misshapen = {**state, "model": {**state["model"], "model.norm.weight": torch.ones(3)}}
     with pytest.raises(UserError, match=r"model\.norm\.weight"):
         LanguageModel.from_checkpoint(misshapen)
-    with pytest.raises(UserError, match="what shape"):
+    with pytest.raises(UserError, match="valid model shape"):
         LanguageModel.from_checkpoint({"model": state["model"]})
 
 
 def test_the_average_is_loaded_and_the_training_weights_are_checked_too() -> None:
     state, model = LanguageModel(TINY, VOCAB, seed=1).checkpoint_state(), LanguageModel(TINY, VOCAB, seed=2)
     average = LanguageModel(TINY, VOCAB, seed=3).checkpoint_state()["model"]
-    model.take_weights({**state, "average": average}, "it")
+    model.copy_weights({**state, "average": average}, "it")
     assert all(torch.equal(weight, average[name]) for name, weight in model.named_parameters())
     state["model"]["model.norm.weight"][0] = torch.nan
     with pytest.raises(Diverged, match=r"model\.norm\.weight is not finite"):
-        model.take_weights({**state, "average": average}, "it")
+        model.copy_weights({**state, "average": average}, "it")

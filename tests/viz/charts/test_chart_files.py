@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from viz.charts.chart_files import (
+    delete_charts_after,
     draw_picture,
     draw_run,
-    forget_charts,
     numbered_charts,
     numbered_steps,
     thin_charts,
@@ -54,11 +54,11 @@ def test_the_latest_is_the_newest_of_the_numbered(filled: Path) -> None:
     expected = ["training_latest.png", *(f"training_step_{step:06d}.png" for step in (5, 10, 20))]
     assert sorted(files) == expected
     assert files["training_latest.png"] == files["training_step_000020.png"]
-    forget_charts(filled, 10)
+    delete_charts_after(filled, 10)
     files = files_of(filled)
     assert sorted(files) == expected[:3]
     assert files["training_latest.png"] == files["training_step_000010.png"]
-    forget_charts(filled, 0)
+    delete_charts_after(filled, 0)
     assert files_of(filled) == {}
 
 

@@ -88,7 +88,7 @@ def test_every_document_is_a_point_or_counted_at_an_edge() -> None:
     low, high = each.get_ylim()
     words = " ".join(text.get_text() for text in each.get_legend().get_texts())
     above, below = int((comparison.differences > high).sum()), int((comparison.differences < low).sum())
-    assert above > 0 and f"{above} above, to " in words and f"{below} below, to −" in words
+    assert above > 0 and f"{above} above, up to " in words and f"{below} below, down to −" in words
     furthest = int(np.argmax(comparison.differences))
     assert f" at step {furthest}" in words
 
@@ -181,7 +181,7 @@ def test_the_sentence_and_the_notes_are_shown_and_the_sides_are_named() -> None:
 def test_the_rarest_of_many_sources_are_counted() -> None:
     comparison = simulated(100_000, sources=12)
     sources = figure_of(comparison).axes[1]
-    assert "4 others" in sources.texts[-1].get_text()
+    assert "4 other sources" in sources.texts[-1].get_text()
     assert [bar.lines[0].get_xdata()[0] for bar in sources.containers] == [
         found.value for found in (comparison.overall, *comparison.sources[:SOURCES])
     ]

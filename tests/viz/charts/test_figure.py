@@ -25,7 +25,7 @@ def chart() -> Chart:
 
 
 def overlaps(chart: Chart) -> list[str]:
-    return find_overlaps(chart.figure, (chart.key, chart.moments, chart.latest))
+    return find_overlaps(chart.figure, (chart.stand_outs, chart.moments, chart.latest))
 
 
 def size_of(picture: bytes) -> tuple[int, int]:
@@ -35,7 +35,7 @@ def size_of(picture: bytes) -> tuple[int, int]:
 
 
 def legend_of(chart: Chart) -> list[str]:
-    legend = chart.marks.get_legend()
+    legend = chart.legend.get_legend()
     return [] if legend is None else [text.get_text() for text in legend.get_texts()]
 
 
@@ -124,12 +124,12 @@ def test_the_loss_is_held_against_knowing_nothing_and_knowing_frequencies(chart:
     columns = columns_of(500)
     chart.draw(view_of(columns))
     ends = written_in(chart.loss)
-    assert "knows nothing 9.01" in ends and f"token frequencies {columns['unigram_entropy'][-1]:.2f}" in ends
+    assert "uniform guess 9.01" in ends and f"token frequencies {columns['unigram_entropy'][-1]:.2f}" in ends
     levels = [line for line in chart.loss.lines if len(line.get_ydata()) == 2 and line.get_ydata()[0] == math.log(8192)]
     assert len(levels) == 1 and chart.loss.get_ylim()[1] > math.log(8192)
     columns["unigram_entropy"][:] = np.nan  # a store of an older version
     chart.draw(view_of(columns, run={"vocab_size": None}))
-    assert "knows nothing" not in written_in(chart.loss) and "frequencies" not in written_in(chart.loss)
+    assert "uniform guess" not in written_in(chart.loss) and "frequencies" not in written_in(chart.loss)
 
 
 def test_the_band_is_two_standard_errors(chart: Chart) -> None:
@@ -179,8 +179,8 @@ def test_what_lies_outside_is_marked_with_its_step(chart: Chart) -> None:
     columns["loss"][54_321], columns["loss"][60_000], columns["loss"][777] = 41.25, -7.5, np.nan
     chart.draw(view_of(columns, evaluations=evaluations_of([99_999])))
     legend = " ".join(legend_of(chart))
-    assert "above, to 41.2 at step 54,321" in legend
-    assert "below, to -7.5 at step 60,000" in legend
+    assert "above, up to 41.2 at step 54,321" in legend
+    assert "below, down to -7.5 at step 60,000" in legend
     assert "1 not finite, first at step 777" in legend
     above = line_of(chart.loss, "above")
     assert 54_321 in above.get_xdata() and set(above.get_ydata()) == {0.985}
@@ -188,7 +188,7 @@ def test_what_lies_outside_is_marked_with_its_step(chart: Chart) -> None:
 
 def test_where_documents_repeat_the_curve_is_not_called_held_out(chart: Chart) -> None:
     chart.draw(view_of(columns_of(300), events={"epoch": [40, 80]}))
-    assert chart.titles[chart.loss].get_text().endswith("documents repeat from step 40 on")
+    assert chart.titles[chart.loss].get_text().endswith("documents repeat from step 40")
     assert "epoch (2)" in legend_of(chart) and overlaps(chart) == []
     chart.draw(view_of(columns_of(300)))
     assert chart.titles[chart.loss].get_text().endswith("a held-out curve")
@@ -218,11 +218,11 @@ def test_a_document_that_stood_out_has_a_ring_a_number_and_its_words(chart: Char
     rings = [line for line in chart.loss.lines if line.get_markerfacecolor() == "none"]
     assert sorted(int(line.get_xdata()[0]) for line in rings) == [300, 302, 499]
     assert {"1", "2", "3"} <= {text.get_text() for text in chart.loss.texts}
-    words = written_in(chart.key)
+    words = written_in(chart.stand_outs)
     assert "step 300: RedPajamaCommonCraw" in words and "“six words of it…”" in words
     assert overlaps(chart) == []
     chart.draw(view_of(columns_of(500), run={"config": {"warmup_steps": 1000, "num_steps": 10}}))
-    assert "after the warm-up (1,000 steps)" in written_in(chart.key)
+    assert "after the warm-up (1,000 steps)" in written_in(chart.stand_outs)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -248,7 +248,7 @@ def test_the_early_and_the_newest_documents_by_position(chart: Chart) -> None:
     assert written_in(chart.positions).split("\n") == ["last 200", "first 200"]
     assert chart.positions.get_xscale() == "log"
     chart.draw(view_of(columns_of(5)))
-    assert "from 10 documents on" in written_in(chart.positions)
+    assert "from 10 documents" in written_in(chart.positions)
 
 
 @pytest.mark.parametrize("part", ["prompt", "output", "reference", "error", "source", "note", "model", "words"])

@@ -106,7 +106,7 @@ def test_neither_torch_nor_the_trainer_nor_pyplot_is_loaded(filled: Path) -> Non
     look = (
         "import sys; from pathlib import Path; from viz.charts.renderer import Worker\n"
         "worker = Worker(Path(sys.argv[1]), 500)\n"
-        "worker.obey({'chart': 10}); worker.obey({'export': True, 'force': True})\n"
+        "worker.execute({'chart': 10}); worker.execute({'export': True, 'force': True})\n"
         "print(*sys.modules)"
     )
     command = [sys.executable, "-c", look, str(filled)]

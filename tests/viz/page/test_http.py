@@ -1,4 +1,4 @@
-"""The page's JSON over a real socket, whatever is asked: an answer or one line why not, and never a failure."""
+"""The JSON API over a real socket: any request gets an answer or a one-line error, and never a server failure."""
 
 import contextlib
 import gzip
@@ -33,16 +33,16 @@ SECRET = b"the content of a file beside the record"
 
 
 def ugly_run(folder: Path) -> None:
-    """A run of 400 documents with NaN, infinities, hostile texts, prompts, events: written as a trainer writes it."""
+    """Write a run of 400 documents with NaN, infinities, hostile texts, prompts and events, as a trainer does."""
     columns = columns_of(COUNT, ugly=True)
     writer = StoreWriter(folder / "run.db", {"run_id": "ugly", "tokenizer": MODELS["ours"], "note": HOSTILE})
     random = np.random.default_rng(0)
     for step in range(COUNT):
-        told: dict[str, Any] = {name: columns[name][step].item() for name in STEP if name not in ("tokens", "bytes")}
-        told |= {"source": columns["source"][step], "shard": HOSTILE, "text_hash": random.bytes(32), "tokens": 9}
-        told |= {"token_ids": random.integers(3, 400, 10), "token_losses": random.gamma(1, 3, 9)}
+        row: dict[str, Any] = {name: columns[name][step].item() for name in STEP if name not in ("tokens", "bytes")}
+        row |= {"source": columns["source"][step], "shard": HOSTILE, "text_hash": random.bytes(32), "tokens": 9}
+        row |= {"token_ids": random.integers(3, 400, 10), "token_losses": random.gamma(1, 3, 9)}
         sample = {"prompt": HOSTILE, "reference": "r"} if step % 20 == 0 else {}
-        writer.add_rows(rows_of({"step": step, **told, **sample}, "in" if sample else "", "out" if sample else ""))
+        writer.add_rows(rows_of({"step": step, **row, **sample}, "in" if sample else "", "out" if sample else ""))
         if step % 20 == 0:
             writer.add_rows(rows_of({"step": step, "prompt": "asked"}, "", "again"))
     for kind in ("spike", "resume", "checkpoint", HOSTILE):
@@ -95,22 +95,27 @@ def quoted(query: dict[str, str]) -> str:
 def well_formed(answer: Answer) -> None:
     assert answer.status in (200, 400, 404), answer.body
     assert answer.headers["content-type"] == "application/json"
-    told = answer.json
-    assert isinstance(told, dict)
+    content = answer.json
+    assert isinstance(content, dict)
     if answer.status != 200:
-        assert set(told) == {"error"} and told["error"] and "\n" not in told["error"] and len(told["error"]) < 1000
+        assert (
+            set(content) == {"error"}
+            and content["error"]
+            and "\n" not in content["error"]
+            and len(content["error"]) < 1000
+        )
 
 
 @given(route=st.sampled_from(ROUTES), query=QUERY)
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_is_asked_there_is_an_answer(port: int, route: str, query: dict[str, str]) -> None:
+def test_any_query_gets_an_answer(port: int, route: str, query: dict[str, str]) -> None:
     well_formed(ask(port, f"{route}?{quoted(query)}"))
 
 
 @given(route=st.sampled_from(ROUTES), data=st.data())
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_what_each_route_knows_is_answered(port: int, route: str, data: st.DataObject) -> None:
-    """Only parameters that the route knows, most with a value that it takes: deeper than any text would get."""
+def test_valid_queries_are_answered(port: int, route: str, data: st.DataObject) -> None:
+    """Valid parameters and values only, which reach deeper than random text."""
     known = QUERIES[route.removeprefix("/api/")][1]
     steps = st.integers(0, COUNT + 5)
     taken = {
@@ -127,7 +132,7 @@ def test_what_each_route_knows_is_answered(port: int, route: str, data: st.DataO
 
 @given(step=st.one_of(st.integers(-5, COUNT + 5).map(str), VALUES), query=st.one_of(st.just({}), QUERY))
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_document_is_there_or_is_not(port: int, step: str, query: dict[str, str]) -> None:
+def test_any_document_is_found_or_not_found(port: int, step: str, query: dict[str, str]) -> None:
     path = urllib.parse.quote(step, safe="", encoding="utf-8", errors="surrogatepass")
     answer = ask(port, f"/api/documents/{path}?{quoted(query)}")
     well_formed(answer)
@@ -136,7 +141,7 @@ def test_any_document_is_there_or_is_not(port: int, step: str, query: dict[str, 
 
 
 @pytest.mark.parametrize("route", [*ROUTES, "/api/documents/5"])
-def test_an_unknown_parameter_is_refused_by_name(port: int, route: str) -> None:
+def test_an_unknown_parameter_is_named(port: int, route: str) -> None:
     answer = ask(port, f"{route}?stepp=5")
     assert answer.status == 400 and "'stepp'" in answer.json["error"]
 
@@ -186,7 +191,7 @@ def test_head_is_get_without_a_body(port: int, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/main.js", "/api/series", f"/{PLOTLY}"])
-def test_gzip_is_for_those_who_take_it(port: int, path: str) -> None:
+def test_gzip_only_if_accepted(port: int, path: str) -> None:
     whole, packed = ask(port, path), ask(port, path, headers=[("Accept-Encoding", "gzip, br")])
     assert "content-encoding" not in whole.headers and packed.headers["content-encoding"] == "gzip"
     assert gzip.decompress(packed.body) == whole.body
@@ -203,7 +208,7 @@ def test_every_file_of_the_page_is_served(port: int) -> None:
         assert ask(port, path).headers["cache-control"] == "no-store"
 
 
-def test_without_a_run_every_question_says_so(tmp_path: Path) -> None:
+def test_every_route_reports_a_missing_run(tmp_path: Path) -> None:
     with page_of(tmp_path / "nowhere") as port:
         for route in [*ROUTES, "/api/documents/5"]:
             given = {"/api/search": "?q=a", "/api/compare": "?run=a"}.get(route, "")
@@ -220,7 +225,7 @@ def test_without_a_run_every_question_says_so(tmp_path: Path) -> None:
         assert answer.status == 503 and answer.json["state"] == "gone"
 
 
-def test_many_at_once_get_the_same(port: int) -> None:
+def test_concurrent_requests_get_the_same_answers(port: int) -> None:
     found: list[tuple[int, bytes]] = []
 
     def read() -> None:
@@ -267,10 +272,10 @@ Served = Callable[[Path, str], int]
     "spoil",
     [spoil_blobs, spoil_kinds, spoil_texts, spoil_config, drop_tables],
 )
-def test_a_record_that_someone_tampered_with_is_no_failure(
+def test_a_corrupted_record_never_fails_a_request(
     folder: Path, tmp_path: Path, spoil: Callable[[sqlite3.Connection], None], served: Served
 ) -> None:
-    """Another's record is data too: an answer, or one line why there is none; never a traceback in a terminal."""
+    """A record from elsewhere is untrusted: an answer or a one-line error, never a traceback."""
     shutil.copy(folder / "run.db", tmp_path / "run.db")
     with sqlite3.connect(tmp_path / "run.db") as database:
         spoil(database)
@@ -281,18 +286,18 @@ def test_a_record_that_someone_tampered_with_is_no_failure(
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    """`served(folder, path)`: the status by the application itself; what it raises is 500, as uvicorn has it."""
+    """`served(folder, path)`: the status from the application; an exception is 500, as in uvicorn."""
     known: dict[Path, tuple[Service, ASGIApp]] = {}
 
-    def asked(folder: Path, address: str) -> int:
+    def status(folder: Path, address: str) -> int:
         if folder not in known:
             service = Service.of(folder)
             known[folder] = service, application(service)
         try:
             return status_of(known[folder][1], address)
-        except Exception:  # noqa: BLE001  # what uvicorn would write into the terminal
+        except Exception:  # noqa: BLE001  # uvicorn would print it
             return 500
 
-    yield asked
+    yield status
     for service, _ in known.values():
         service.close()

@@ -1,4 +1,4 @@
-"""A run followed from before its first row to after its end; whoever follows it leaves no trace."""
+"""A run is followed from before its first row until after its end, without leaving a trace."""
 
 import fcntl
 import shutil
@@ -26,13 +26,13 @@ Metrics = Callable[..., dict[str, Any]]
 
 
 def live_run(folder: Path) -> LiveRun:
-    """A run of which each `reading` sees the newest rows: a test doesn't wait a quarter of a second for them."""
+    """A run whose every `reading` sees the newest rows, so that tests don't wait a quarter of a second."""
     return LiveRun(folder, fresh_seconds=0)
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """As `trainer/run/folders.py` holds it while a run lives."""
+    """Hold the lock as `trainer/run/folders.py` does during a run."""
     with (folder / ".run.lock").open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -69,7 +69,7 @@ def listing(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     return {str(path): (s.st_mtime_ns, s.st_size, content) for path, (s, content) in zip(paths, stats, strict=True)}
 
 
-def test_a_run_from_before_it_is_there_to_after_its_end(tmp_path: Path, metrics: Metrics) -> None:
+def test_a_run_from_before_its_start_to_after_its_end(tmp_path: Path, metrics: Metrics) -> None:
     record = tmp_path / "out" / "training_viz"
     live = live_run(tmp_path / "out")
     assert state_without_run(live) == "waiting"
@@ -104,8 +104,8 @@ def test_what_was_just_read_is_not_read_again(tmp_path: Path, metrics: Metrics) 
     writer.close()
 
 
-def test_another_run_in_the_same_folder_is_another_edition(tmp_path: Path, metrics: Metrics) -> None:
-    """As the trainer does it: the earlier one moves to `earlier/`, the new one begins in its place."""
+def test_another_run_in_the_same_folder_is_a_new_edition(tmp_path: Path, metrics: Metrics) -> None:
+    """As in the trainer: the old run moves to `earlier/`, and the new one takes its place."""
     first = StoreWriter(tmp_path / "run.db", {"run_id": "first"})
     live = live_run(tmp_path)
     add(first, metrics, range(8), loss=2.0)
@@ -123,7 +123,7 @@ def test_another_run_in_the_same_folder_is_another_edition(tmp_path: Path, metri
     second.close()
 
 
-def test_a_run_that_goes_back_is_read_anew(tmp_path: Path, metrics: Metrics) -> None:
+def test_a_rollback_is_read_again_as_a_new_edition(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     add(writer, metrics, range(30), loss=2.0)
     live = live_run(tmp_path)
@@ -140,12 +140,12 @@ def test_a_run_that_goes_back_is_read_anew(tmp_path: Path, metrics: Metrics) -> 
     edition = live.edition
     writer.add("events", {"time": 0.0, "step": 50, "kind": "checkpoint", "detail": ""})
     add(writer, metrics, range(50, 51), loss=3.0)
-    assert steps_of(live) == list(range(51)) and live.edition == edition  # going on is no other edition
+    assert steps_of(live) == list(range(51)) and live.edition == edition  # continuing is no new edition
     writer.close()
 
 
-def test_control_without_the_event_the_forgotten_rows_would_stay(tmp_path: Path, metrics: Metrics) -> None:
-    """Rows that were made again can't be told from those that were read: it is the event that tells."""
+def test_control_without_the_event_the_old_rows_would_stay(tmp_path: Path, metrics: Metrics) -> None:
+    """Rows that were written again look like the old ones; only the event reveals the rollback."""
     writer = StoreWriter(tmp_path / "run.db", {})
     add(writer, metrics, range(8), loss=2.0)
     live = live_run(tmp_path)
@@ -160,7 +160,7 @@ def test_control_without_the_event_the_forgotten_rows_would_stay(tmp_path: Path,
     writer.close()
 
 
-def test_a_store_that_is_deleted_is_gone_until_there_is_one_again(filled: Path, metrics: Metrics) -> None:
+def test_a_deleted_store_is_gone_until_there_is_a_new_one(filled: Path, metrics: Metrics) -> None:
     live = live_run(filled)
     assert len(steps_of(live)) == 20
     edition = live.edition
@@ -208,7 +208,7 @@ def test_an_unreadable_file_is_one_line_until_it_is_replaced(filled: Path, spoil
     assert steps_of(followed) == list(range(20))
 
 
-def test_nothing_is_written_into_the_folder_of_an_ended_run(filled: Path) -> None:
+def test_nothing_is_written_to_the_folder_of_an_ended_run(filled: Path) -> None:
     (filled / "training_step_000020.png").write_bytes(b"a picture")
     before = listing(filled)
     live = live_run(filled)
@@ -219,7 +219,7 @@ def test_nothing_is_written_into_the_folder_of_an_ended_run(filled: Path) -> Non
     assert listing(filled) == before
 
 
-def test_nothing_is_written_into_the_folder_of_a_running_one(tmp_path: Path, metrics: Metrics) -> None:
+def test_nothing_is_written_to_the_folder_of_a_running_one(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     add(writer, metrics, range(30))
     writer.close()
@@ -230,7 +230,7 @@ def test_nothing_is_written_into_the_folder_of_a_running_one(tmp_path: Path, met
         live = live_run(tmp_path)
         assert steps_of(live) == list(range(50)) and live.state == "running"
         after = listing(tmp_path)
-        # The log's index is memory shared by all who have the store open, of which each reader has a word.
+        # The log's index is memory shared by everyone who has the store open; each reader has a word in it.
         assert {Path(name).name for name in before if before[name] != after[name]} <= {"run.db-shm"}
         assert before.keys() == after.keys()
         writer.close()
@@ -248,7 +248,7 @@ os._exit(9)
 """
 
 
-def test_the_log_of_a_killed_run_is_read_and_left(tmp_path: Path) -> None:
+def test_the_log_of_a_killed_run_is_read_and_left_alone(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
     assert (tmp_path / "run.db-wal").stat().st_size > 0
     before = listing(tmp_path)
@@ -260,7 +260,7 @@ def test_the_log_of_a_killed_run_is_read_and_left(tmp_path: Path) -> None:
     assert after.keys() == before.keys()
 
 
-def test_a_copy_that_may_only_be_read(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_read_only_copy(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     copy = tmp_path_factory.mktemp("copy") / "record"
     shutil.copytree(filled, copy)
     for path in (copy / "run.db", copy):
@@ -280,11 +280,11 @@ def averages_at_once(folder: Path, window: int) -> Averages:
     return made
 
 
-def test_averages_of_any_window_grow_with_the_run_as_if_made_at_once(tmp_path: Path, metrics: Metrics) -> None:
+def test_incremental_averages_equal_those_computed_at_once(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     live = live_run(tmp_path)
     begin = 0
-    for count in (3, 1, 40, 7, 200):  # other windows are asked for when some rows are there already
+    for count in (3, 1, 40, 7, 200):  # other windows are first requested when there are rows already
         for step in range(begin, begin + count):
             broken = {"loss": float("nan")} if step % 9 == 8 else {}
             writer.add_rows(rows_of(metrics(step, **broken)))
@@ -303,7 +303,7 @@ def test_averages_of_any_window_grow_with_the_run_as_if_made_at_once(tmp_path: P
     writer.close()
 
 
-def test_a_slider_that_goes_through_many_windows_keeps_few(filled: Path) -> None:
+def test_only_a_few_windows_are_kept(filled: Path) -> None:
     live = live_run(filled)
     look(live)
     first = live.averages(3)
@@ -314,7 +314,7 @@ def test_a_slider_that_goes_through_many_windows_keeps_few(filled: Path) -> None
     np.testing.assert_array_equal(live.averages(3).loss.values(), first.loss.values())
 
 
-def test_the_speller_is_that_of_the_run_that_is_there_now(tmp_path: Path) -> None:
+def test_the_speller_belongs_to_the_current_run(tmp_path: Path) -> None:
     live, spelled = live_run(tmp_path), []
     for tokenizer in (JSON, MODELS["ours"], None):
         (tmp_path / "run.db").unlink(missing_ok=True)
@@ -347,7 +347,7 @@ def test_a_run_that_ends_while_its_page_is_open_leaves_one_file(tmp_path: Path) 
     assert len(steps_of(live)) == 50
 
 
-def test_control_a_reader_that_stays_keeps_the_log_and_no_row_in_it(tmp_path: Path) -> None:
+def test_control_an_open_reader_keeps_the_log_but_no_rows_in_it(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     writer.add("steps", {"step": 0, "rank": 0, "loss": 2.0})
     writer.flush()
@@ -355,5 +355,5 @@ def test_control_a_reader_that_stays_keeps_the_log_and_no_row_in_it(tmp_path: Pa
         writer.close()
         assert (tmp_path / "run.db-wal").exists()
         (tmp_path / "copy").mkdir()
-        shutil.copy(tmp_path / "run.db", tmp_path / "copy" / "run.db")  # alone, as somebody does who takes it along
+        shutil.copy(tmp_path / "run.db", tmp_path / "copy" / "run.db")  # without the log
     assert steps_of(live_run(tmp_path / "copy")) == [0]

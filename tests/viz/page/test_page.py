@@ -1,4 +1,4 @@
-"""The page on a finished run of 150 documents, beside a second run on the same texts: what a person does with it."""
+"""What a person does on the page of a finished run of 150 documents, with a second run on the same texts."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("runs")
 
     def better(step: int) -> Sequence[tuple[str, Row]]:
-        return browser.told(step, loss=loss_of(step) - 0.25 - step % 3 / 100)
+        return browser.rows_at(step, loss=loss_of(step) - 0.25 - step % 3 / 100)
 
     run = browser.write_run(root / "run", tell=browser.with_some_gone)
     other = browser.write_run(root / "other", tell=better, run_id="run-2", config={"num_steps": 150, "seed": 2})
@@ -40,7 +40,7 @@ def shows(page: Page, step: int) -> None:
 # ---- the fixture itself
 
 
-def test_control_whatever_a_page_complains_of_is_heard(visit: Visit, address: str) -> None:
+def test_control_every_complaint_of_a_page_is_recorded(visit: Visit, address: str) -> None:
     page = visit(address)
     page.evaluate("console.error('said'); console.warn('warned'); setTimeout(() => { throw Error('thrown') })")
     page.evaluate("Promise.reject(Error('refused')), undefined")
@@ -55,7 +55,7 @@ def test_control_whatever_a_page_complains_of_is_heard(visit: Visit, address: st
         "policy: connect-src https://example.org", "dialog: asked", "404",
     ):  # fmt: skip
         assert part in heard, part
-    assert page.evaluate("window.hacked") is None  # the policy of the page is the second wall
+    assert page.evaluate("window.hacked") is None  # the policy stops what gets past the page
     visit.problems.clear()
 
 
@@ -75,9 +75,9 @@ def test_a_click_on_a_point_opens_its_document(visit: Visit, address: str) -> No
     page.mouse.click(point["x"], point["y"])
     shows(page, 40)
     assert text_in_reader(page) == browser.text_of(40)
-    told_of = reader(page).inner_text()
-    assert SOURCES[40 % 3] in told_of and "part-0.jsonl, row 40" in told_of and f"{loss_of(40):.3f}" in told_of
-    assert " begins 40" in told_of and " wrote 40" in told_of  # generated, and actual
+    text = reader(page).inner_text()
+    assert SOURCES[40 % 3] in text and "part-0.jsonl, row 40" in text and f"{loss_of(40):.3f}" in text
+    assert " begins 40" in text and " wrote 40" in text  # generated, and actual
     (line,) = [
         shape for shape in page.evaluate("document.getElementById('chart').layout.shapes") if shape["xref"] == "x"
     ]
@@ -96,8 +96,8 @@ def test_a_click_on_a_point_opens_its_document(visit: Visit, address: str) -> No
     )
 
 
-def test_what_the_curves_show(visit: Visit, address: str) -> None:
-    """Zoom by buttons and by dragging; the average's window, the logarithmic axes, the evaluation, the wild value."""
+def test_the_curves_and_their_controls(visit: Visit, address: str) -> None:
+    """Zoom by buttons and dragging, window of the average, logarithmic axes, evaluations, outliers."""
     page = drawn(visit(address))
     everything = browser.shown_range(page)
     assert everything[0] <= 0 and everything[1] >= 150
@@ -153,10 +153,10 @@ def test_what_the_curves_show(visit: Visit, address: str) -> None:
 
 
 def test_links_to_documents(visit: Visit, address: str) -> None:
-    """A link opens its document, the browser's buttons go back and forth, and what is not there is said."""
+    """A link opens its document, the browser's back and forward buttons work, and a missing step is reported."""
     page = drawn(visit(f"{address}#step=7", refused=True))
     shows(page, 7)
-    page.fill("#go-step", "1,00")  # as numbers are written here
+    page.fill("#go-step", "1,00")  # with a thousands separator
     page.press("#go-step", "Enter")
     shows(page, 100)
     page.fill("#go-step", "50")
@@ -181,7 +181,7 @@ def test_links_to_documents(visit: Visit, address: str) -> None:
     page.evaluate(f"location.hash = '#step={browser.GONE[2]}'")
     shows(page, browser.GONE[2])
     expect(reader(page)).to_contain_text("no longer kept")
-    assert "part-0.jsonl" in reader(page).inner_text()  # the rest of it is
+    assert "part-0.jsonl" in reader(page).inner_text()  # everything else is kept
     page.evaluate("location.hash = '#step=<img src=x onerror=alert(1)>'")
     expect(reader(page)).to_contain_text("No document is open")
     page.fill("#go-step", "-1")
@@ -229,7 +229,7 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     page.keyboard.press("Enter")
     shows(page, 12)
     page.focus("#go-step")
-    page.keyboard.press("ArrowLeft")  # in a field the arrows are the field's
+    page.keyboard.press("ArrowLeft")  # in a field, arrow keys belong to the field
     shows(page, 12)
     page.locator("#skip").focus()
     page.keyboard.press("Enter")
@@ -245,7 +245,7 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     page.keyboard.press("Escape")
     expect(reader(page)).to_contain_text("No document is open")
     assert page.evaluate("location.hash") == ""
-    page.evaluate("document.activeElement.blur()")  # in a field it would be a letter
+    page.evaluate("document.activeElement.blur()")  # in a field, / is a character
     page.keyboard.press("/")
     expect(page.get_by_role("searchbox")).to_be_focused()
     page.keyboard.type("Document 33 ")
@@ -256,7 +256,7 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     page.keyboard.press("Enter")
     shows(page, 33)
 
-    # What is made anew has the focus again: a second press of the key does the same once more.
+    # Rebuilt controls get the focus back, so that pressing a key again repeats the action.
     page.get_by_role("button", name="next ▶").focus()
     page.keyboard.press("Enter")
     shows(page, 34)
@@ -277,11 +277,11 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
 
 
 NEED_NAMES = {"image", "img", "table", "tabpanel", "region", "complementary", "DisclosureTriangle"}
-"""Kinds that can't be focused, but need a name all the same."""
+"""Roles that need a name although they can't be focused."""
 
 
 def unnamed(page: Page) -> list[str]:
-    """What a screen reader would have to announce by its kind alone. What is inside of a figure counts as one image."""
+    """Return the roles of elements without an accessible name. The content of a figure counts as one image."""
     session = page.context.new_cdp_session(page)
     nodes = [node for node in session.send("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
     roles = {node["role"]["value"] for node in nodes}
@@ -385,10 +385,10 @@ def check_probes(page: Page) -> None:
     text = page.locator("#panel div.text")
     assert text.evaluate("(box) => box.textContent").replace("⏎", "") == browser.text_of(browser.PROBED)
     page.select_option("#panel select >> nth=0", "0")
-    page.select_option("#panel select >> nth=1", "2")  # from the first reading to a document later: 1.5 nats cheaper
+    page.select_option("#panel select >> nth=1", "2")  # before training to 1 document later: 1.5 nats lower
     until(page, "document.querySelectorAll('#panel div.text .d3').length > 3")
     page.select_option("#panel select >> nth=0", "2")
-    page.select_option("#panel select >> nth=1", "3")  # from there on 1.25 are forgotten again
+    page.select_option("#panel select >> nth=1", "3")  # to 8 documents later: 1.25 nats are forgotten
     until(page, "document.querySelectorAll('#panel div.text .l4').length > 3")
     expect(page.locator("#panel div.text .d3")).to_have_count(0)
     page.hover("#panel div.text span >> nth=5")

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.viz import browser
-from tests.viz.browser import Visit, drawn, points_of, served, shown_range, text_in_reader, text_of, told, until
+from tests.viz.browser import Visit, drawn, points_of, rows_at, served, shown_range, text_in_reader, text_of, until
 from tests.viz.views.test_token_text import MODELS
 from viz.charts.style import LIGHT
 from viz.record import schema
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, steps: int) -> Path:
         database.execute("PRAGMA synchronous = OFF")
         statements = [*schema.create_statements(), schema.insert_statement("run", schema.make_row("run", about))]
         for step in (SPIKE - 1, SPIKE, SPIKE + 1):
-            rows = [row for table, row in told(step, source="") if table == "documents"]
+            rows = [row for table, row in rows_at(step, source="") if table == "documents"]
             statements += [schema.insert_statement("documents", row) for row in rows]
         for statement in statements:
             database.execute(*statement)

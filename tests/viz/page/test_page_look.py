@@ -1,4 +1,4 @@
-"""The page dark and light, on a telephone and on a large screen: nothing overlaps, nothing is cut off."""
+"""The page in dark and light, on a phone and on a large screen: nothing overlaps or is cut off."""
 
 import io
 import time
@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 from playwright.sync_api import Page, ViewportSize, expect
 
 from tests.viz import browser
-from tests.viz.browser import Visit, choose, drawn, served, told, until, write_run
+from tests.viz.browser import Visit, choose, drawn, rows_at, served, until, write_run
 from viz.charts.style import DARK, LIGHT, Palette
 from viz.record.schema import Row
 
@@ -31,7 +31,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     def tell(step: int) -> Sequence[tuple[str, Row]]:
         text = {"text": f"A document of one word: {'W' * 10_000}"} if step == 41 else {}
-        return told(step, source=f"{SOURCE}{step % 3}", **text)
+        return rows_at(step, source=f"{SOURCE}{step % 3}", **text)
 
     run = write_run(root / "training_viz", tell=tell, **about)
     with served(run, write_run(root / "other" / "training_viz", run_id="run-2")) as found:
@@ -50,7 +50,7 @@ BEYOND = """() => {
 
 
 def beyond_the_window(page: Page) -> list[str]:
-    """What makes the page scroll sideways; nothing where it does not. Figures follow a window a little later."""
+    """Return the elements that make the page scroll sideways. Waits, as figures resize later than the window."""
     deadline = time.monotonic() + 5
     while (found := page.evaluate(BEYOND)) and time.monotonic() < deadline:
         page.wait_for_timeout(50)
@@ -72,7 +72,7 @@ WORDS = """(place) => {
 
 
 def overlaps(page: Page, place: str) -> list[tuple[str, str]]:
-    """Pairs of words in a place that lie over each other."""
+    """Return the pairs of texts inside an element that overlap."""
     words: list[dict[str, Any]] = page.evaluate(WORDS, place)
     assert len(words) > 4
     return [
@@ -104,7 +104,7 @@ def check_colours(page: Page, palette: Palette) -> None:
 
 
 def check_picture(content: bytes, palette: Palette, size: ViewportSize, path: Path) -> None:
-    """It is the size of the window, on the theme's paper, and there is much on it."""
+    """The screenshot has the size of the window and the theme's background, and is not empty."""
     path.write_bytes(content)
     with Image.open(io.BytesIO(content)) as picture:
         assert picture.size == (size["width"], size["height"])
@@ -117,7 +117,7 @@ def check_picture(content: bytes, palette: Palette, size: ViewportSize, path: Pa
 
 
 def fills_its_place(page: Page, size: ViewportSize) -> None:
-    """The chart is drawn as large as its place in the window, which it follows a little later."""
+    """The chart fills its place; it resizes a little later than the window."""
     chart = page.locator("#chart").bounding_box()
     assert chart is not None and chart["width"] > 0.5 * size["width"] and chart["height"] > 600
     within = """([width, height]) => {
@@ -185,7 +185,7 @@ def test_no_tab_makes_the_page_wider_than_the_window(visit: Visit, address: str)
     assert beyond_the_window(page)  # a control
 
 
-def test_on_a_telephone_a_finger_opens_a_point(visit: Visit, address: str) -> None:
+def test_a_tap_opens_a_point_on_a_phone(visit: Visit, address: str) -> None:
     page = drawn(visit(address, viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2))
     (point, *_) = browser.points_of(page, 60)
     page.touchscreen.tap(point["x"], point["y"])

@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 from tests.conftest import PROJECT, command_environment
 from tests.runs.conftest import SMALL
 from tests.viz import browser
-from tests.viz.browser import Visit, drawn, free_port, served, text_in_reader, text_of, told, until, write_run
+from tests.viz.browser import Visit, drawn, free_port, rows_at, served, text_in_reader, text_of, until, write_run
 from tests.viz.page.test_live_run import lock
 from tests.viz.views.test_token_text import MODELS
 from viz.record.writer import StoreWriter
@@ -34,7 +34,7 @@ def shows(page: Page, state: str, banner: str | None = None) -> None:
         expect(page.locator("#banner")).to_contain_text(banner)
 
 
-def test_a_run_from_before_it_begins_until_it_is_gone(visit: Visit, tmp_path: Path) -> None:
+def test_a_run_from_before_its_start_until_it_is_deleted(visit: Visit, tmp_path: Path) -> None:
     folder = tmp_path / "training_viz"
     with served(folder) as address:
         page = visit(address, refused=True, poll_faster=True)
@@ -45,12 +45,12 @@ def test_a_run_from_before_it_begins_until_it_is_gone(visit: Visit, tmp_path: Pa
         with lock(folder):
             writer = StoreWriter(folder / "run.db", about)
             shows(page, "running · 0 of 200 documents", "its first step is not finished yet")
-            writer.add_rows(told(0))
+            writer.add_rows(rows_at(0))
             writer.flush()
             shows(page, "running · 1 of 200 documents", "Only one document so far")
             until(page, f"{POINTS} === 1")
             for step in range(1, 60):
-                writer.add_rows(told(step))
+                writer.add_rows(rows_at(step))
             writer.flush()
             shows(page, "running · 60 of 200 documents")
             until(page, f"{POINTS} === 60")
@@ -62,7 +62,7 @@ def test_a_run_from_before_it_begins_until_it_is_gone(visit: Visit, tmp_path: Pa
             writer.rewind(40)  # the steps are trained again on other documents: the curve and the open document follow
             writer.add("events", {"time": time.time(), "step": 40, "kind": "roll-back", "detail": "to step 40"})
             for step in range(40, 60):
-                writer.add_rows(told(step, text=f"Again {step}: another text.", loss=3.0))
+                writer.add_rows(rows_at(step, text=f"Again {step}: another text.", loss=3.0))
             writer.flush()
             expect(page.locator("#reader")).to_contain_text("Again")
             until(page, "document.getElementById('chart').data[0].y[50] === 3")
@@ -132,16 +132,16 @@ def test_a_server_that_is_stopped_and_started_again(visit: Visit, tmp_path: Path
         shows(page, "stopped · 40 of 40", "stopped without finishing")
         page.get_by_role("button", name="◀ previous").click()
         expect(page.locator("#reader")).to_contain_text(text_of(12)[:11])
-    other = write_run(tmp_path / "other", 40, lambda step: told(step, text=f"Other {step}.", loss=3.0), model="other")
+    other = write_run(
+        tmp_path / "other", 40, lambda step: rows_at(step, text=f"Other {step}.", loss=3.0), model="other"
+    )
     with served(other, port=port):
         expect(page.locator("#model")).to_have_text("other")
         until(page, "document.getElementById('chart').data[0].y[30] === 3", seconds=10)
         expect(page.locator("#reader")).to_contain_text("Other 12", timeout=10_000)
 
 
-def test_a_run_that_trains_is_watched_from_its_start_to_after_its_end(
-    visit: Visit, tmp_path: Path, corpus: Path
-) -> None:
+def test_a_training_run_is_watched_from_start_to_end(visit: Visit, tmp_path: Path, corpus: Path) -> None:
     port = free_port()
     train = [PROJECT / "train_slimpajama.py", *SMALL, "--steps", 100_000, "--repeat", "--no-checkpoint"]
     words = [*train, "--dataset", corpus, "--serve", port]

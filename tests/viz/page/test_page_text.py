@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.viz import browser
-from tests.viz.browser import Visit, choose, drawn, served, text_in_reader, told, until, write_run
+from tests.viz.browser import Visit, choose, drawn, rows_at, served, text_in_reader, until, write_run
 from viz.page.report import make_report
 from viz.record.schema import Row, rows_of
 from viz.record.writer import StoreWriter
@@ -32,7 +32,7 @@ STEP = 40
 
 def hostile(step: int) -> Sequence[tuple[str, Row]]:
     own: dict[str, Any] = {"source": HOSTILE, "shard": HOSTILE, "loss": 3.0 + step % 4 / 10} if step % 2 == 0 else {}
-    return told(step, text=DOCUMENT if step == STEP else f"{HOSTILE} {step}", **own)
+    return rows_at(step, text=DOCUMENT if step == STEP else f"{HOSTILE} {step}", **own)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_control_the_same_text_as_markup_acts(visit: Visit) -> None:
 
 
 def hover_label(page: Page, figure: str) -> str:
-    """What appears over a point of the first curve of a figure."""
+    """Return the hover label of a point of the first curve of a figure."""
     x, y = page.evaluate(
         """(figure) => {
           const place = document.querySelector(figure), box = place.getBoundingClientRect();

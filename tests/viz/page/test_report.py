@@ -1,4 +1,4 @@
-"""`python -m viz report`: one file, which needs nothing else."""
+"""`python -m viz report`: one file that needs nothing else."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ chromium, visit = browser.chromium, browser.visit
 
 
 def worse(step: int) -> Sequence[tuple[str, Row]]:
-    return browser.told(step, loss=loss_of(step) + 0.5 + step % 3 / 100)
+    return browser.rows_at(step, loss=loss_of(step) + 0.5 + step % 3 / 100)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def report(folder: Path) -> Path:
 
 
 def opened(visit: Visit, path: Path, ending: str = "") -> tuple[Page, list[str]]:
-    """The report from its file, without a network, and whatever else it asks for."""
+    """Open the report from its file, without a network; also returns the list of its requests."""
     page = visit("about:blank", offline=True)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -91,7 +91,7 @@ def test_the_report_of_a_run(visit: Visit, report: Path) -> None:
 
 
 def test_links_into_a_report_and_its_policy(visit: Visit, report: Path) -> None:
-    """Those documents are in it that its lists name; of others it says where they are."""
+    """The report contains the documents of its lists, and tells where to find others."""
     page, asked = opened(visit, report, f"#step={SPIKE}")
     expect(page.locator("#reader-title")).to_have_text(f"Step {SPIKE}")
     listed = page.evaluate("[...document.querySelectorAll('#panel tbody tr')].map((row) => row.cells[0].textContent)")
@@ -108,7 +108,7 @@ def test_links_into_a_report_and_its_policy(visit: Visit, report: Path) -> None:
     expect(page.locator("#reader")).to_contain_text("Not in this report")
     assert len(asked) == 1
 
-    # Its policy lets no other script run.
+    # Its policy allows no other script.
     page.evaluate("document.head.append(Object.assign(document.createElement('script'), { text: 'hacked = 1' }))")
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked = 1\">')")
     page.evaluate("fetch('https://example.org/').catch(() => {})")
@@ -119,8 +119,8 @@ def test_links_into_a_report_and_its_policy(visit: Visit, report: Path) -> None:
     visit.problems.clear()
 
 
-def test_control_a_changed_program_does_not_run(visit: Visit, report: Path, tmp_path: Path) -> None:
-    """The policy names the hash of each script: one character more, and the page stays as it was sent."""
+def test_control_a_modified_script_does_not_run(visit: Visit, report: Path, tmp_path: Path) -> None:
+    """The policy has the hash of each script, so that a script with one more character does not run."""
     changed = report.read_text("utf-8").replace("const modules = {};", "const modules = { };")
     assert changed != report.read_text("utf-8")
     path = tmp_path / "changed.html"
@@ -143,7 +143,7 @@ def test_a_run_without_a_step(visit: Visit, tmp_path: Path) -> None:
         expect(page.locator("#panel")).to_contain_text(words)
 
 
-def test_nothing_of_the_answers_can_end_their_element(report: Path) -> None:
+def test_no_data_can_close_their_element(report: Path) -> None:
     text = report.read_text("utf-8")
     (answers,) = re.findall(r'<script type="application/json" id="answers">(.*?)</script>', text, flags=re.DOTALL)
     assert "<" not in answers
