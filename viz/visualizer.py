@@ -44,6 +44,8 @@ class TrainingVisualizer:
         keep_documents: int | None = None,
         say: Callable[[str], None] = print,
         drawing: DrawingOptions = USUAL_DRAWING,
+        retention: Callable[[int], Retention] = Retention,
+        network_file_system: bool | None = None,
     ) -> None:
         """Make the store of a new run, or go on with the one that is there as of `resume_from` finished documents.
 
@@ -54,16 +56,23 @@ class TrainingVisualizer:
         `say`: told in one line what went wrong with the drawing, or which file another program holds; called from
         other threads too.
         `drawing`: how the drawing process is started, and its time limits.
+        `retention`: makes the `Retention` of `keep_documents`. `network_file_system`: see `StoreWriter`.
         Raises FileExistsError if a new run finds a store, FileNotFoundError if there is none to resume, ValueError for
         one that can't be read.
         """
         self.folder = Path(folder).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         described = {"run_id": uuid.uuid4().hex[:12]} | dict(run or {})
-        self._store = StoreWriter(self.folder / "run.db", described, resume=resume_from is not None, say=say)
+        self._store = StoreWriter(
+            self.folder / "run.db",
+            described,
+            resume=resume_from is not None,
+            say=say,
+            network_file_system=network_file_system,
+        )
         remove_leftovers(self.folder)
         self._drawing = DrawingProcess(self.folder, say, self.record_event, keep_charts, drawing)
-        self._retention = None if keep_documents is None else Retention(keep_documents)
+        self._retention = None if keep_documents is None else retention(keep_documents)
         self._through = resume_from or 0  # finished documents that the record holds
         self._closed = False
         if resume_from is not None:

@@ -40,6 +40,10 @@ addEventListener("securitypolicyviolation", (event) =>
   console.error(`policy: ${event.effectiveDirective} ${event.blockedURI}`));
 addEventListener("unhandledrejection", (event) => console.error(`unhandled: ${event.reason}`));
 """
+POLL_FASTER = """
+const wait = setTimeout;
+window.setTimeout = (act, delay, ...rest) => wait(act, delay >= 1000 ? 100 : delay, ...rest);
+"""
 NETWORK = "Failed to load resource: "  # how Chromium's own console tells of an answer like 404, or of none
 
 
@@ -71,13 +75,18 @@ class Visit:
     problems: list[str] = field(default_factory=list)
     contexts: list[BrowserContext] = field(default_factory=list)
 
-    def __call__(self, address: str, *, refused: bool = False, offline: bool = False, **settings: Any) -> Page:
-        """`refused`: requests may be, and the browser may say so. `settings`: of the context, such as its viewport."""
+    def __call__(
+        self, address: str, *, refused: bool = False, offline: bool = False, poll_faster: bool = False, **settings: Any
+    ) -> Page:
+        """Open an address in a new context with `settings`, such as its viewport.
+
+        `refused`: the console may report failed requests. `poll_faster`: every 100 ms instead of every second.
+        """
         context = self.browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
         self.contexts.append(context)
         context.set_default_timeout(PATIENCE)
         context.set_offline(offline)
-        context.add_init_script(WATCH)
+        context.add_init_script(WATCH + POLL_FASTER if poll_faster else WATCH)
         page = context.new_page()
 
         def hear(message: ConsoleMessage) -> None:
@@ -135,6 +144,12 @@ def choose(page: Page, tab: str) -> None:
     page.evaluate("delete document.getElementById('panel').dataset.ready")
     page.click(f"#tab-{tab}")
     until(page, "(tab) => document.getElementById('panel').dataset.ready === tab", tab)
+
+
+def text_in_reader(page: Page) -> str:
+    """The text of the open document, without the marks that show its line ends."""
+    found: str = page.evaluate("document.querySelector('#reader [aria-label=\"Text of the document\"]').textContent")
+    return found.replace("⏎\n", "\n")
 
 
 POINTS = """(step) => {

@@ -157,15 +157,15 @@ class FoundRun:
     """Why there is no such command."""
 
 
-def find_runs(viz: Path) -> list[FoundRun]:
+def find_runs(viz: Path, program: Path = PROGRAM) -> list[FoundRun]:
     """The run in a folder like `training_viz`, in its `test/`, and those in the `earlier/` of both; newest first."""
     homes = (viz, viz / "test")
     places = [place for home in homes for place in (home, *sorted((home / "earlier").glob("*/")))]
-    found = [_look_at(viz, place) for place in places if (place / "run.db").exists() or mark_of(place)]
+    found = [_look_at(viz, place, program) for place in places if (place / "run.db").exists() or mark_of(place)]
     return sorted(found, key=lambda run: run.started or 0, reverse=True)
 
 
-def _look_at(viz: Path, record: Path) -> FoundRun:
+def _look_at(viz: Path, record: Path, program: Path) -> FoundRun:
     mark, known = mark_of(record), _read_record(record / "run.db")
     run_id = known.pop("run_id", "") or str(mark.get("run_id", ""))
     checkpoints = checkpoints_of(record, run_id)
@@ -186,7 +186,7 @@ def _look_at(viz: Path, record: Path) -> FoundRun:
     elif checkpoints is None or newest is None:
         why_not = "there is no checkpoint"
     else:
-        command = _resume_command(viz, record, checkpoints, run_id)
+        command = _resume_command(program, viz, record, checkpoints, run_id)
         if newest >= (known.get("steps_asked") or newest + 1):
             command += f" --steps {2 * newest}"
         elif known.get("outcome") == "documents ended":
@@ -236,7 +236,7 @@ def _bytes_of(paths: list[Path]) -> int:
     return total
 
 
-def _resume_command(viz: Path, record: Path, checkpoints: Path, run_id: str) -> str:
+def _resume_command(program: Path, viz: Path, record: Path, checkpoints: Path, run_id: str) -> str:
     """By the id from the folders above `earlier/` and `test/`, if both halves lie at the same place below them."""
     place = record.relative_to(viz).parts
     homes = [record.resolve(), checkpoints]
@@ -248,7 +248,7 @@ def _resume_command(viz: Path, record: Path, checkpoints: Path, run_id: str) -> 
     else:
         named = zip(("--viz-dir", "--checkpoint-dir"), ("training_viz", "checkpoints"), homes, strict=True)
         flags = "".join(f" {flag} {_shown(home)}" for flag, usual, home in named if home != Path(usual).resolve())
-    return f"python {_quote(os.path.relpath(PROGRAM))}{flags} --resume {_quote(run_id)}"
+    return f"python {_quote(os.path.relpath(program))}{flags} --resume {_quote(run_id)}"
 
 
 def _shown(path: Path) -> str:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from common.debiased_average import DebiasedAverage, Floats
 
+Indices = npt.NDArray[np.intp]
 WINDOW = 200
 """Documents that the averages of a chart reach back over: fixed, so that what was drawn once is never drawn anew."""
 
@@ -56,7 +57,7 @@ def squared_weights(count: npt.ArrayLike, window: int = WINDOW) -> Floats:
     return weights
 
 
-def extremes(values: npt.ArrayLike, buckets: int) -> npt.NDArray[np.intp]:
+def extremes(values: npt.ArrayLike, buckets: int) -> Indices:
     """Indices, increasing, that keep a curve's look at `buckets` pixels: lowest and highest of each, first and last.
 
     A spike survives with its own index, however many values share its pixel. What is not finite is left out. At most
@@ -72,5 +73,5 @@ def extremes(values: npt.ArrayLike, buckets: int) -> npt.NDArray[np.intp]:
     high = np.where(np.isinf(low), -np.inf, low)
     starts = np.arange(low.shape[0]) * width
     chosen = np.concatenate(([0, places.size - 1], starts + low.argmin(axis=1), starts + high.argmax(axis=1)))
-    kept: npt.NDArray[np.intp] = places[np.unique(chosen)]
+    kept: Indices = places[np.unique(chosen)]
     return kept

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.debiased_average import Floats
-from viz.stats.averages import extremes
+from viz.stats.averages import Indices, extremes
 
 BLOCK = 256  # rows whose lowest and highest are remembered
 
@@ -50,34 +50,35 @@ class Curve(Growing):
         self._lowest.extend(starts + np.where(finite, blocks, np.inf).argmin(axis=1))
         self._highest.extend(starts + np.where(finite, blocks, -np.inf).argmax(axis=1))
 
-    def candidates(self, first: int, count: int) -> npt.NDArray[np.intp]:
-        """Rows, first <= row < count, increasing: both ends, lowest and highest of each block that lies within, and all
-        that lie in no such block."""
+    def candidates(self, first: int, count: int) -> Indices:
+        """Rows of `first` to `count` among which the extremes of any part are, increasing.
+
+        Both ends, lowest and highest of each block within, and all rows outside such blocks.
+        """
         begun = min(-(-first // BLOCK), count // BLOCK)
         whole = max(begun, count // BLOCK)
         ends = (np.arange(first, min(begun * BLOCK, count)), np.arange(max(whole * BLOCK, first), count))
         inner = (self._lowest.values(whole)[begun:], self._highest.values(whole)[begun:])
         rows = np.concatenate((*ends, *inner, [first, count - 1]))
         rows.sort()
-        kept: npt.NDArray[np.intp] = rows[np.append(True, rows[1:] != rows[:-1])]
+        kept: Indices = rows[np.append(True, rows[1:] != rows[:-1])]
         return kept
 
-    def outline(self, count: int, buckets: int) -> npt.NDArray[np.intp]:
+    def outline(self, count: int, buckets: int) -> Indices:
         """`smoothing.extremes` of the first `count` numbers, in a time that hardly grows with them."""
         if count // BLOCK < 2 * buckets:
             return extremes(self.values(count), buckets)
         rows = self.candidates(0, count)
-        kept: npt.NDArray[np.intp] = rows[extremes(self.values()[rows], buckets)]
+        kept: Indices = rows[extremes(self.values()[rows], buckets)]
         return kept
 
 
-Rows = npt.NDArray[np.intp]
 WIDE = 4 * BLOCK
-"""Rows of a pixel from which on the extremes of blocks will do."""
+"""Indices of a pixel from which on the extremes of blocks will do."""
 
 
-def outline(curve: Curve, steps: npt.NDArray[np.int64], first: int, last: int, pixels: int, *, log: bool) -> Rows:
-    """Rows, first <= row < last, increasing, that keep the curve's look on an axis of so many pixels.
+def outline(curve: Curve, steps: npt.NDArray[np.int64], first: int, last: int, pixels: int, *, log: bool) -> Indices:
+    """Indices, first <= row < last, increasing, that keep the curve's look on an axis of so many pixels.
 
     Lowest and highest finite value of every pixel and both ends. `log`: the axis shows log(max(step, 1)). Where a pixel
     holds thousands of rows, its border is that of a block of `viz/stats/downsample.py`: at most a quarter
@@ -101,11 +102,11 @@ def outline(curve: Curve, steps: npt.NDArray[np.int64], first: int, last: int, p
     starts[max(begin, 1) :] = -(-starts[max(begin, 1) :] // BLOCK) * BLOCK
     rows = np.concatenate((np.arange(first, starts[begin]), curve.candidates(int(starts[begin]), last)))
     starts = np.unique(starts[starts < last])
-    kept: Rows = rows[_extremes_from(curve.values()[rows], np.searchsorted(rows, starts))]
+    kept: Indices = rows[_extremes_from(curve.values()[rows], np.searchsorted(rows, starts))]
     return kept
 
 
-def _extremes_from(values: Floats, starts: Rows) -> Rows:
+def _extremes_from(values: Floats, starts: Indices) -> Indices:
     """Indices of the lowest and the highest finite value of each part; `starts`, from 0 on, are where parts begin."""
     finite = np.isfinite(values)
     part = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(values))))
@@ -114,7 +115,7 @@ def _extremes_from(values: Floats, starts: Rows) -> Rows:
         shown = np.where(finite, values, hidden)
         places = np.flatnonzero(finite & (shown == ufunc.reduceat(shown, starts)[part]))
         found.append(places[np.unique(part[places], return_index=True)[1]])  # of equals the first
-    kept: Rows = np.unique(np.concatenate(found))
+    kept: Indices = np.unique(np.concatenate(found))
     return kept
 
 

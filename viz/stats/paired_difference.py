@@ -6,16 +6,14 @@ Everything is pooled by sums and counts: `sums` are a document's nats (or bits),
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.debiased_average import Floats
-from viz.stats.averages import debiased_average, squared_weights
-
-Indices = npt.NDArray[np.intp]
+from viz.stats.averages import Indices, debiased_average, squared_weights
+from viz.stats.series import rows_by_source
 
 FEWEST = 20
 """Documents below which there is no interval."""
@@ -70,10 +68,10 @@ def _numbered(codes: Indices) -> npt.NDArray[np.int64]:
     return keys
 
 
-Pairs = Sequence[tuple[Floats, Floats]]  # (sums, weights) of A, then of B: (N,) each, the same documents
+PooledLosses = Sequence[tuple[Floats, Floats]]  # (sums, weights) of A, then of B: (N,) each, the same documents
 
 
-def estimate(pairs: Pairs, name: str = "") -> Difference:
+def estimate(pairs: PooledLosses, name: str = "") -> Difference:
     """sum(sums_a) / sum(weights_a) - sum(sums_b) / sum(weights_b), and its 95 % interval. Documents in order of steps.
 
     What each document adds to the linearized difference (Cochran, Sampling Techniques, 1977, section 6.4) is summed
@@ -86,11 +84,11 @@ def estimate(pairs: Pairs, name: str = "") -> Difference:
     a slower warm-up, is part of the difference and not of its error. Student's t with 18/35 of the batches less two as
     its degrees of freedom, by the variance of s^2 (in the same place).
 
-    Limits, by simulation (tests/viz/views/test_comparison.py): 4 to 7 % of false alarms at 1,000 documents whose noise
-    is independent or an AR(1) with phi up to 0.8, where taking documents as independent makes up to 50 %; in real pairs
-    phi is below 0.1. Where a batch is short and neighbours are much alike it is too narrow: 100 documents with phi 0.8
-    make 15 % of false alarms, 40 with phi 0.5 make 10 %. It is an interval for this pair of runs; another seed may
-    differ by more.
+    Limits, by simulation (tests/viz/stats/test_paired_difference.py): 4 to 7 % of false alarms at 1,000 documents whose
+    noise is independent or an AR(1) with phi up to 0.8, where taking documents as independent makes up to 50 %; in real
+    pairs phi is below 0.1. Where a batch is short and neighbours are much alike it is too narrow: 100 documents with
+    phi 0.8 make 15 % of false alarms, 40 with phi 0.5 make 10 %. It is an interval for this pair of runs; another seed
+    may differ by more.
     """
     count = len(pairs[0][0])
     ratios = [float(sums.sum() / weights.sum()) for sums, weights in pairs]
@@ -122,21 +120,16 @@ def t_quantile(degrees: float) -> float:
     return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
-def by_source(pairs: Pairs, sources: npt.NDArray[Any]) -> tuple[Difference, ...]:
+def by_source(pairs: PooledLosses, sources: npt.NDArray[Any]) -> tuple[Difference, ...]:
     """`estimate` of each source's documents, the most frequent source first."""
-    listed: list[str] = sources.tolist()
-    code_of = {name: code for code, name in enumerate(dict.fromkeys(listed))}
-    codes = np.fromiter(map(code_of.__getitem__, listed), np.intp, len(listed))
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes))
     found = [
-        estimate([(sums[order[low:high]], weights[order[low:high]]) for sums, weights in pairs], name)
-        for name, (low, high) in zip(code_of, pairwise([0, *ends.tolist()]), strict=True)
+        estimate([(sums[rows], weights[rows]) for sums, weights in pairs], name)
+        for name, rows in rows_by_source(sources)
     ]
     return tuple(sorted(found, key=lambda difference: -difference.documents))
 
 
-def running(steps: npt.NDArray[np.int64], runs: Pairs, window: int) -> tuple[RunningAverage, float]:
+def running(steps: npt.NDArray[np.int64], runs: PooledLosses, window: int) -> tuple[RunningAverage, float]:
     """The running average of one run's loss or, of two, of A - B; and the standard error of their loss over all steps.
 
     The average is one of sums over one of weights. Its variance: that of documents around it, times the sum of the

@@ -13,8 +13,8 @@ from viz.stats.series import UsualLoss, rows_by_source
 
 BLOCK = 1000
 """Steps whose documents are looked at together."""
-FURTHEST = 10
-"""Documents of a block that are kept for lying furthest above what was usual for their source; below it, as many."""
+EXTREMES = 10
+"""Documents of a block that are kept because they are furthest above the usual loss of their source; as many below."""
 _COLUMNS = ", ".join(KEY | DOCUMENT)
 _EMPTIED = ", ".join("NULL" if kind is Array else name for name, kind in (KEY | DOCUMENT).items())
 
@@ -30,8 +30,11 @@ class Retention:
     blocks are gone through again, and where there is nothing left to empty nothing is written.
     """
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, keep: int, *, block: int = BLOCK, extremes: int = EXTREMES, first: int = WINDOW) -> None:
         self._keep = keep
+        self._block = block
+        self._extremes = extremes
+        self._first = first
         self._begin_again()
 
     def _begin_again(self) -> None:
@@ -43,7 +46,7 @@ class Retention:
 
     def is_due(self, done: int) -> bool:
         """Whether a block has left the window with the last of `done` finished documents."""
-        return done > self._keep and (done - self._keep) % BLOCK == 0
+        return done > self._keep and (done - self._keep) % self._block == 0
 
     def rewind(self, step: int) -> None:
         """The rows from `step` on are gone. Others take their place."""
@@ -53,13 +56,13 @@ class Retention:
     def next_change(self, fetch: Fetch) -> tuple[Statement, ...]:
         """What empties the next block in which there is something to empty; nothing where no such block is due."""
         ((done,),) = fetch("SELECT coalesce(max(step), -1) + 1 FROM steps")
-        while self._next + BLOCK <= done - self._keep:
+        while self._next + self._block <= done - self._keep:
             if change := self._change_of_next(fetch):
                 return change
         return ()
 
     def _change_of_next(self, fetch: Fetch) -> tuple[Statement, ...]:
-        block = (self._next, self._next + BLOCK)
+        block = (self._next, self._next + self._block)
         rows = fetch(
             "SELECT s.step, s.loss, coalesce(d.source, ''), d.token_ids IS NOT NULL"
             " FROM steps s LEFT JOIN documents d USING (step, rank)"
@@ -78,10 +81,11 @@ class Retention:
             return ()
         steps, losses, names, have_tokens = zip(*rows, strict=True)
         excess = self._excess(np.array(losses, dtype=np.float64), np.array(names, dtype=object))
-        is_first = np.arange(self._seen, self._seen + len(rows)) < WINDOW
+        is_first = np.arange(self._seen, self._seen + len(rows)) < self._first
         self._seen += len(rows)
         numbers = np.array(steps, dtype=np.int64)
-        kept = {step for (step,) in chosen} | {int(step) for step in numbers[is_first | furthest(excess)]}
+        outstanding = numbers[is_first | furthest(excess, self._extremes)]
+        kept = {step for (step,) in chosen} | set(outstanding.tolist())
         if not any(has and step not in kept for step, has in zip(steps, have_tokens, strict=True)):
             return ()
         # A row that is written anew, at the end of the table, frees the pages of the old one. One that is made smaller
@@ -102,10 +106,10 @@ class Retention:
         return excess
 
 
-def furthest(excess: Floats) -> npt.NDArray[np.bool_]:
-    """(N,) -> (N,) bool: the `FURTHEST` greatest and the `FURTHEST` least of the finite ones."""
+def furthest(excess: Floats, count: int) -> npt.NDArray[np.bool_]:
+    """(N,) -> (N,) bool: the `count` greatest and the `count` least of the finite ones."""
     found = np.zeros(len(excess), dtype=bool)
     known = np.flatnonzero(np.isfinite(excess))
     order = known[np.argsort(excess[known], kind="stable")]
-    found[order[:FURTHEST]] = found[order[max(len(order) - FURTHEST, 0) :]] = True
+    found[order[:count]] = found[order[max(len(order) - count, 0) :]] = True
     return found

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from common.debiased_average import DebiasedAverage, Floats
 from viz.record.reader import Columns, StoreReader
-from viz.stats.averages import WINDOW, AverageWithError
+from viz.stats.averages import WINDOW, AverageWithError, Indices
 from viz.stats.downsample import Curve, Growing
 
 
@@ -82,7 +82,7 @@ class SourceSeries:
         self.average = Curve()
         self._usual = UsualLoss()
 
-    def extend(self, rows: npt.NDArray[np.intp], losses: Floats) -> Floats:
+    def extend(self, rows: Indices, losses: Floats) -> Floats:
         """Returns what was usual before each of these documents: NaN where too few of the source were read."""
         averages, usual = self._usual.extend(losses)
         self.rows.extend(rows)
@@ -90,7 +90,7 @@ class SourceSeries:
         return usual
 
 
-def rows_by_source(names: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[np.intp]]]:
+def rows_by_source(names: npt.NDArray[Any]) -> Iterator[tuple[str, Indices]]:
     """Each name among (N,) of them, in the order in which they first come, and the rows that have it, in order."""
     known: dict[str, int] = {}
     codes = np.fromiter((known.setdefault(name, len(known)) for name in names.tolist()), np.intp, len(names))

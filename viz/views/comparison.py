@@ -14,8 +14,8 @@ import numpy.typing as npt
 from common.debiased_average import Floats
 from viz.record.reader import Columns, StoreReader
 from viz.record.schema import Row
-from viz.stats.averages import WINDOW
-from viz.stats.paired_difference import Difference, Indices, RunningAverage, by_source, estimate, match, running
+from viz.stats.averages import WINDOW, Indices
+from viz.stats.paired_difference import Difference, RunningAverage, by_source, estimate, match, running
 
 
 @dataclass(frozen=True)

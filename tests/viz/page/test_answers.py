@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from tests.viz.runs_to_draw import HOSTILE, columns_of
 from tests.viz.views.test_token_text import MODELS
-from viz.page import live_run
 from viz.page.answers import MOST_STEPS_OF_KIND, Answers
 from viz.page.api import QUERIES, Service
 from viz.page.live_run import LiveRun
@@ -20,34 +20,24 @@ from viz.page.query import NotThere, Query
 from viz.record.schema import STEP, make_row, rows_of
 from viz.record.writer import StoreWriter
 from viz.stats.series import FEWEST_OF_SOURCE
-from viz.views.token_text import speller
 
 Metrics = Callable[..., dict[str, Any]]
 WARMUP, STEPS = 50, 120
 SPIKES = {41: 9.0, 60: 3.0, 75: 4.0, 90: 1.5, 101: 0.5}  # of the step: nats above the others of its source
 BEST = {52: -2.0, 77: -1.0}
-MODEL = speller(MODELS["ours"])
-assert MODEL is not None
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_run, "FRESH_SECONDS", -1.0)
 
 
 def encode(text: str) -> list[int]:
-    import sentencepiece
-
     found: list[int] = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"]).EncodeAsIds(text)
     return found
 
 
 def answers_of(folder: Path) -> Answers:
-    return Answers(LiveRun(folder))
+    return Answers(LiveRun(folder, fresh_seconds=0))
 
 
 def strict(answer: dict[str, Any]) -> dict[str, Any]:
-    """As it arrives at a page."""
+    """Return the answer as a browser receives it."""
     found: dict[str, Any] = json.loads(json.dumps(answer, allow_nan=False))
     return found
 
@@ -76,13 +66,7 @@ def usual_of(step: int) -> float:
 @pytest.fixture
 def run(tmp_path: Path, metrics: Metrics) -> Path:
     """120 documents of two sources whose losses differ, with spikes, prompts, events and evaluations."""
-    about = {
-        "run_id": "r1",
-        "config": {"warmup_steps": WARMUP, "num_steps": 240},
-        "tokenizer": MODELS["ours"],
-        "vocab_size": 340,
-        "model": "small",
-    }
+    about = {"run_id": "r1", "config": {"warmup_steps": WARMUP, "num_steps": 240}, "tokenizer": MODELS["ours"]}
     writer = StoreWriter(tmp_path / "run.db", about)
     for step in range(STEPS):
         ids = encode(f"one two  three {step}\n" + "four " * 40)
@@ -115,19 +99,14 @@ def test_the_run(run: Path) -> None:
     assert told["folder"] == str(run)
     assert told["latest"]["loss"] == pytest.approx(average([loss_of(step) for step in range(STEPS)]), rel=1e-5)
     assert told["latest"]["accuracy"] == 0.25
-    seconds = average([0.05] * STEPS)
-    assert told["latest"]["throughput"] == pytest.approx(
-        average([10 + step for step in range(STEPS)]) / seconds, rel=1e-5
-    )
+    throughput = average([10 + step for step in range(STEPS)]) / average([0.05] * STEPS)
+    assert told["latest"]["throughput"] == pytest.approx(throughput, rel=1e-5)
     assert told["latest"]["waited_share"] == pytest.approx(0.001 / 0.05)
     assert told["verdict"].startswith("Loss 5.")
     assert "1 update refused" in told["verdict"] and "1 spike" in told["verdict"]
     assert told["run"]["run_id"] == "r1" and told["run"]["config"]["warmup_steps"] == WARMUP
     assert "tokenizer" not in told["run"] and "id" not in told["run"]
     assert told["repeats_from"] is None
-
-
-def test_a_running_run_says_how_long_it_takes(run: Path) -> None:
     with (run / ".run.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         told = strict(answers_of(run).run())
@@ -142,10 +121,8 @@ def test_a_run_that_ended_or_has_no_steps_says_so(tmp_path: Path, metrics: Metri
     assert set(told["latest"].values()) == {None}
     empty = strict(answers.series())
     assert empty["lanes"] == {} and empty["documents"] == 0 and empty["steps"] == 0
-    assert strict(answers.sources())["sources"] == []
-    assert strict(answers.spikes())["documents"] == []
-    assert strict(answers.samples())["samples"] == []
-    assert strict(answers.events())["events"] == []
+    for answer, key in (("sources", "sources"), ("spikes", "documents"), ("samples", "samples"), ("events", "events")):
+        assert strict(getattr(answers, answer)())[key] == []
     with pytest.raises(NotThere, match="none yet"):
         answers.document(0)
     writer.add_rows(rows_of(metrics(0)))
@@ -169,11 +146,9 @@ def test_curves_and_averages_of_a_part(run: Path) -> None:
     assert "average" not in told["lanes"]["learning_rate"]
     assert told["lanes"]["learning_rate"]["values"][0] == pytest.approx(20e-6)
     assert told["evaluations"] == [
-        {"step": 39, "split": "held-out", "loss": 3.9, "accuracy": 0.5, "bits_per_byte": None},
-        {"step": 79, "split": "held-out", "loss": 7.9, "accuracy": 0.5, "bits_per_byte": None},
-        {"step": 39, "split": "train", "loss": 3.9, "accuracy": 0.5, "bits_per_byte": None},
-        {"step": 79, "split": "train", "loss": 7.9, "accuracy": 0.5, "bits_per_byte": None},
-    ]
+        {"step": step, "split": split, "loss": step / 10, "accuracy": 0.5, "bits_per_byte": None}
+        for split in ("held-out", "train") for step in (39, 79)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -186,14 +161,11 @@ def test_few_points_still_hold_every_spike_with_its_step(run: Path, log: bool) -
     assert all(value == loss_of(step) for step, value in shown.items())
 
 
-def test_an_empty_part_is_empty(run: Path) -> None:
-    told = strict(answers_of(run).series(500))
+@pytest.mark.parametrize(("first", "below"), [(500, None), (20, 10)])
+def test_an_empty_range_has_no_documents(run: Path, first: int, below: int | None) -> None:
+    told = strict(answers_of(run).series(first, below))
     assert told["documents"] == 0 and told["evaluations"] == []
     assert all(lane["steps"] == lane["values"] == [] for lane in told["lanes"].values()) and "loss" in told["lanes"]
-
-
-def test_a_part_that_ends_before_it_begins_has_no_documents(run: Path) -> None:
-    assert strict(answers_of(run).series(20, 10))["documents"] == 0
 
 
 def test_spikes_are_ordered_by_how_far_they_lie_above_their_own_source(run: Path) -> None:
@@ -221,17 +193,14 @@ def test_spikes_are_filtered(run: Path) -> None:
     assert steps(2) == [75, 60]
     assert steps(50, "easy") == [75, 101]
     assert steps(50, "hard") == [60, 90]
-    with pytest.raises(NotThere, match="known: easy, hard"):
+    with pytest.raises(NotThere, match="its sources: easy, hard"):
         steps(50, "nobody")
     assert steps(50, None, 0)[0] == 41  # the warm-up too
     assert steps(50, None, 91) == [101]
     assert steps(50, "easy", 0) == [41, 75, 101]
-
-
-def test_documents_that_surprised_least(run: Path) -> None:
-    found = strict(answers_of(run).spikes(2, best=True))["documents"]
-    assert [one["step"] for one in found] == [52, 77]
-    assert [one["excess"] for one in found] == pytest.approx([6 - usual_of(52), 1 - usual_of(77)], rel=1e-5)
+    below = strict(answers.spikes(2, best=True))["documents"]
+    assert [one["step"] for one in below] == [52, 77]
+    assert [one["excess"] for one in below] == pytest.approx([6 - usual_of(52), 1 - usual_of(77)], rel=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "first"), [(2 * WARMUP - 1, 0), (2 * WARMUP, WARMUP)])
@@ -271,14 +240,9 @@ def test_shares_of_the_sources_are_one(run: Path) -> None:
         assert one["average"] == pytest.approx(average(losses), rel=1e-5)
         assert set(one["curve"]["steps"]) <= set(range(first, 120, 2))
         assert one["curve"]["values"][-1] == one["average"]
-
-
-def test_averages_of_sources_at_another_window(run: Path) -> None:
-    told = strict(answers_of(run).sources(window=5))
-    assert told["window"] == 5
-    assert told["sources"][1]["average"] == pytest.approx(
-        average([loss_of(step) for step in range(1, 120, 2)], 5), rel=1e-5
-    )
+    other = strict(answers_of(run).sources(window=5))
+    easy = average([loss_of(step) for step in range(1, 120, 2)], 5)
+    assert other["window"] == 5 and other["sources"][1]["average"] == pytest.approx(easy, rel=1e-5)
 
 
 def test_a_document_with_everything(run: Path) -> None:
@@ -337,19 +301,13 @@ def test_a_document_of_infinite_losses(run: Path, metrics: Metrics) -> None:
     answers = answers_of(run)
     told = strict(answers.document(120))
     assert told["loss"] is None and told["accuracy"] is None and told["gradient_norm"] is None
+    assert told["usual"] == pytest.approx(usual_of(120), rel=1e-5)
     assert told["losses"][:5] == [None, 1.5, None, None, 2.0] and told["ranks"] is None
     lanes = strict(answers.series())["lanes"]
     assert lanes["loss"]["not_finite"] == [120]
     assert 120 not in lanes["loss"]["steps"]
     first = strict(answers.spikes())["documents"][0]
     assert first["step"] == 120 and first["loss"] is None and first["excess"] is None and first["usual"] is not None
-
-
-def test_what_was_usual_is_known_of_a_document_whose_loss_is_infinite(run: Path, metrics: Metrics) -> None:
-    writer = StoreWriter(run / "run.db", {}, resume=True)
-    writer.add_rows(rows_of(metrics(120, loss=math.inf, source="hard")))
-    writer.close()
-    assert strict(answers_of(run).document(120))["usual"] == pytest.approx(usual_of(120), rel=1e-5)
 
 
 def test_samples_are_all_there_or_thinned_with_both_ends(run: Path) -> None:
@@ -376,10 +334,7 @@ def test_samples_of_a_prompt_are_at_equal_ratios(run: Path) -> None:
     assert [one["step"] for one in strict(answers.samples(4, "asked"))["samples"]] == [0, 20, 50, 110]
     assert strict(answers.samples(4, "nobody asked this"))["samples"] == []
     assert strict(answers.samples(4, "p30"))["samples"] == []  # of a document, and asked once
-
-
-def test_at_most_one_sample_of_a_prompt_is_one(run: Path) -> None:
-    assert len(strict(answers_of(run).samples(1, "asked"))["samples"]) == 1
+    assert len(strict(answers.samples(1, "asked"))["samples"]) == 1
 
 
 def test_events_the_newest_first(run: Path) -> None:
@@ -410,17 +365,10 @@ def test_many_marks_are_thinned_with_both_ends(tmp_path: Path) -> None:
     assert (told["steps"][0], told["steps"][-1]) == (0, MOST_STEPS_OF_KIND + 499)
 
 
-def test_what_is_known_of_a_step_in_a_list(run: Path) -> None:
-    answers = answers_of(run)
-    answers.run()
-    known, unknown = answers.about([60, 4000])
-    assert strict(known)["words"].startswith("one two three 60 four") and unknown == {"step": 4000}
-
-
-def test_a_hit_of_a_search_is_judged_as_it_is_in_the_list_of_spikes(run: Path) -> None:
-    answers = answers_of(run)
-    answers.run()
-    assert strict(answers.about([60])[0])["judged"] is True
+def test_what_a_list_shows_of_a_step(run: Path) -> None:
+    known, unknown = answers_of(run).about([60, 4000])
+    assert strict(known)["words"].startswith("one two three 60 four") and known["judged"] is True
+    assert unknown == {"step": 4000}
 
 
 def ask(service: Service, name: str, **given: str) -> dict[str, Any]:
@@ -435,7 +383,9 @@ GIVEN = {"search": {"q": "one"}}
 def test_an_ugly_run_is_json_everywhere(tmp_path: Path, metrics: Metrics, count: int) -> None:
     """NaN, infinities, spikes of 1e12, texts of any kind: no answer holds what JavaScript can't read."""
     columns = columns_of(count, ugly=True)
-    writer = StoreWriter(tmp_path / "run.db", {"run_id": HOSTILE, "tokenizer": MODELS["ours"], "note": HOSTILE})
+    config = {"clip": math.inf, "more": [math.nan]}
+    about = {"run_id": HOSTILE, "tokenizer": MODELS["ours"], "note": HOSTILE, "config": config}
+    writer = StoreWriter(tmp_path / "run.db", about)
     for row in range(count):
         told = {name: columns[name][row].item() for name in STEP if name not in ("tokens", "bytes")}
         losses = [(math.nan, math.inf, 2.0)[row % 3]] * 9
@@ -448,6 +398,7 @@ def test_an_ugly_run_is_json_everywhere(tmp_path: Path, metrics: Metrics, count:
     writer.close()
     service = Service.of(tmp_path)
     try:
+        assert ask(service, "run")["run"]["config"] == {"clip": None, "more": [None]}
         for name in set(QUERIES) - {"compare"}:
             ask(service, name, **GIVEN.get(name, {}))
         for name in ("series", "sources"):
@@ -458,14 +409,6 @@ def test_an_ugly_run_is_json_everywhere(tmp_path: Path, metrics: Metrics, count:
             strict(service.answers.document(step))
     finally:
         service.close()
-
-
-def test_settings_that_are_not_finite_are_json_too(tmp_path: Path, metrics: Metrics) -> None:
-    about = {"config": {"clip": math.inf, "more": [math.nan]}, "flops": {"peak": math.inf}}
-    writer = StoreWriter(tmp_path / "run.db", about)
-    writer.add_rows(rows_of(metrics(0)))
-    writer.close()
-    assert strict(answers_of(tmp_path).run())["run"]["config"]["clip"] is None
 
 
 def test_control_an_answer_with_nan_is_refused() -> None:
@@ -511,7 +454,7 @@ def test_what_was_measured_again_stands_beside_the_average_of_its_source(run: Pa
     told = strict(answers.probe(60))
     assert [moment["distance"] for moment in told["moments"]] == [None, 0, 1, 4]
     assert all(len(moment["losses"]) == len(told["moments"][1]["losses"]) for moment in told["moments"][1:])
-    with pytest.raises(NotThere, match="step 61 was not measured again"):
+    with pytest.raises(NotThere, match="step 61 was not re-measured"):
         answers.probe(61)
 
 

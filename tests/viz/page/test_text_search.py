@@ -98,17 +98,13 @@ def test_letter_case_is_ignored_and_shown_as_it_is(indexed: TextSearch) -> None:
         "fox*", "^it", "{alone}", "a:b", "text:fox", "c-d", "'quoted'", "'", "-- and", "100%", "%", "under_score", "_",
         "back\\slash", "DROP TABLE texts; --", "*", "(", ")", "+", "rowid",
         "😀", "😃 a", "👩‍👩‍👧", "日", "日本", "日本語", "é", "ét",
-        "a\0b", "\0", "a", "ab", "abc", " ", "  ", "   ", "x" * 500, "quick brown", "quick  brown",
+        "a\0b", "\0", "behind", "\0 behind", "and \0 be", "a", "ab", "abc", " ", "  ", "   ", "x" * 500,
+        "quick brown", "quick  brown",
     ],
 )  # fmt: skip
 def test_any_text_is_plain_text(indexed: TextSearch, text: str) -> None:
     """Signs that mean something to FTS5 or SQL too, one and two characters, NUL, characters of several bytes."""
     assert steps(indexed, text) == expected(text)
-
-
-@pytest.mark.parametrize("text", ["behind", "\0 behind", "and \0 be"])
-def test_what_stands_behind_a_nul_is_found(indexed: TextSearch, text: str) -> None:
-    assert steps(indexed, text) == [4]
 
 
 def test_as_many_hits_as_asked_for_and_how_many_there_are(indexed: TextSearch) -> None:
@@ -210,16 +206,18 @@ def test_closing_does_not_wait_for_a_long_run(tmp_path: Path) -> None:
 
 def test_what_can_be_found_while_it_is_at_it_is_right(tmp_path: Path, search: TextSearch) -> None:
     writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
+    ids = encode("a number of them")
     for step in range(3000):
-        writer.add_rows(rows_of({"step": step, "loss": 1.0, "token_ids": encode(f"number {step} of them")}))
+        writer.add_rows(rows_of({"step": step, "loss": 1.0, "token_ids": ids}))
     writer.close()
     search.follow(tmp_path / "run.db", 1, 3000)
     totals = [0]
     while search.indexed_below < 3000:
         totals.append(search.find("of them", 1, 1)["total"])
+        time.sleep(0.005)
     search.wait()
     totals.append(search.find("of them", 1, 1)["total"])
-    assert totals == sorted(totals) and totals[-1] == 3000
+    assert totals == sorted(totals) and totals[-1] == 3000 and len(set(totals)) > 2
 
 
 def test_a_record_without_a_tokenizer_says_why_nothing_is_found(tmp_path: Path, search: TextSearch) -> None:
@@ -232,20 +230,13 @@ def test_a_record_without_a_tokenizer_says_why_nothing_is_found(tmp_path: Path, 
     assert found["hits"] == [] and "no tokenizer" in found["problem"]
 
 
-def test_a_store_that_is_not_there_is_a_problem_that_passes(tmp_path: Path, store: Path, search: TextSearch) -> None:
-    search.follow(tmp_path / "nowhere" / "run.db", 1, 5)
-    search.wait()
-    assert "nowhere" in search.find("fox", 1)["problem"]
-    search.follow(store, 2, len(TEXTS))
-    search.wait()
-    assert steps(search, "fox", edition=2) == [0, 1]
-
-
-def test_an_edition_that_could_not_be_read_at_first_is_read_later(
-    tmp_path: Path, store: Path, search: TextSearch
+@pytest.mark.parametrize("edition", [1, 2])
+def test_a_store_that_is_missing_at_first_is_read_later(
+    tmp_path: Path, store: Path, search: TextSearch, edition: int
 ) -> None:
     search.follow(tmp_path / "nowhere" / "run.db", 1, 5)
     search.wait()
-    search.follow(store, 1, len(TEXTS))
+    assert "nowhere" in search.find("fox", 1)["problem"]
+    search.follow(store, edition, len(TEXTS))
     search.wait()
-    assert steps(search, "fox") == [0, 1]
+    assert steps(search, "fox", edition=edition) == [0, 1]

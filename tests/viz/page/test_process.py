@@ -59,22 +59,16 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_a_port_that_is_taken_is_said_in_one_line(record: Path, taken: int, capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(capsys, record, "--port", taken)
-    assert f"port {taken} can't be had" in said and "--port" in said
+    assert f"port {taken} is not available" in said and "--port" in said
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--port", "0"],
-        ["--port", "65536"],
-        ["--port", "-1"],
-        ["--port", "http"],
-        ["--port"],
-        ["--allow-host"],
-        ["--host", "0.0.0.0"],
-        ["training_viz", "no-such-folder"],
+        ["--port", "0"], ["--port", "65536"], ["--port", "-1"], ["--port", "http"], ["--port"], ["--allow-host"],
+        ["--allow-host", "*"], ["--allow-host", "*.example"], ["--host", "0.0.0.0"], ["training_viz", "no-such-folder"],
     ],
-)
+)  # fmt: skip
 def test_a_mistake_in_the_command_is_said_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     refusal(capsys, *arguments)
 
@@ -86,31 +80,30 @@ def test_by_itself_it_takes_the_first_free_port() -> None:
     assert PORT <= ports[0][1] < ports[1][1] < PORT + TRIES
 
 
-def test_where_no_port_is_free_the_last_one_is_named(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
-    monkeypatch.setattr("viz.page.process.PORT", taken)
-    monkeypatch.setattr("viz.page.process.TRIES", 1)
-    with pytest.raises(OSError, match=f"port {taken} can't be had"):
-        listen(None)
+def test_if_no_port_is_free_the_error_names_the_last_one(taken: int) -> None:
+    with pytest.raises(OSError, match=f"port {taken} is not available"):
+        listen(None, first=taken, tries=1)
 
 
-def test_control_a_port_that_was_let_go_is_had(taken: int) -> None:
-    with pytest.raises(OSError, match="can't be had"):
+def test_control_a_port_is_free_again_once_closed(taken: int) -> None:
+    with pytest.raises(OSError, match="is not available"):
         listen(taken)
     with listen(0) as other:
         port = other.getsockname()[1]
     listen(port).close()
 
 
+def test_the_training_process_does_not_import_the_server() -> None:
+    listed = "import sys, viz.page.process; print(*(name.partition('.')[0] for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert {"viz"} == {"viz", "uvicorn", "starlette"} & set(done.stdout.split())
+
+
 def started(arguments: list[str], temporary: Path) -> tuple["subprocess.Popen[str]", list[str]]:
     """The process, once it has said all that it says."""
-    process = subprocess.Popen(
-        [*SERVE, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=PROJECT,
-        env={**os.environ, "TMPDIR": str(temporary), "USER": "ada", "PYTHONUNBUFFERED": "1"},
-    )
+    environment = {**os.environ, "TMPDIR": str(temporary), "USER": "ada", "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*SERVE, *arguments], stdout=pipe, stderr=pipe, text=True, cwd=PROJECT, env=environment)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -149,8 +142,8 @@ def test_a_folder_without_a_run_is_waited_for(tmp_path: Path, temporary: Path, t
         process.communicate(timeout=20)
 
 
-def until(port: int, seconds: float = 15) -> bool:
-    """Whether the server has gone within so many seconds."""
+def closes(port: int, seconds: float = 15) -> bool:
+    """Whether the port is closed within so many seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -173,7 +166,7 @@ def test_beside_a_run_it_ends_when_it_is_told_to(
     began = time.monotonic()
     assert page.stop() == ""
     assert time.monotonic() - began < 4
-    assert until(page.port, 1)
+    assert closes(page.port, 1)
     assert list(temporary.iterdir()) == []
 
 
@@ -202,6 +195,6 @@ def test_it_outlives_no_run_that_is_killed(record: Path) -> None:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         assert ask(port).json["steps"] == 5
-        assert not until(port, 0.3)  # control: while its parent lives it does
+        assert not closes(port, 0.3)  # control: while its parent lives it does
         process.kill()
-    assert until(port)
+    assert closes(port)
