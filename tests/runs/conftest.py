@@ -23,6 +23,7 @@ from viz.charts.render_process import DrawingOptions
 from viz.visualizer import TrainingVisualizer
 
 Train = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
 
 SMALL = (
     "--model-size tiny --max-seq-length 48 --vocab-size 400 --dtype fp32 --device cpu "

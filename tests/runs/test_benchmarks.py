@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import chart, learning, learning_runs, page
 from benchmarks.learning_runs import Data, Results, Run
+from tests.runs.conftest import Capture
 
 
 @pytest.fixture
@@ -70,13 +71,13 @@ def test_a_run_with_another_recipe_counts_as_missing(results: Results) -> None:
 
 
 @pytest.mark.full
-def test_the_cost_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cost_of_a_page(capsys: Capture) -> None:
     page.main([60])
     (row,) = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     assert row[0].strip() == "60" and all(float(cell) > 0 for cell in row[2:4])
 
 
-def test_the_cost_of_a_chart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cost_of_a_chart(capsys: Capture) -> None:
     chart.main([5, 60])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0].strip() for row in rows] == ["5", "60"]

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from tests.conftest import command_environment, make_texts
-from tests.runs.conftest import SMALL, Train, count_steps, start, table, wait_until
+from tests.runs.conftest import SMALL, Capture, Train, count_steps, start, table, wait_until
 from tests.runs.test_resume import equal_runs
 from trainer.base.checkpoint_file import read_state
 from trainer.data.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ def broken(tmp_path: Path) -> Path:
     ],
 )
 def test_everything_readable_is_read_and_the_rest_is_reported(
-    train: Train, tmp_path: Path, broken: Path, capsys: pytest.CaptureFixture[str], cuts: list[tuple[str, int]]
+    train: Train, tmp_path: Path, broken: Path, capsys: Capture, cuts: list[tuple[str, int]]
 ) -> None:
     """Also when stopped inside damaged shards and at their ends. `cuts` are (shard, documents from its beginning)."""
     assert train("--dataset", broken, "--steps", 10_000, "--out", "whole") == 0
@@ -110,9 +110,7 @@ def test_everything_readable_is_read_and_the_rest_is_reported(
     assert table(tmp_path / "parts" / "training_viz", EVENTS) == table(viz, EVENTS)  # each reported once
 
 
-def test_a_thousand_bad_rows_in_a_row_end_the_run_and_999_do_not(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_thousand_bad_rows_in_a_row_end_the_run_and_999_do_not(train: Train, tmp_path: Path, capsys: Capture) -> None:
     texts = make_texts(40)
     # With a given tokenizer, training starts before the reader reaches the bad rows.
     tokenizer = tmp_path / "tokenizer.model"

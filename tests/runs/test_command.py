@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.conftest import PROJECT, Run, command_environment, make_texts, write_jsonl
-from tests.runs.conftest import SMALL, STEPS, Train, table
+from tests.runs.conftest import SMALL, STEPS, Capture, Train, table
 from trainer.data.document_filter import hash_text, is_held_out
 from trainer.data.tokenizer import Tokenizer
 from trainer.learning.optimizer import Recipe
@@ -203,7 +203,7 @@ def test_a_named_dataset_is_never_replaced(tmp_path: Path, run_command: Run, nam
 
 
 def test_mistakes_exit_2_with_one_line_and_lose_nothing(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    train: Train, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train("--steps", 2) == 0
     before = table(tmp_path / "training_viz", STEPS)
@@ -244,7 +244,7 @@ def test_mistakes_exit_2_with_one_line_and_lose_nothing(
     assert not (tmp_path / "training_viz" / "earlier").exists()
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version(capsys: Capture) -> None:
     import train_slimpajama
 
     for flag in ("--help", "--version"):

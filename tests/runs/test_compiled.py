@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import PROJECT, Run
-from tests.runs.conftest import QUICK, SMALL, STEPS, Train, table
+from tests.runs.conftest import QUICK, SMALL, STEPS, Capture, Train, table
 from tests.runs.test_resume import equal_runs
 from trainer.base.device import choose_device
 from trainer.learning.step import TrainingStep
@@ -50,7 +50,7 @@ def test_a_flag_decides(train: Train) -> None:
 
 
 def test_a_long_run_reports_what_it_lacks_to_be_compiled(
-    train: Train, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train: Train, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("PATH", "")
     assert train(*UNDECIDED, "--dataset", corpus, "--steps", 2, small=False, builders=PAYS) == 0
@@ -59,7 +59,7 @@ def test_a_long_run_reports_what_it_lacks_to_be_compiled(
 
 
 def test_a_run_continues_eagerly_when_the_compiler_raises(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """At the first call of the compiled function. Real compilers that fail, early and late, need 15 seconds each."""
     assert train("--steps", 3, "--out", "eager") == 0

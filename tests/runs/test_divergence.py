@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import command_environment, make_texts, write_jsonl
-from tests.runs.conftest import QUICK, SMALL, STEPS, Train, error_line, table
+from tests.runs.conftest import QUICK, SMALL, STEPS, Capture, Train, error_line, table
 from tests.runs.test_resume import equal_runs
 from trainer.base.checkpoint_file import read_state, write_state
 from trainer.data.tokenizer import Tokenizer
@@ -190,9 +190,7 @@ def test_a_run_that_rolled_back_resumes_exactly(poisoned: Any, tmp_path: Path) -
     equal_runs(tmp_path / "whole", tmp_path / "parts", 36)
 
 
-def test_after_three_rollbacks_the_run_ends_with_exit_4(
-    poisoned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_after_three_rollbacks_the_run_ends_with_exit_4(poisoned: Any, tmp_path: Path, capsys: Capture) -> None:
     assert poisoned("--steps", 100, "--checkpoint-interval", 20, rows=range(25, 100)) == 4
     error = error_line(capsys)
     assert "no longer finite, after 3 rollbacks" in error and "--learning-rate" in error
@@ -205,9 +203,7 @@ def test_after_three_rollbacks_the_run_ends_with_exit_4(
     assert "no longer finite" in table(tmp_path / "training_viz", "SELECT outcome FROM run")[0][0]
 
 
-def test_without_an_earlier_checkpoint_the_run_ends_with_exit_4(
-    poisoned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_an_earlier_checkpoint_the_run_ends_with_exit_4(poisoned: Any, tmp_path: Path, capsys: Capture) -> None:
     assert poisoned("--steps", 50, rows=[5]) == 4
     assert "no earlier checkpoint" in error_line(capsys)
     assert not list((tmp_path / "checkpoints").glob("*.bin"))
@@ -348,9 +344,7 @@ def test_a_resume_with_another_rate_may_roll_back_again(poisoned: Any, train: Tr
     assert read_state(tmp_path / "checkpoints" / "checkpoint_step_30.bin")["health"]["roll_backs"] == 0
 
 
-def test_weights_that_are_not_finite_are_refused_at_the_start(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_that_are_not_finite_are_refused_at_the_start(train: Train, tmp_path: Path, capsys: Capture) -> None:
     assert train("--steps", 3) == 0
     path = tmp_path / "checkpoints" / "checkpoint_step_3.bin"
     state = read_state(path)
@@ -362,7 +356,7 @@ def test_weights_that_are_not_finite_are_refused_at_the_start(
         assert "not finite" in error_line(capsys)
 
 
-def test_a_run_that_ends_worse_than_guessing_reports_it(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_ends_worse_than_guessing_reports_it(train: Train, capsys: Capture) -> None:
     assert train("--steps", 30, "--learning-rate", 10, "--warmup-steps", 0) == 0
     assert "Worse than a uniform guess (5.99)" in capsys.readouterr().out
     assert train("--steps", 30) == 0

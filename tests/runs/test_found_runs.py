@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT
-from tests.runs.conftest import QUICK, SMALL, Train, table
+from tests.runs.conftest import QUICK, SMALL, Capture, Train, table
 from trainer.cli import main
 from trainer.run.folders import Folders, RunFolder, mark_of
 from viz.record.runs import delete_run, describe_runs, find_runs
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[Path, str]:
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_each_command_goes_on_with_its_run(four: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_command_goes_on_with_its_run(four: Path, capsys: Capture) -> None:
     runs = find_runs(VIZ)
     assert [(run.is_test, run.documents, run.steps_asked) for run in runs] == [
         *((True, 5, 5), (True, 4, 4)), *((False, 8, 8), (False, 6, 6))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import command_environment, make_texts, write_jsonl
 from tests.loopback_hub import Fault, LoopbackHub, client_environment
-from tests.runs.conftest import QUICK, SMALL, STEPS, Train, table
+from tests.runs.conftest import QUICK, SMALL, STEPS, Capture, Train, table
 from tests.runs.test_hub import make_repository
 from trainer.observe.evaluation import AutomaticEvaluation
 
@@ -25,7 +25,7 @@ def measured(folder: Path) -> list[int]:
     return [step for (step,) in table(folder / "training_viz", "SELECT DISTINCT step FROM evaluations ORDER BY step")]
 
 
-def test_a_long_run_is_evaluated_by_default(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_run_is_evaluated_by_default(train: Train, tmp_path: Path, capsys: Capture) -> None:
     assert train("--steps", 24, "--out", "on", builders=SOON) == 0
     assert "After 24 documents: loss" in capsys.readouterr().out
     assert train("--steps", 24, "--out", "off", "--evaluation-interval", 0, builders=SOON) == 0
@@ -81,7 +81,7 @@ def test_without_new_documents_a_resume_evaluates_nothing(train: Train, tmp_path
 
 
 def test_without_held_out_documents_only_a_requested_evaluation_is_an_error(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Train, tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "tiny.txt").write_text("\n\n".join(make_texts(30)))
     assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "a", builders=SOON) == 0

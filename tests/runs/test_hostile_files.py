@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runs.conftest import Train
+from tests.runs.conftest import Capture, Train
 from tests.trainer.base.test_checkpoint_file import Canary
 from trainer.base.checkpoint_file import read_state, write_state
 from trainer.run.checkpoints import RUN_STATE, misfit
@@ -80,11 +80,7 @@ CHANGES: list[tuple[str, object]] = [
 
 @pytest.mark.parametrize("changes", [CHANGES, pytest.param(OF_ANOTHER_KIND, marks=pytest.mark.full)], ids=["", "kind"])
 def test_a_checkpoint_that_was_tampered_with(
-    state: dict[str, Any],
-    train: Train,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    changes: list[tuple[str, object]],
+    state: dict[str, Any], train: Train, tmp_path: Path, capsys: Capture, changes: list[tuple[str, object]]
 ) -> None:
     """Whatever is changed in it: exit 2 and one line, or a run that goes on as if nothing were (where nothing is)."""
     path, harmless = tmp_path / "checkpoints" / "checkpoint_step_20.bin", 0
@@ -111,7 +107,7 @@ def test_a_whole_state_fits_and_each_part_is_needed(state: dict[str, Any]) -> No
 
 
 def test_nothing_runs_and_the_one_before_it_is_used(
-    state: dict[str, Any], train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    state: dict[str, Any], train: Train, tmp_path: Path, capsys: Capture
 ) -> None:
     canary = tmp_path / "ran"
     torch.save({**state, "config": Canary(canary)}, tmp_path / "checkpoints" / "checkpoint_step_30.bin")
@@ -159,7 +155,7 @@ CONFIGS: list[bytes | Callable[[Path], None]] = [
 ]
 
 
-def test_config_files(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_files(train: Train, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "config.json"
     for content in CONFIGS:
         content(path) if callable(content) else path.write_bytes(content)
@@ -170,9 +166,7 @@ def test_config_files(train: Train, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert error.count("\n") == 1 and error.startswith("train_slimpajama.py: "), (content, error)
 
 
-def test_tokenizer_files(
-    state: dict[str, Any], train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tokenizer_files(state: dict[str, Any], train: Train, tmp_path: Path, capsys: Capture) -> None:
     """A truncated or random file is refused; one whose bits flipped is refused or is still a tokenizer."""
     generator, path, whole = random.Random(0), tmp_path / "tokenizer.model", state["tokenizer"]
     for number in range(24):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runs.conftest import DOCUMENTS, QUICK, STEPS, Train, table
+from tests.runs.conftest import DOCUMENTS, QUICK, STEPS, Capture, Train, table
 from tests.runs.test_resume import equal_runs
 from trainer.observe.forgetting import Probes
 from trainer.records import Sample
@@ -135,7 +135,7 @@ def test_no_checkpoint_is_written_if_disabled(train: Train, tmp_path: Path) -> N
     assert not list((tmp_path / "checkpoints").glob("*.bin"))
 
 
-def test_repeat_starts_another_epoch(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repeat_starts_another_epoch(train: Train, tmp_path: Path, capsys: Capture) -> None:
     few = tmp_path / "few.txt"
     few.write_text("\n\n".join(f"Paragraph {number} is a document of its own here." for number in range(5)))
     assert train("--dataset", few, "--steps", 12) == 0

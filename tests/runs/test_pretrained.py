@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.qwen3 import ENDS, VOCAB, write_folder
-from tests.runs.conftest import STEPS, Train, table
+from tests.runs.conftest import STEPS, Capture, Train, table
 from tests.runs.test_resume import equal_runs
 from trainer.base.checkpoint_file import read_state, write_state
 from trainer.data.pretrained_tokenizer import tokenizer_of
@@ -36,7 +36,7 @@ def train_on(train: Train, qwen3: Path, corpus: Path) -> Train:
     return run
 
 
-def test_from_qwen3_to_qwen3(train_on: Train, qwen3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_qwen3_to_qwen3(train_on: Train, qwen3: Path, tmp_path: Path, capsys: Capture) -> None:
     """Trained, resumed to the last bit, read back from its record alone, generated with, exported, begun with again."""
     assert train_on("--steps", 30, "--out", "whole") == 0
     assert "Model: 3 layers of width 48, 0.1 M parameters" in capsys.readouterr().out
@@ -97,7 +97,7 @@ def test_from_our_own_run_by_way_of_transformers(train: Train, corpus: Path, tmp
 
 
 def test_another_size_is_refused_and_a_folder_of_both_says_which(
-    train_on: Train, qwen3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train_on: Train, qwen3: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     for flags in (["--model-size", "tiny"], ["--model-size", "small"], ["--vocab-size", 500]):
         assert train_on("--steps", 2, *flags) == 2
@@ -124,7 +124,7 @@ def _checkpoint(train_on: Train, folder: Path) -> Path:
 
 
 def test_a_checkpoint_with_their_tokenizer_that_was_tampered_with(
-    train_on: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train_on: Train, tmp_path: Path, capsys: Capture
 ) -> None:
     path = _checkpoint(train_on, tmp_path)
     state = read_state(path)

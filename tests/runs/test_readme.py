@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PROJECT, command_environment, make_texts
-from tests.runs.conftest import SMALL, Train
+from tests.runs.conftest import SMALL, Capture, Train
 from trainer.arguments import _parser
 
 PAGES = {
@@ -42,7 +42,7 @@ def test_the_two_commands_of_a_newcomer_come_first() -> None:
     assert COMMANDS[1] == "pip install -r requirements-dev.txt && pytest"
 
 
-def test_every_command_works(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_works(train: Train, tmp_path: Path, capsys: Capture) -> None:
     """Of the README and the pages on what can be looked at: each in the folder that the one before left, made small by
     flags at its end."""
     (tmp_path / "notes").mkdir()
@@ -53,7 +53,7 @@ def test_every_command_works(train: Train, tmp_path: Path, capsys: pytest.Captur
     assert {"train_slimpajama.py", "viz", "trainer.generate", "trainer.evaluate", "trainer.export"} <= {*ran}
 
 
-def test_the_lesson_can_be_taught(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_lesson_can_be_taught(train: Train, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "notes.txt").write_text("\n\n".join(make_texts(60)))
     ran = [follow(command, train, capsys) for command in commands_of(LESSON)]
     assert ran.count("train_slimpajama.py") == 3 and ran.count("viz") >= 3
@@ -63,7 +63,7 @@ def test_the_lesson_can_be_taught(train: Train, tmp_path: Path, capsys: pytest.C
         follow(command, train, capsys)
 
 
-def follow(command: str, train: Train, capsys: pytest.CaptureFixture[str]) -> str:
+def follow(command: str, train: Train, capsys: Capture) -> str:
     """Do what a page says, in a smaller way and in this process, and look at what comes of it. Returns what ran."""
     program, *words = shlex.split(command)
     if program == "sqlite3":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.conftest import DOCUMENTS, QUICK, STEPS, Train, table
+from tests.runs.conftest import DOCUMENTS, QUICK, STEPS, Capture, Train, table
 from tests.viz.holding import hold
 from viz.charts.render_process import DrawingOptions
 from viz.visualizer import TrainingVisualizer
@@ -49,13 +49,7 @@ def waits_in(folder: Path) -> list[float]:
 )
 @pytest.mark.parametrize("seconds", [3, pytest.param(20, marks=pytest.mark.full)])
 def test_training_never_waits_for_a_process_that_locks_its_store(
-    train: Train,
-    undisturbed: Undisturbed,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    journal: str,
-    kind: str,
-    seconds: int,
+    train: Train, undisturbed: Undisturbed, tmp_path: Path, capsys: Capture, journal: str, kind: str, seconds: int
 ) -> None:
     assert QUICK.visualizer is not None
     visualizer = functools.partial(QUICK.visualizer, network_file_system=journal == "rollback")
@@ -88,12 +82,7 @@ def test_training_never_waits_for_a_process_that_locks_its_store(
     ],
 )
 def test_training_continues_when_the_drawing_process_dies_or_hangs(
-    train: Train,
-    undisturbed: Undisturbed,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    blow: signal.Signals,
-    word: str,
+    train: Train, undisturbed: Undisturbed, tmp_path: Path, capsys: Capture, blow: signal.Signals, word: str
 ) -> None:
     # A process of its own, which can be found.
     drawing = DrawingOptions(answer_seconds=15.0, last_answer_seconds=3.0)

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, Train, count_steps, error_line, start, table, wait_until
+from tests.runs.conftest import (
+    DOCUMENTS,
+    SMALL,
+    STEPS,
+    Capture,
+    Train,
+    count_steps,
+    error_line,
+    start,
+    table,
+    wait_until,
+)
 from trainer.base.checkpoint_file import read_state, write_state
 
 
@@ -104,9 +115,7 @@ def test_other_signals_save_too(corpus: Path, tmp_path: Path, number: signal.Sig
     assert list((tmp_path / "checkpoints").glob("checkpoint_step_*.bin"))
 
 
-def test_a_finished_run_and_nothing_to_resume_are_reported(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_and_nothing_to_resume_are_reported(train: Train, tmp_path: Path, capsys: Capture) -> None:
     assert train("--resume") == 2
     assert "nothing to resume" in error_line(capsys)
     assert train("--steps", 4) == 0
@@ -119,9 +128,7 @@ def test_a_finished_run_and_nothing_to_resume_are_reported(
 @pytest.mark.parametrize(
     "flags", [["--seed", 1], ["--max-seq-length", 32], ["--model-size", "small"], ["--dataset", "x"]]
 )
-def test_a_flag_that_would_change_the_run_is_refused(
-    train: Train, flags: list[object], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_flag_that_would_change_the_run_is_refused(train: Train, flags: list[object], capsys: Capture) -> None:
     assert train("--steps", 2) == 0
     capsys.readouterr()
     assert train("--resume", "--steps", 4, *flags) == 2
@@ -129,7 +136,7 @@ def test_a_flag_that_would_change_the_run_is_refused(
     assert str(flags[0]) in error and str(flags[1]) in error
 
 
-def test_changed_data_is_refused(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_data_is_refused(train: Train, tmp_path: Path, capsys: Capture) -> None:
     data = tmp_path / "data.txt"
     data.write_text("\n\n".join(f"Paragraph {number} is long enough to be used." for number in range(30)))
     assert train("--dataset", data, "--steps", 3) == 0
@@ -138,7 +145,7 @@ def test_changed_data_is_refused(train: Train, tmp_path: Path, capsys: pytest.Ca
     assert "has changed" in capsys.readouterr().err
 
 
-def test_an_earlier_run_is_resumed_by_its_id(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_earlier_run_is_resumed_by_its_id(train: Train, tmp_path: Path, capsys: Capture) -> None:
     assert train("--steps", 3) == 0
     assert train("--steps", 2, "--seed", 1) == 0
     run_id = next((tmp_path / "checkpoints" / "earlier").iterdir()).name
@@ -157,9 +164,7 @@ def test_a_changed_learning_rate_is_recorded_as_an_event(train: Train, tmp_path:
     assert "initial_learning_rate 0.001 → 0.5" in detail and "not bit-identical" in detail
 
 
-def test_a_checkpoint_of_another_run_does_not_change_this_record(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_of_another_run_does_not_change_this_record(train: Train, tmp_path: Path, capsys: Capture) -> None:
     assert train("--steps", 5, "--out", "a") == 0
     assert train("--steps", 8, "--out", "b") == 0
     shutil.copytree(tmp_path / "a" / "checkpoints", tmp_path / "stray", ignore=shutil.ignore_patterns(".run*"))
@@ -174,9 +179,7 @@ def test_a_checkpoint_of_another_run_does_not_change_this_record(
     assert table(tmp_path / "b" / "training_viz", STEPS) == before
 
 
-def test_a_record_that_ends_before_the_checkpoint_is_refused(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_record_that_ends_before_the_checkpoint_is_refused(train: Train, tmp_path: Path, capsys: Capture) -> None:
     assert train("--steps", 9, "--checkpoint-interval", 3) == 0
     assert train("--resume", "checkpoints/checkpoint_step_3.bin", "--steps", 5) == 0
     assert "--resume --steps 10" in capsys.readouterr().out  # not from the older checkpoint again
@@ -190,7 +193,7 @@ def test_a_record_that_ends_before_the_checkpoint_is_refused(
 
 
 def test_a_run_of_an_earlier_version_is_refused_before_anything_moves(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Train, tmp_path: Path, capsys: Capture
 ) -> None:
     assert train("--steps", 9, "--checkpoint-interval", 3) == 0
     with sqlite3.connect(tmp_path / "training_viz" / "run.db") as database:
@@ -238,9 +241,7 @@ def test_a_resume_uses_the_number_of_threads_of_its_run(train: Train, tmp_path: 
     )
 
 
-def test_a_missing_record_starts_again_at_the_checkpoint(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_record_starts_again_at_the_checkpoint(train: Train, tmp_path: Path, capsys: Capture) -> None:
     assert train("--steps", 4) == 0
     (tmp_path / "training_viz" / "run.db").unlink()
     assert train("--resume", "--steps", 6) == 0
@@ -276,7 +277,7 @@ def test_the_comparison_can_fail(train: Train, tmp_path: Path) -> None:
     equal_runs(tmp_path / "whole", tmp_path / "parts", 12)
 
 
-def test_weights_alone_can_not_be_resumed(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_alone_can_not_be_resumed(train: Train, tmp_path: Path, capsys: Capture) -> None:
     assert train("--steps", 3) == 0
     path = tmp_path / "checkpoints" / "checkpoint_step_3.bin"
     state = read_state(path)
@@ -314,9 +315,7 @@ def test_a_relative_dataset_is_found_from_another_folder(
     assert [row for (row,) in rows] == list(range(8))
 
 
-def test_a_resume_without_checkpoints_reports_where_the_next_one_would_start(
-    train: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resume_without_checkpoints_reports_where_the_next_one_would_start(train: Train, capsys: Capture) -> None:
     assert train("--steps", 4) == 0
     capsys.readouterr()
     assert train("--resume", "--no-checkpoint", "--steps", 8) == 0
@@ -333,9 +332,7 @@ def test_a_copy_of_checkpoints_does_not_change_the_original_record(train: Train,
     assert [row[0] for row in table(tmp_path / "b" / "training_viz", STEPS)] == [9, 10, 11]
 
 
-def test_a_checkpoint_without_its_digest_is_reported(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_without_its_digest_is_reported(train: Train, tmp_path: Path, capsys: Capture) -> None:
     assert train("--steps", 4) == 0
     (tmp_path / "checkpoints" / "checkpoint_step_4.bin.sha256").unlink()
     assert train("--resume", "--steps", 6) == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.conftest import Train, table
+from tests.runs.conftest import Capture, Train, table
 from tests.runs.test_resume import equal_runs
 
 
@@ -42,7 +42,7 @@ def test_a_resumed_cosine_equals_one_that_was_not_stopped(train: Train, tmp_path
     assert resumes(tmp_path / "parts") == ["after 15 documents"]
 
 
-def test_another_end_of_a_cosine_is_told(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_end_of_a_cosine_is_told(train: Train, tmp_path: Path, capsys: Capture) -> None:
     """The control of the test above: what was trained until here is not what a run to the new end would have done."""
     assert train("--steps", 24, "--schedule", "cosine", "--out", "whole") == 0
     assert train("--steps", 20, "--schedule", "cosine", "--out", "parts", "--checkpoint-interval", 15) == 0
@@ -84,7 +84,7 @@ def test_a_cooldown_is_added_to_a_run_that_goes_on(train: Train, tmp_path: Path)
     assert resumes(tmp_path) == ["after 14 documents; num_steps 14 → 18, cooldown_steps 0 → 4; not bit-identical"]
 
 
-def test_mistakes_are_one_line_in_a_resumed_run_too(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line_in_a_resumed_run_too(train: Train, capsys: Capture) -> None:
     mistakes = {
         "--cooldown 9": ["--cooldown 9", "--steps 8"],
         "--min-learning-rate 1e-4": ["--min-learning-rate 0.0001", "--schedule cosine or linear"],

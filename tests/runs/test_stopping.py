@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.conftest import SMALL, Train, count_steps, error_line, start, table, wait_until
+from tests.runs.conftest import SMALL, Capture, Train, count_steps, error_line, start, table, wait_until
 from tests.runs.test_resume import equal_runs
 from trainer.base.signals import NOTHING_TRAINED
 
@@ -108,9 +108,7 @@ def test_ctrl_c_while_the_step_is_compiled(corpus: Path, tmp_path: Path) -> None
     assert not list(tmp_path.rglob("run.db"))
 
 
-def test_two_runs_in_one_folder(
-    train: Train, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_runs_in_one_folder(train: Train, words: list[str], tmp_path: Path, capsys: Capture) -> None:
     """The second run is refused if it shares either folder, and the message names the first; `kill -9` frees both."""
     first = start([*words, "--viz-dir", "viz", "--checkpoint-dir", "saved"], tmp_path)
     wait_until(lambda: list((tmp_path / "saved").glob("checkpoint_step_*.bin")), first)

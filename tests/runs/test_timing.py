@@ -6,11 +6,12 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import contenders, generate, growth, step, timing
+from tests.runs.conftest import Capture
 
 OF_THE_UPDATE = ("orthogonalization", "momenta", "AdamW", "weight average")
 
 
-def rows_of(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+def rows_of(capsys: Capture) -> dict[str, list[str]]:
     """First cell → the others, of all tables that were printed."""
     lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     return {first.strip(): [cell.strip() for cell in rest] for first, *rest in lines}
@@ -34,7 +35,7 @@ def test_contenders_take_turns_and_are_compared_within_a_round() -> None:
     assert timing.in_words([0.12345], "s") == "0.1235 s"
 
 
-def test_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_step(capsys: Capture) -> None:
     step.main("tiny", 1, steps=2, compile_step=False)
     rows = rows_of(capsys)
     assert 0 < float(rows["roofline: products at their peak, memory traffic of AdamW"][1].split(" of")[0]) < 2
@@ -45,13 +46,13 @@ def test_step(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.full  # two processes, one of them with transformers
-def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate(capsys: Capture) -> None:
     generate.main("tiny", 3, tokens=5)
     rows = rows_of(capsys)
     assert float(rows["ours, bf16"][1]) > 0 and float(rows["ours, fp32"][1]) > 0
 
 
-def test_an_unknown_benchmark_or_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_benchmark_or_flag_is_refused(capsys: Capture) -> None:
     for words in (["learning"], ["growth", "--rounds", "3"], ["startup", "--size", "tiny"], []):
         with pytest.raises(SystemExit, match="2"):
             command.main(words)
@@ -63,7 +64,7 @@ def test_a_step_of_transformers_is_timed() -> None:
 
 
 @pytest.mark.full  # the tokenizer of a corpus of that size takes half a minute
-def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
+def test_growth(capsys: Capture) -> None:
     growth.main(400, window=10)
     rows = rows_of(capsys)
     assert float(rows["400"][1].split()[0]) > 50 and "ms" in rows["10"][0]
