@@ -339,7 +339,7 @@ def pictures_and_json_are_whole(folder: Path) -> int:
 
     found = 0
     for path in sorted(folder.glob("*.json")):
-        json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        read_json(path)
         found += 1
     for path in sorted(folder.glob("training_*.png")):
         with Image.open(path) as picture:
@@ -350,8 +350,13 @@ def pictures_and_json_are_whole(folder: Path) -> int:
     return found
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
+def read_json(path: Path) -> Any:
+    """Strictly: NaN and Infinity are errors."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def store_is_whole(folder: Path) -> bool:

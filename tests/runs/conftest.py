@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,12 @@ def train(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trai
 
 
 def start(
-    words: list[str], folder: Path, code: str | None = None, environment: dict[str, str] | None = None
+    words: Sequence[object], folder: Path, code: str | None = None, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start the command, or Python code that runs it, in `folder` and in a session of its own."""
+    """Start the command, or Python code that runs it, in `folder` and in its own session."""
     program = ["-c", code] if code else [str(PROJECT / "train_slimpajama.py")]
     return subprocess.Popen(
-        [sys.executable, *program, *words],
+        [sys.executable, *program, *map(str, words)],
         cwd=folder,
         env=command_environment() | (environment or {}),
         stdout=subprocess.PIPE,
@@ -76,6 +76,13 @@ def start(
         text=True,
         start_new_session=True,
     )
+
+
+def run_code(code: str, words: Sequence[object], folder: Path) -> tuple[int, str, str]:
+    """Run Python code with arguments in its own process. Returns its exit code, standard output and standard error."""
+    process = start(words, folder, code)
+    output, error = process.communicate(timeout=900)
+    return process.returncode, output, error
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 300) -> None:

@@ -2,8 +2,6 @@
 
 import functools
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import command_environment, make_texts, write_jsonl
-from tests.runs.conftest import QUICK, SMALL, STEPS, Capture, Train, error_line, table
+from tests.conftest import make_texts, write_jsonl
+from tests.runs.conftest import QUICK, SMALL, STEPS, Capture, Train, error_line, run_code, table
 from tests.runs.test_resume import equal_runs
 from trainer.base.checkpoint_file import read_state, write_state
 from trainer.data.tokenizer import Tokenizer
@@ -313,11 +311,8 @@ def test_a_kill_in_the_middle_of_a_rollback(poisoned: Any, tokenizer: Path, tmp_
     flags = ["--steps", 30, "--checkpoint-interval", 10]
     assert poisoned(*flags, "--out", "whole", rows=[15]) == 0
     words = [*SMALL, "--dataset", tmp_path / "texts.jsonl", "--tokenizer", tokenizer, *flags, "--out", "cut"]
-    command = [sys.executable, "-c", KILLED, tokenizer, where, "15", *words]
-    done = subprocess.run(
-        list(map(str, command)), cwd=tmp_path, env=command_environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == -9, done.stderr
+    code, _, error = run_code(KILLED, [tokenizer, where, 15, *words], tmp_path)
+    assert code == -9, error
     assert poisoned("--resume", "--out", "cut", rows=[15]) == 0
     equal_runs(tmp_path / "whole", tmp_path / "cut", 30)
 

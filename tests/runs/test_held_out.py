@@ -1,18 +1,16 @@
 """Evaluation on held-out documents: by default, across a stop and a resume, and where there are no such documents."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import command_environment, make_texts, write_jsonl
-from tests.loopback_hub import Fault, LoopbackHub, client_environment
-from tests.runs.conftest import QUICK, SMALL, STEPS, Capture, Train, table
-from tests.runs.test_hub import make_repository
+from tests.conftest import make_texts, write_jsonl
+from tests.loopback_hub import Fault, LoopbackHub
+from tests.runs.conftest import QUICK, STEPS, Capture, Train, table
+from tests.runs.test_hub import HubRuns, make_repository
 from trainer.observe.evaluation import AutomaticEvaluation
 
 EVALUATIONS = "SELECT step, split, source, loss, bits_per_byte, accuracy, documents, tokens, bytes FROM evaluations"
@@ -97,65 +95,20 @@ def test_without_held_out_documents_only_a_requested_evaluation_is_an_error(
     assert "not evaluated" not in capsys.readouterr().out
 
 
-ON_A_HUB = """
-import sys
-from trainer.assemble import Builders
-from trainer.cli import main
-from trainer.observe.evaluation import AutomaticEvaluation
-
-for line in sys.stdin:
-    patience, *words = line.split()
-    soon = AutomaticEvaluation(interval=10, shortest_run=20, share_of_time=1e3, patience=float(patience))
-    code = main([*sys.argv[1:], *words], Builders(automatic_evaluation=soon))
-    print("exit", code, flush=True)
-"""
-
-
-class RunsOnHub:
-    """Runs of the command in one other process, which sees a Hub; 20 documents are a long run."""
-
-    def __init__(self, hub: LoopbackHub, folder: Path, *words: object) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", ON_A_HUB, *SMALL, *map(str, words)],
-            cwd=folder,
-            env=command_environment() | client_environment(hub.endpoint, folder / "home"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, patience: float, words: str) -> tuple[int, str]:
-        """The exit code and the output."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(patience, words, file=self._process.stdin, flush=True)
-        output = ""
-        for line in self._process.stdout:
-            if line.startswith("exit "):
-                return int(line.split()[1]), output
-            output += line
-        raise AssertionError(output)
-
-    def __enter__(self) -> "RunsOnHub":
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._process.communicate(timeout=60)
-
-
 @pytest.mark.parametrize(
     "how", [pytest.param({"status": 404, "times": 99}, marks=pytest.mark.full), {"hang_seconds": 6}]
 )
 def test_a_validation_split_out_of_reach_does_not_stop_the_run(tmp_path: Path, how: dict[str, Any]) -> None:
     with LoopbackHub({"someone/texts": make_repository(tmp_path / "repository", make_texts(60))}) as hub:
         hub.faults = [Fault("example_holdout", **how)]
-        with RunsOnHub(hub, tmp_path, "--dataset", "someone/texts", "--steps", 20, "--max-stall", 30) as runs:
-            code, output = runs.run(1, "")
+        with HubRuns(hub, tmp_path) as runs:
+            words = "--dataset someone/texts --steps 20 --max-stall 30"
+            code, output = runs.run(words, patience=1)
             assert code == 0 and output.count("This run is not evaluated: ") == 1
-            assert "have not come within 1 second" in output
+            assert "did not arrive within 1 second" in output
             assert measured(tmp_path) == [] and len(table(tmp_path / "training_viz", STEPS)) == 20
             hub.faults = []
-            code, output = runs.run(30, "--out well")
+            code, output = runs.run(f"{words} --out well")
             assert code == 0, output
     assert measured(tmp_path / "well") == [9, 19]
     assert table(tmp_path / "well" / "training_viz", "SELECT DISTINCT documents FROM evaluations") == [(20,)]
@@ -163,13 +116,13 @@ def test_a_validation_split_out_of_reach_does_not_stop_the_run(tmp_path: Path, h
 
 @pytest.mark.full
 def test_a_run_that_trains_on_the_validation_split_has_nothing_held_out(tmp_path: Path) -> None:
-    words = ("--dataset", "someone/texts", "--dataset-split", "validation", "--steps", 20)
+    words = "--dataset someone/texts --dataset-split validation --steps 20"
     reason = "someone/texts trains on its validation split, so nothing is held out"
     with (
         LoopbackHub({"someone/texts": make_repository(tmp_path / "repository", make_texts(60))}) as hub,
-        RunsOnHub(hub, tmp_path, *words) as runs,
+        HubRuns(hub, tmp_path) as runs,
     ):
-        code, output = runs.run(30, "")
+        code, output = runs.run(words)
         assert code == 0 and reason in output
-        code, output = runs.run(30, "--evaluation-interval 5")
+        code, output = runs.run(f"{words} --evaluation-interval 5")
         assert code == 2 and output == f"train_slimpajama.py: {reason}\n"

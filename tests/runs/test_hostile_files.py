@@ -1,4 +1,4 @@
-"""Files that others made: a checkpoint, a config, a tokenizer. No code runs, and each mistake is one clear line."""
+"""Checkpoints, configs and tokenizers from others: no code in them runs, and each mistake is one clear line."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runs.conftest import Capture, Train
+from tests.runs.conftest import Capture, Train, error_line
 from tests.trainer.base.test_checkpoint_file import Canary
 from trainer.base.checkpoint_file import read_state, write_state
 from trainer.run.checkpoints import RUN_STATE, misfit
@@ -30,9 +30,9 @@ def put(state: Any, names: str, value: object) -> None:
 
 
 HUGE = torch.zeros(1).expand(10**10)
-OF_ANOTHER_KIND: list[tuple[str, object]] = [(name, value) for name in RUN_STATE for value in (3.5, "text", {"a": 1})]
+WRONG_TYPES: list[tuple[str, object]] = [(name, value) for name in RUN_STATE for value in (3.5, "text", {"a": 1}, [[]])]
 CHANGES: list[tuple[str, object]] = [
-    *((name, value) for name in RUN_STATE for value in (None, [[]])),
+    *((name, None) for name in RUN_STATE),
     ("config/model_size", "huge"),
     ("config/num_steps", "many"),
     ("config/max_seq_length", 10**9),
@@ -78,11 +78,13 @@ CHANGES: list[tuple[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize("changes", [CHANGES, pytest.param(OF_ANOTHER_KIND, marks=pytest.mark.full)], ids=["", "kind"])
+@pytest.mark.parametrize(
+    "changes", [CHANGES, pytest.param(WRONG_TYPES, marks=pytest.mark.full)], ids=["values", "types"]
+)
 def test_a_checkpoint_that_was_tampered_with(
     state: dict[str, Any], train: Train, tmp_path: Path, capsys: Capture, changes: list[tuple[str, object]]
 ) -> None:
-    """Whatever is changed in it: exit 2 and one line, or a run that goes on as if nothing were (where nothing is)."""
+    """Any change leads to exit 2 and one line, or to a normal run if the change is harmless."""
     path, harmless = tmp_path / "checkpoints" / "checkpoint_step_20.bin", 0
     for names, value in changes:
         changed = copy.deepcopy(state)
@@ -96,17 +98,17 @@ def test_a_checkpoint_that_was_tampered_with(
             path.with_name("checkpoint_step_21.bin").unlink(missing_ok=True)
         else:
             assert (code, error.count("\n")) == (2, 1), (names, value, error)
-    # A key that nobody reads; a cursor behind the end; more threads than CPUs; a prompt or documents of no ids.
+    # A key that is never read, a cursor after the end, more threads than CPUs, prompts or probes with impossible ids.
     assert harmless <= 6
 
 
-def test_a_whole_state_fits_and_each_part_is_needed(state: dict[str, Any]) -> None:
+def test_a_complete_state_is_accepted_and_each_part_is_required(state: dict[str, Any]) -> None:
     assert misfit(state) == ""
     for name in RUN_STATE:
         assert misfit({key: value for key, value in state.items() if key != name}) == name
 
 
-def test_nothing_runs_and_the_one_before_it_is_used(
+def test_code_in_a_checkpoint_never_runs_and_the_previous_one_is_used(
     state: dict[str, Any], train: Train, tmp_path: Path, capsys: Capture
 ) -> None:
     canary = tmp_path / "ran"
@@ -118,13 +120,9 @@ def test_nothing_runs_and_the_one_before_it_is_used(
 
 @pytest.mark.parametrize(
     "prefix",
-    [
-        pytest.param("module.", marks=pytest.mark.full),
-        pytest.param("_orig_mod.", marks=pytest.mark.full),
-        "module._orig_mod.module.",
-    ],
+    [*(pytest.param(name, marks=pytest.mark.full) for name in ("module.", "_orig_mod.")), "module._orig_mod.module."],
 )
-def test_prefixes_of_wrappers_are_taken_off(state: dict[str, Any], train: Train, tmp_path: Path, prefix: str) -> None:
+def test_prefixes_of_wrappers_are_removed(state: dict[str, Any], train: Train, tmp_path: Path, prefix: str) -> None:
     path = tmp_path / "checkpoints" / "checkpoint_step_20.bin"
     write_state(path, {**state, "model": {prefix + name: weight for name, weight in state["model"].items()}})
     assert train("--resume", "--steps", 22) == 0
@@ -162,12 +160,11 @@ def test_config_files(train: Train, tmp_path: Path, capsys: Capture) -> None:
         capsys.readouterr()
         known = json.loads(content) if isinstance(content, bytes) and b"dataset" in content else {}
         assert train("--config", path, "--steps", 2, *(["--dataset", "x.jsonl"] if not known else []), small=False) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and error.startswith("train_slimpajama.py: "), (content, error)
+        error_line(capsys)
 
 
 def test_tokenizer_files(state: dict[str, Any], train: Train, tmp_path: Path, capsys: Capture) -> None:
-    """A truncated or random file is refused; one whose bits flipped is refused or is still a tokenizer."""
+    """A truncated or random file is refused; one with a flipped bit is refused or still a tokenizer."""
     generator, path, whole = random.Random(0), tmp_path / "tokenizer.model", state["tokenizer"]
     for number in range(24):
         content = bytearray(whole)

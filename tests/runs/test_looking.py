@@ -39,12 +39,12 @@ PROBES = "SELECT document, step - document FROM probes ORDER BY document, step"
 
 
 def test_remeasured_documents_change_no_bit(train: Train, tmp_path: Path) -> None:
-    assert train("--steps", 70, "--out", "blind", "--no-probes") == 0
-    assert train("--steps", 70, "--out", "looked") == 0
+    assert train("--steps", 54, "--out", "blind", "--no-probes") == 0
+    assert train("--steps", 54, "--out", "looked") == 0
     assert table(tmp_path / "blind" / "training_viz", PROBES) == []
     found = table(tmp_path / "looked" / "training_viz", PROBES)
     assert found[0] in [(49, 0), (50, 0)]  # the first for which there is time, on any machine
-    equal_runs(tmp_path / "blind", tmp_path / "looked", 70)
+    equal_runs(tmp_path / "blind", tmp_path / "looked", 54)
 
 
 class Touching(Probes):
@@ -106,18 +106,11 @@ def test_flags_have_an_effect(train: Train, tmp_path: Path, corpus: Path) -> Non
     flags = "--text-column content --viz-interval 4 --display-samples 3 --checkpoint-interval 4 --seed 5".split()
     assert train("--dataset", renamed, "--steps", 10, *flags, "--prompt", "Document 7", "--viz-dir", "v") == 0
     viz = tmp_path / "v"
-    assert {path.name for path in viz.glob("training_*.png")} == {
-        "training_latest.png",
-        "training_step_000004.png",
-        "training_step_000008.png",
-        "training_step_000010.png",
-    }
+    names = {"latest", "step_000004", "step_000008", "step_000010"}
+    assert {path.name for path in viz.glob("training_*.png")} == {f"training_{name}.png" for name in names}
     assert (viz / "training_latest.png").read_bytes() == (viz / "training_step_000010.png").read_bytes()
-    assert {path.name for path in (tmp_path / "checkpoints").glob("*.bin")} == {
-        "checkpoint_step_4.bin",
-        "checkpoint_step_8.bin",
-        "checkpoint_step_10.bin",
-    }
+    saved = {path.name for path in (tmp_path / "checkpoints").glob("*.bin")}
+    assert saved == {f"checkpoint_step_{step}.bin" for step in (4, 8, 10)}
     samples = json.loads((viz / "text_samples.json").read_text())
     assert [sample["step"] for sample in samples] == [0, 0, 3, 3, 6, 6, 9, 9]
     assert [sample["input"] for sample in samples[1::2]] == ["Document 7"] * 4

@@ -53,7 +53,7 @@ def test_training_never_waits_for_a_process_that_locks_its_store(
 ) -> None:
     assert QUICK.visualizer is not None
     visualizer = functools.partial(QUICK.visualizer, network_file_system=journal == "rollback")
-    steps = 160 if seconds < 10 else 3000
+    steps = 120 if seconds < 10 else 3000
     expected = undisturbed(steps)
     held = tmp_path / "held" / "training_viz"
     with hold(held / "run.db", kind, rows=20, seconds=seconds) as holder:
@@ -87,7 +87,7 @@ def test_training_continues_when_the_drawing_process_dies_or_hangs(
     # A process of its own, which can be found.
     drawing = DrawingOptions(answer_seconds=15.0, last_answer_seconds=3.0)
     builders = replace(QUICK, visualizer=functools.partial(TrainingVisualizer, drawing=drawing))
-    expected = undisturbed(160)
+    expected = undisturbed(120)
     struck = []
 
     def strike() -> None:
@@ -99,7 +99,7 @@ def test_training_continues_when_the_drawing_process_dies_or_hangs(
 
     striking = threading.Thread(target=strike, daemon=True)
     striking.start()
-    assert train("--steps", 160, *LONG, "--viz-interval", 20, "--out", "struck", builders=builders) == 0
+    assert train("--steps", 120, *LONG, "--viz-interval", 20, "--out", "struck", builders=builders) == 0
     striking.join(1)
     assert len(struck) == 1
     folder = tmp_path / "struck" / "training_viz"
@@ -108,8 +108,8 @@ def test_training_continues_when_the_drawing_process_dies_or_hangs(
         assert table(folder, sql) == table(expected, sql)
     said = capsys.readouterr()
     assert (said.out + said.err).count(word) == 1
-    assert (folder / "training_latest.png").read_bytes() == (folder / "training_step_000160.png").read_bytes()
-    assert (folder / "metrics_history.json").stat().st_size > 10_000
+    assert (folder / "training_latest.png").read_bytes() == (folder / "training_step_000120.png").read_bytes()
+    assert (folder / "metrics_history.json").stat().st_size > 7_000
     assert not Path(f"/proc/{struck[0]}").exists()
 
 
