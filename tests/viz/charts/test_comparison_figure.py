@@ -133,9 +133,8 @@ def test_the_sentence_is_the_title_and_the_first_note_is_below() -> None:
     assert " · ".join(line.get_text() for line in notes) == " · ".join(comparison.notes())
     many = replace(comparison, settings=tuple((f"setting_{number}", "0.1", "0.2") for number in range(12)))
     _, *notes = figure_of(many).texts
-    assert (
-        len(notes) == 2 and notes[0].get_text().startswith("Settings of ") and "times narrower" in notes[1].get_text()
-    )
+    assert len(notes) == 2 and notes[0].get_text().startswith("Settings that differ: ")
+    assert "times narrower" in notes[1].get_text()
 
 
 def test_labels_say_which_side_means_which_run_is_better() -> None:

@@ -121,7 +121,7 @@ def test_the_run(run: Path) -> None:
     )
     assert told["latest"]["waited_share"] == pytest.approx(0.001 / 0.05)
     assert told["verdict"].startswith("Loss 5.")
-    assert "1 update refused" in told["verdict"] and "1 spike" in told["verdict"]
+    assert "1 update skipped" in told["verdict"] and "1 spike" in told["verdict"]
     assert told["run"]["run_id"] == "r1" and told["run"]["config"]["warmup_steps"] == WARMUP
     assert "tokenizer" not in told["run"] and "id" not in told["run"]
     assert told["repeats_from"] is None
@@ -146,7 +146,7 @@ def test_a_run_that_ended_or_has_no_steps_says_so(tmp_path: Path, metrics: Metri
     assert strict(answers.spikes())["documents"] == []
     assert strict(answers.samples())["samples"] == []
     assert strict(answers.events())["events"] == []
-    with pytest.raises(NotThere, match="none yet"):
+    with pytest.raises(NotThere, match="no steps yet"):
         answers.document(0)
     writer.add_rows(rows_of(metrics(0)))
     writer.update_run(ended=5.0, outcome="done")
@@ -302,7 +302,7 @@ def test_a_document_with_everything(run: Path) -> None:
 
 @pytest.mark.parametrize("step", [120, 2**53, 10**6])
 def test_a_step_that_is_not_there_is_said_with_those_that_are(run: Path, step: int) -> None:
-    with pytest.raises(NotThere, match="they are 0 to 119"):
+    with pytest.raises(NotThere, match="its steps are 0 to 119"):
         answers_of(run).document(step)
 
 

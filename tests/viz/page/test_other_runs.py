@@ -74,7 +74,7 @@ def test_each_document_of_two_runs_is_compared(pairs: Pairs) -> None:
     for curve in (*told["curves"], told["difference_curve"]):
         assert len(curve["steps"]) == len(curve["values"]) == len(curve["band"]) > 50
         assert curve["band"][0] is None and curve["band"][-1] > 0
-    assert any("their seed alone" in note for note in told["notes"])
+    assert any("the seed differs" in note for note in told["notes"])
 
 
 def test_a_part_of_the_documents(pairs: Pairs) -> None:
@@ -116,7 +116,7 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path: Path, metrics: Metric
     there = make(tmp_path / "there", "ugly", metrics, ugly)
     told = strict(Pairs(LiveRun(here), [there]).compare("ugly", 800))
     assert told["documents"] == 16 and told["half_width"] is None
-    assert "34 documents left out: their loss or number of tokens is not finite" in told["notes"]
+    assert "34 documents excluded: their loss or number of tokens is not finite" in told["notes"]
     all_ugly = make(tmp_path / "all", "all ugly", metrics, [math.nan] * 50)
     with pytest.raises(NotThere, match="no document that can be compared"):
         Pairs(LiveRun(here), [all_ugly]).compare("all ugly", 800)
