@@ -14,7 +14,7 @@ from benchmarks.contenders import PROJECT, seconds_of_run, write_corpus
 from benchmarks.timing import in_words, print_table
 
 
-def main(steps: int) -> None:
+def main(steps: int, *, window: int = WINDOW) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_corpus(folder / "corpus.jsonl.zst", 3000)
@@ -27,7 +27,7 @@ def main(steps: int) -> None:
             while run.poll() is None:
                 time.sleep(0.2)
                 done = _steps_done(folder)
-                if done >= WINDOW:
+                if done >= window:
                     memory[done] = _megabytes(run.pid) or memory.get(done, 0.0)
         finally:
             run.kill()  # after Ctrl-C it would otherwise keep writing into the deleted folder
@@ -35,13 +35,13 @@ def main(steps: int) -> None:
         if run.returncode:
             raise SystemExit((folder / "output.txt").read_text()[-2000:])
         seconds = seconds_of_run(folder, 0)
-    first, last = ([1000 * value for value in window] for window in (seconds[WINDOW : 2 * WINDOW], seconds[-WINDOW:]))
+    first, last = ([1000 * value for value in part] for part in (seconds[window : 2 * window], seconds[-window:]))
     early, late = min(memory), max(memory)
     print_table(
         f"`tiny`, {steps:,} steps, everything enabled",
         [
             ("after documents", "per step", "memory"),
-            (f"{WINDOW:,}", in_words(first), f"{memory[early]:.0f} MB"),
+            (f"{window:,}", in_words(first), f"{memory[early]:.0f} MB"),
             (f"{steps:,}", in_words(last), f"{memory[late]:.0f} MB"),
             (
                 "end ÷ beginning",

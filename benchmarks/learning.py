@@ -35,10 +35,10 @@ from benchmarks.learning_runs import (
     BASELINE_RATES,
     GOAL,
     RATE,
+    Results,
     Run,
     embedded_data,
     plan,
-    read_run,
     seconds_per_document,
     train,
 )
@@ -48,17 +48,17 @@ Lengths = np.ndarray[Any, np.dtype[Any]]
 """(D,) one number per held-out document."""
 
 
-def table(folder: Path, runs: Sequence[Run]) -> list[str]:
+def table(results: Results, runs: Sequence[Run]) -> list[str]:
     """Return the lines of the table for the runs that exist. Losses are nats per token on the held-out documents."""
-    lengths = np.array([len(ids) - 1 for ids in embedded_data().held_out])
+    lengths = np.array([len(ids) - 1 for ids in results.data.held_out])
     goal = max(run.documents for run in runs if run.contender == "adamw")
-    there = {run: curve for run in runs if run.documents in (curve := _curve(folder, run))}
+    there = {run: curve for run in runs if run.documents in (curve := _curve(results, run))}
     lines = [f"{len(lengths)} held-out documents, {lengths.sum():,} predictions", ""]
     lines += ["| contender | size | documents | rate | seeds | loss | not averaged |", "|---|---|---|---|---|---|---|"]
     for key in sorted({(run.contender, run.size, run.documents, run.rate) for run in there}):
         seeds = [run for run in there if (run.contender, run.size, run.documents, run.rate) == key]
         losses = [there[run][run.documents] for run in seeds]
-        ends = [read_run(folder, run)["held_out"][str(run.documents)] for run in seeds]
+        ends = [results.read(run)["held_out"][str(run.documents)] for run in seeds]
         last = [sum(end["last"]) / float(lengths.sum()) for end in ends if "last" in end]  # stored only at the end
         contender, size, documents, rate = key
         lines.append(
@@ -69,13 +69,13 @@ def table(folder: Path, runs: Sequence[Run]) -> list[str]:
     if rivals:
         rates = {run.rate for run in rivals}
         best = min(rates, key=lambda rate: min(there[run][goal] for run in rivals if run.rate == rate))
-        lines += ["", *_comparison(folder, there, best, goal, lengths)]
-    lines += [_steadiness(folder, run, there[run]) for run in there if run.documents > goal]
+        lines += ["", *_comparison(results, there, best, goal, lengths)]
+    lines += [_steadiness(results, run, there[run]) for run in there if run.documents > goal]
     return lines
 
 
 def _comparison(
-    folder: Path, there: Mapping[Run, Mapping[int, float]], best: float, goal: int, lengths: Lengths
+    results: Results, there: Mapping[Run, Mapping[int, float]], best: float, goal: int, lengths: Lengths
 ) -> list[str]:
     """Compare ours with transformers and with AdamW, each at its best rate, and with ours at other rates, by seed."""
     lines, gaps, ratios = [], [], []
@@ -84,30 +84,30 @@ def _comparison(
     ):
         rival = dataclasses.replace(ours, contender="adamw", rate=best)
         if rival in there:
-            gap, error = _paired(_nats(folder, rival, "last"), _nats(folder, ours, "average"), lengths)
+            gap, error = _paired(_nats(results, rival, "last"), _nats(results, ours, "average"), lengths)
             loss, needed = there[rival][goal], _documents_to(there[ours], there[rival][goal])
             gaps.append(gap)
             ratios.append(goal / needed)
-            lines += _against_transformers(folder, there, ours, loss, needed, lengths)
+            lines += _against_transformers(results, there, ours, loss, needed, lengths)
             lines.append(
                 f"seed {ours.seed}: {gap:.3f} ± {error:.3f} below textbook AdamW at {best:.1e} (paired by document); "
                 f"ours reaches its loss of {loss:.3f} after {needed:,.0f} documents: {goal / needed:.1f} x fewer"
             )
         for other in (run for run in there if run.contender == "ours" and run.size == "small" and run.rate != RATE):
             if (other.seed, other.documents) == (ours.seed, goal):
-                gap, error = _paired(_nats(folder, other, "average"), _nats(folder, ours, "average"), lengths)
+                gap, error = _paired(_nats(results, other, "average"), _nats(results, ours, "average"), lengths)
                 lines.append(f"seed {ours.seed}: --learning-rate {other.rate:.1e} costs {gap:+.3f} ± {error:.3f}")
     if len(gaps) > 1:
         lines.append(f"all seeds: {_spread(gaps)} below textbook AdamW; {_spread(ratios)} x fewer documents")
     return lines
 
 
-def _steadiness(folder: Path, run: Run, curve: Mapping[int, float]) -> str:
+def _steadiness(results: Results, run: Run, curve: Mapping[int, float]) -> str:
     """Return how far the mean of 200 training losses and the held-out loss of a long run rose above their lowest value.
 
     The former also rises when the documents get harder; the latter is always measured on the same documents.
     """
-    losses = [math.nan if loss is None else loss for loss in read_run(folder, run)["losses"]]
+    losses = [math.nan if loss is None else loss for loss in results.read(run)["losses"]]
     averages = np.convolve(losses, np.ones(200) / 200, "valid")
     held_out = np.array([curve[count] for count in sorted(curve)])
     rises = [float(np.max(values - np.minimum.accumulate(values))) for values in (averages, held_out)]
@@ -118,20 +118,20 @@ def _steadiness(folder: Path, run: Run, curve: Mapping[int, float]) -> str:
 
 
 def _against_transformers(
-    folder: Path, there: Mapping[Run, Mapping[int, float]], ours: Run, loss: float, needed: float, lengths: Lengths
+    results: Results, there: Mapping[Run, Mapping[int, float]], ours: Run, loss: float, needed: float, lengths: Lengths
 ) -> list[str]:
     """Compare with transformers at its best rate: at the end, and in time to `loss`, for which ours needs `needed`."""
     theirs = [run for run in there if (run.contender, run.size, run.seed) == ("transformers", "small", ours.seed)]
-    if not theirs or not (folder / "seconds.json").exists():
+    if not theirs or not (results.folder / "seconds.json").exists():
         return []
     best = min(theirs, key=lambda run: (_documents_to(there[run], loss), there[run][run.documents]))
-    measured = json.loads((folder / "seconds.json").read_text())
+    measured = json.loads((results.folder / "seconds.json").read_text())
     seconds = {name: statistics.median(values) for name, values in measured.items()}
     lines = []
     strongest = min(theirs, key=lambda run: there[run][run.documents])
     end = there[strongest][strongest.documents]
     if strongest.documents == ours.documents and math.isfinite(ours_needs := _documents_to(there[ours], end)):
-        gap, error = _paired(_nats(folder, strongest, "last"), _nats(folder, ours, "average"), lengths)
+        gap, error = _paired(_nats(results, strongest, "last"), _nats(results, ours, "average"), lengths)
         faster = strongest.documents * seconds["transformers"] / (ours_needs * seconds["ours"])
         lines.append(
             f"seed {ours.seed}: {gap:.3f} ± {error:.3f} below transformers at {strongest.rate:.1e} (paired by "
@@ -150,15 +150,15 @@ def _against_transformers(
     ]
 
 
-def _nats(folder: Path, run: Run, which: str) -> Lengths:
+def _nats(results: Results, run: Run, which: str) -> Lengths:
     """Return the nats of each held-out document at the end of a run, with the `last` weights or their `average`."""
-    return np.array(read_run(folder, run)["held_out"][str(run.documents)][which])
+    return np.array(results.read(run)["held_out"][str(run.documents)][which])
 
 
-def _curve(folder: Path, run: Run) -> dict[int, float]:
+def _curve(results: Results, run: Run) -> dict[int, float]:
     """Return documents → held-out loss; for ours with the averaged weights, the others have only the last ones."""
-    which, found = "average" if run.contender == "ours" else "last", read_run(folder, run)["held_out"]
-    tokens = sum(len(ids) - 1 for ids in embedded_data().held_out)
+    which, found = "average" if run.contender == "ours" else "last", results.read(run)["held_out"]
+    tokens = sum(len(ids) - 1 for ids in results.data.held_out)
     return {int(count): sum(found[count][which]) / tokens for count in found if int(count) <= run.documents}
 
 
@@ -187,11 +187,11 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
-def draw(folder: Path, runs: Sequence[Run], path: Path) -> None:
+def draw(results: Results, runs: Sequence[Run], path: Path) -> None:
     """Draw the held-out loss over documents, and the cost of other learning rates at each size that has runs."""
     ends: dict[str, dict[float, float]] = {}
     for run in (run for run in runs if (run.contender, run.seed) == ("ours", 0) and run.documents <= GOAL):
-        curve = _curve(folder, run)
+        curve = _curve(results, run)
         if run.documents in curve:
             ends.setdefault(f"{run.size}, {run.documents:,} documents", {})[run.rate] = curve[run.documents]
     several = {label: losses for label, losses in ends.items() if len(losses) > 1}
@@ -201,7 +201,7 @@ def draw(folder: Path, runs: Sequence[Run], path: Path) -> None:
     styles = {"ours": {RATE / 3: ":", RATE: "-", RATE * 3: "--"}, "adamw": usual, "transformers": usual}
     colors = {"ours": "#0072b2", "adamw": "#d55e00", "transformers": "#555555"}
     for run in runs:
-        curve = _curve(folder, run)
+        curve = _curve(results, run)
         if run.size == "small" and run.seed == 0 and len(curve) > 2 and run.documents == GOAL:
             learning.plot(
                 list(curve),
@@ -250,16 +250,17 @@ def main() -> None:
         arguments.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--runs {arguments.runs}: {error.strerror}")
+    results = Results(arguments.runs, embedded_data())
     if arguments.one:
-        train(next(run for run in runs if f"{run.name}-{run.documents}" == arguments.one), arguments.runs)
+        train(next(run for run in runs if f"{run.name}-{run.documents}" == arguments.one), results)
         return
     if arguments.time:
         (arguments.runs / "seconds.json").write_text(json.dumps(seconds_per_document()))
     elif arguments.draw:
-        draw(arguments.runs, runs, arguments.draw)
+        draw(results, runs, arguments.draw)
     elif not arguments.table:
         _train_all([run for run in runs if fnmatch.fnmatch(run.name, arguments.only)], arguments)
-    print("\n".join(table(arguments.runs, runs)))
+    print("\n".join(table(results, runs)))
 
 
 def _train_all(runs: Sequence[Run], arguments: argparse.Namespace) -> None:

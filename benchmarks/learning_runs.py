@@ -122,16 +122,45 @@ def held_out_nats(model: torch.nn.Module, held_out: Sequence[list[int]]) -> list
     return [round(nats, 3) for nats in found]
 
 
-def train(run: Run, folder: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The folder that stores the results of runs on the same documents."""
+
+    folder: Path
+    data: Data
+
+    def read(self, run: Run) -> dict[str, Any]:
+        """Read the stored results of a run; empty ones if it used other documents or another recipe."""
+        empty = _empty(run, self.data)
+        try:
+            kept: dict[str, Any] = json.loads((self.folder / f"{run.name}.json").read_text())
+        except FileNotFoundError:
+            return empty
+        return kept if kept.get("made_with") == empty["made_with"] else empty
+
+    def write(self, run: Run, kept: Mapping[str, Any]) -> None:
+        path = self.folder / f"{run.name}.json"
+        path.with_suffix(".new").write_text(json.dumps(kept, separators=(",", ":")))
+        path.with_suffix(".new").replace(path)
+
+
+def train(
+    run: Run,
+    results: Results,
+    *,
+    goal: int = GOAL,
+    evaluation_interval: int = EVALUATION_INTERVAL,
+    state_interval: int = STATE_INTERVAL,
+) -> None:
     """Train a run, or resume it, and write its losses and evaluations to `NAME.json`."""
-    data, device = embedded_data(), choose_device("auto")
+    data, device = results.data, choose_device("auto")
     keep_freed_memory()
     kept = _empty(run, data)
-    if len(read_run(folder, run)["losses"]) >= run.documents:
+    if len(results.read(run)["losses"]) >= run.documents:
         return
-    state_file = folder / f"{run.name}.state"
+    state_file = results.folder / f"{run.name}.state"
     if run.contender == "transformers":
-        _write(folder, run, train_by_transformers(run, data))
+        results.write(run, train_by_transformers(run, data))
         return
     model = LanguageModel(MODEL_SIZES[run.size], data.vocab_size, seed=run.seed)
     if run.contender == "adamw":
@@ -149,18 +178,18 @@ def train(run: Run, folder: Path) -> None:
         ids = data.training[(count - 1) % len(data.training)]
         result = step(ids, warmup_then_constant(count - 1, run.rate, run.warmup))
         kept["losses"].append(round(result.loss, 4) if result.finite else None)
-        if count % (EVALUATION_INTERVAL * (1 if count <= GOAL else 10)) == 0 or count == run.documents:
+        if count % (evaluation_interval * (1 if count <= goal else 10)) == 0 or count == run.documents:
             kept["held_out"][str(count)] = found = {}
             if run.contender == "ours":
                 found["average"] = held_out_nats(step.averaged(), data.held_out)
-            if run.contender != "ours" or count in (GOAL, run.documents):
+            if run.contender != "ours" or count in (goal, run.documents):
                 found["last"] = held_out_nats(model, data.held_out)
             print(run.name, count, {which: round(mean(nats, data), 4) for which, nats in found.items()}, flush=True)
-        if count % STATE_INTERVAL == 0 or count == run.documents:
+        if count % state_interval == 0 or count == run.documents:
             unfinished = state_file.with_suffix(".new")
             torch.save({"step": step.state_dict(), "kept": json.dumps(kept), "done": count}, unfinished)
             unfinished.replace(state_file)
-            _write(folder, run, kept)
+            results.write(run, kept)
 
 
 def mean(nats: Sequence[float], data: Data) -> float:
@@ -252,19 +281,3 @@ def _empty(run: Run, data: Data) -> dict[str, Any]:
     recipe = dataclasses.asdict(Recipe.for_width(MODEL_SIZES[run.size].width)) if run.contender == "ours" else {}
     dtype = str(choose_dtype("auto", choose_device("auto"))).removeprefix("torch.")
     return {"made_with": {"data": data.digest, "dtype": dtype, **recipe}, "losses": [], "held_out": {}}
-
-
-def read_run(folder: Path, run: Run) -> dict[str, Any]:
-    """Read the stored results of a run; empty ones if it used other documents or another recipe."""
-    empty = _empty(run, embedded_data())
-    try:
-        kept: dict[str, Any] = json.loads((folder / f"{run.name}.json").read_text())
-    except FileNotFoundError:
-        return empty
-    return kept if kept.get("made_with") == empty["made_with"] else empty
-
-
-def _write(folder: Path, run: Run, kept: Mapping[str, Any]) -> None:
-    path = folder / f"{run.name}.json"
-    path.with_suffix(".new").write_text(json.dumps(kept, separators=(",", ":")))
-    path.with_suffix(".new").replace(path)

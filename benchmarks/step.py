@@ -22,14 +22,14 @@ ADAMW_BYTES = 28
 """Per weight: read the bf16 gradient, read and write both moments and the master, write the bf16 weight."""
 
 
-def main(size: str, rounds: int) -> None:
-    documents = random_documents(STEPS)
-    compiled, eager = make_step(size, compiled=True), make_step(size)
+def main(size: str, rounds: int, *, steps: int = STEPS, compile_step: bool = True) -> None:
+    documents = random_documents(steps)
+    compiled, eager = make_step(size, compiled=compile_step), make_step(size)
     mixed = [ids[: random.Random(number).randint(10, LENGTH)] for number, ids in enumerate(random_documents(40))]
     for ids in [documents[0], *mixed]:
         compiled(ids, 1e-4)  # the first document of each length allocates its memory
         eager(ids, 1e-4)
-    fp32 = make_step(size, dtype="fp32", compiled=True)
+    fp32 = make_step(size, dtype="fp32", compiled=compile_step)
     fp32(documents[0], 1e-4)
     times = take_turns(
         {
@@ -152,7 +152,7 @@ def _profile(step: TrainingStep, documents: list[list[int]], rounds: int) -> Non
         ("output layer and loss", step, "_judge_hidden"),
         ("forward, backward", step, "_gradients"),
         ("gradient norm", step, "_l2_norm"),
-        ("spike detector", step._detector, "judge"),
+        ("spike detector", step._detector, "check"),
         ("update", step, "_update"),
         ("in the update: AdamW", optimizer, "_adamw"),
         ("in the update: momenta", optimizer, "_gather"),

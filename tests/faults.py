@@ -22,9 +22,13 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tests.conftest import PROJECT, command_environment
+from tests.warm_drawing import Prepared
+
+if TYPE_CHECKING:
+    from viz.charts.figure import Chart
 
 TIMEOUT = 300.0  # seconds that a run may take, on a machine that others use too
 ORPHANS = 30.0  # seconds that a drawing child may live on without its trainer
@@ -205,7 +209,7 @@ def read_log(path: Path) -> list[tuple[str, Call]]:
 
 
 USED_BY_A_RUN = (
-    *("datasets", "matplotlib", "pyarrow.parquet", "sentencepiece", "train_slimpajama", "viz.visualizer"),
+    *("datasets", "matplotlib", "pyarrow.parquet", "sentencepiece", "viz.charts.renderer", "viz.visualizer"),
     *(f"trainer.{name}" for name in ("cli", "assemble", "trainer")),
     *("trainer.observe.terminal", "trainer.run.folders", "trainer.run.provenance"),
 )
@@ -219,6 +223,9 @@ def serve() -> None:
     for name in USED_BY_A_RUN:
         importlib.import_module(name)
 
+    from viz.charts.figure import Chart
+
+    chart = Chart()
     torch.ones(1).normal_()  # whatever else torch leaves to its first use; too small for a parallel region, whose
     # threads a fork would not copy
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # a killed trainer's drawing child becomes ours to wait for
@@ -228,11 +235,11 @@ def serve() -> None:
         request = json.loads(line)
         child = os.fork()
         if not child:
-            _leave(_become(request))
+            _leave(_become(request, chart))
         print(json.dumps(_wait_for(child)), file=answers, flush=True)
 
 
-def _become(request: dict[str, Any]) -> int:
+def _become(request: dict[str, Any], chart: "Chart") -> int:
     """In the child: take its place, arm the fault, and run the command."""
     os.setsid()
     os.chdir(request["cwd"])
@@ -246,36 +253,38 @@ def _become(request: dict[str, Any]) -> int:
     script = str(PROJECT / "train_slimpajama.py")
     if request["fresh"]:
         os.execv(sys.executable, [sys.executable, script, *request["words"]])
-    _measure_once()
+    from trainer.assemble import Builders
+    from trainer.cli import main
+    from viz.charts.render_process import DrawingOptions
+    from viz.visualizer import TrainingVisualizer
+
+    drawing = DrawingOptions(start=Prepared(chart, _arm_drawing))
+    builders = Builders(measure_flops=_measure_once, visualizer=functools.partial(TrainingVisualizer, drawing=drawing))
     os.environ["FAULT_TRAINER"] = str(os.getpid())
     ctypes.CDLL(None).faults_arm()
     sys.argv = [script, *request["words"]]
-    import train_slimpajama
-
     try:
-        return train_slimpajama.main(request["words"])
+        return main(request["words"], builders)
     except Exception:  # noqa: BLE001 - as the interpreter itself would end
         traceback.print_exc()
         return 1
 
 
-def _measure_once() -> None:
-    """Let the runs of this session share what the first has measured of the machine. A fork can't have it measured
-    before: a product that large leaves threads behind, which would not come along."""
-    import trainer.assemble
+def _arm_drawing() -> None:
+    os.environ["FAULT_WORKER"] = "1"
+    ctypes.CDLL(None).faults_arm()
+
+
+def _measure_once(*arguments: Any, **options: Any) -> dict[str, float]:
+    """What the first run of this session has measured of the machine. It can't be measured before the forks: a product
+    that large leaves threads behind, which a fork would not copy."""
     from trainer.learning.flops import measure_flops
 
-    def measured(*arguments: Any, **options: Any) -> dict[str, float]:
-        found: dict[str, float]
-        try:
-            found = json.loads(known.read_text())
-        except FileNotFoundError:
-            found = measure_flops(*arguments, **options)
-            known.write_text(json.dumps(found))
-        return found
-
     known = Path(os.environ["FAULT_MEASURED"])
-    trainer.assemble.measure_flops = measured
+    if not known.exists():
+        known.write_text(json.dumps(measure_flops(*arguments, **options)))
+    found: dict[str, float] = json.loads(known.read_text())
+    return found
 
 
 def _leave(code: int) -> NoReturn:

@@ -1,8 +1,8 @@
-"""A drawing process for each run without half a second of imports: a warm process has done them, and forks.
+"""Drawing processes without their start-up cost: forks of a process that has imported matplotlib and laid out a chart.
 
-`python -m viz.charts.renderer` costs a second of a core, and a run of twenty documents costs half of one. The fork
-is the same worker on the same pipes, with a process id to kill. That the worker starts on its own, from any folder, is
-tested in `tests/viz/charts/test_renderer.py` and `tests/viz/charts/test_render_process.py`.
+`python -m viz.charts.renderer` needs more than a second of a core before its first chart; the rest of a run of twenty
+documents needs half a second. A fork is the same worker on the same pipes, with a process id to kill. That the worker
+starts from any folder is tested in `tests/viz/charts/test_renderer.py` and `tests/viz/charts/test_render_process.py`.
 """
 
 import atexit
@@ -15,33 +15,44 @@ import socket
 import subprocess
 import sys
 import traceback
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from tests.conftest import PROJECT
+
+if TYPE_CHECKING:
+    from viz.charts.figure import Chart
 
 _MOST = 1 << 16  # bytes of a request
 
 
-class Forked:
-    """As much of `subprocess.Popen` as `viz.charts.render_process` uses, for a fork of the warm process."""
+class _Fork:
+    """As much of `subprocess.Popen` as `viz.charts.render_process` uses."""
 
-    def __init__(
-        self, command: Sequence[str], *, stderr: IO[bytes], cwd: Path, env: Mapping[str, str], **options: Any
+    pid: int
+    _process: int | None
+
+    def _start(
+        self,
+        server: socket.socket,
+        command: Sequence[str],
+        *,
+        stderr: IO[bytes],
+        cwd: Path,
+        env: Mapping[str, str],
+        **options: Any,
     ) -> None:
         assert command[:3] == [sys.executable, "-m", "viz.charts.renderer"] and options["start_new_session"]
         (given, write), (read, answer) = os.pipe(), os.pipe()
         request = {"words": command[3:], "cwd": str(cwd), "env": dict(env)}
-        server = _server()
         socket.send_fds(server, [json.dumps(request).encode()], [given, answer, stderr.fileno()])
         for ours in (given, answer):
             os.close(ours)
         self.pid = int(server.recv(_MOST))
         self.stdin, self.stdout = os.fdopen(write, "wb", buffering=0), os.fdopen(read, "rb", buffering=0)
         try:
-            self._process: int | None = os.pidfd_open(self.pid)
+            self._process = os.pidfd_open(self.pid)
         except ProcessLookupError:
             self._process = None  # it has ended already
 
@@ -57,8 +68,41 @@ class Forked:
             self._process = None
 
 
-forking = types.SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
-"""What stands for the module `subprocess` in `viz.charts.render_process`."""
+class Forked(_Fork):
+    """A fork of the warm process of this session."""
+
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
+        self._start(_server(), command, **options)
+
+
+class Prepared(_Fork):
+    """A fork of this process, made before it has threads, that waits until the run needs it.
+
+    Unlike `Forked` it is a child of the run, as a real drawing process is.
+    """
+
+    def __init__(self, chart: "Chart", begin: Callable[[], None]) -> None:
+        """`begin`: called in the fork before it draws."""
+        self._server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if not os.fork():
+            self._server.close()
+            os.setsid()
+            message, files, *_ = socket.recv_fds(theirs, _MOST, 3)
+            if not message:
+                os._exit(0)  # the run has ended without a chart
+            theirs.send(str(os.getpid()).encode())
+            theirs.close()
+            _draw(files, chart, begin, **json.loads(message))
+        theirs.close()
+        self._is_used = False
+
+    def __call__(self, command: Sequence[str], **options: Any) -> Any:
+        """Start it like `subprocess.Popen`, which starts any later one."""
+        if self._is_used:
+            return subprocess.Popen(command, **options)
+        self._is_used = True
+        self._start(self._server, command, **options)
+        return self
 
 
 @functools.cache
@@ -85,8 +129,9 @@ def _server() -> socket.socket:
 
 def serve(requests: socket.socket) -> None:
     """The warm process: a fork for each request, whose process id is the answer."""
-    import viz.charts.renderer  # noqa: F401
+    from viz.charts.figure import Chart
 
+    chart = Chart()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # they are not waited for
     while True:
         message, files, *_ = socket.recv_fds(requests, _MOST, 3)
@@ -95,19 +140,26 @@ def serve(requests: socket.socket) -> None:
         child = os.fork()
         if not child:
             requests.close()
-            _draw(files, **json.loads(message))
+            os.setsid()
+            _draw(files, chart, lambda: None, **json.loads(message))
         for file in files:
             os.close(file)
         requests.send(str(child).encode())
 
 
-def _draw(files: Sequence[int], words: Sequence[str], cwd: str, env: Mapping[str, str]) -> NoReturn:
+def _draw(
+    files: Sequence[int],
+    chart: "Chart",
+    begin: Callable[[], None],
+    words: Sequence[str],
+    cwd: str,
+    env: Mapping[str, str],
+) -> NoReturn:
     """Take a worker's place, and be one."""
     from viz.charts.renderer import main
 
     code = 1
     try:
-        os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number, file in enumerate(files):
             os.dup2(file, number)
@@ -115,11 +167,12 @@ def _draw(files: Sequence[int], words: Sequence[str], cwd: str, env: Mapping[str
         os.chdir(cwd)
         os.environ.clear()
         os.environ.update(env)
+        begin()
         sys.stdin, sys.stdout, sys.stderr = (
             os.fdopen(number, mode, encoding="utf-8", buffering=1) for number, mode in enumerate("rww")
         )
         os.nice = lambda by: by  # else it waits for the tests beside this one, and its run for it
-        main(Path(words[0]), int(words[1]))
+        main(Path(words[0]), int(words[1]), chart)
         code = 0
     except BaseException:  # noqa: BLE001 - as the interpreter itself would end
         traceback.print_exc()

@@ -1,6 +1,6 @@
-"""The record of a run: its store, pictures and exports. Imports neither `torch` nor `trainer`.
+"""The record of a run: its store, charts, page and exports. Imports neither `torch` nor `trainer`.
 
-In a notebook, `viz.load()` gives the steps of a run as a DataFrame and `viz.show()` its chart.
+In a notebook, `viz.load()` returns the steps of a run as a DataFrame, and `viz.show()` its chart.
 """
 
 from viz.notebook import load, show

@@ -4,11 +4,11 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`commands.main`; imported here, so that Ctrl-C while matplotlib is loaded is no traceback either."""
+    """`viz.cli.main`, imported here so that Ctrl-C while matplotlib loads prints no traceback either."""
     try:
-        from viz import cli as commands
+        from viz import cli
 
-        return commands.main(arguments)
+        return cli.main(arguments)
     except KeyboardInterrupt:
         return 130
 

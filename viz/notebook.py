@@ -1,11 +1,9 @@
-"""A run in a notebook: its steps as a DataFrame, its chart as an image. What that takes is imported when asked for."""
+"""A run in a notebook: its steps as a DataFrame, its chart as an image. pandas and matplotlib are imported on use."""
 
 import io
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from viz.record.runs import record_of
 
 if TYPE_CHECKING:
     import pandas
@@ -13,14 +11,15 @@ if TYPE_CHECKING:
 
 
 def load(folder: Path | str = "training_viz") -> "pandas.DataFrame":
-    """The steps of a run, also while it lasts: a row for each, by `step`; the columns of `metrics_history.json`.
+    """Return the steps of a run, also while it trains: one row per `step`, the columns of `metrics_history.json`.
 
-    `folder`: that of the record, its `run.db`, or what `--out` named. Units: docs/files.md. Raises ValueError where
-    there is no run that can be read.
+    `folder`: the folder of the record, its `run.db`, or the folder given to `--out`. Units: docs/files.md. Raises
+    ValueError if there is no readable run.
     """
     import pandas
 
     from viz.record.reader import StoreReader
+    from viz.record.runs import record_of
 
     path = record_of(Path(folder)) / "run.db"
     try:
@@ -37,13 +36,14 @@ def show(
     dark: bool = False,
     size: tuple[int, int] = (1600, 1000),
 ) -> "PIL.Image.Image":
-    """The chart of a run as of `step` finished documents, the newest where none is named; Jupyter shows it by itself.
+    """Return the chart of a run as of `step` finished documents (default: all of them), which Jupyter displays.
 
-    `folder`: as in `load`, which raises the same. `size`: width and height in pixels.
+    `folder` and errors: as for `load`. `size`: width and height in pixels.
     """
     import PIL.Image
 
     from viz.charts.chart_files import draw_picture
+    from viz.record.runs import record_of
 
     record = record_of(Path(folder))
     try:

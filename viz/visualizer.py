@@ -1,7 +1,7 @@
-"""What the trainer talks to: `TrainingVisualizer` keeps the record of a run and has it drawn.
+"""The trainer's interface to the record: `TrainingVisualizer` stores a run and has it drawn.
 
-It writes the store itself. A child process, `viz.charts.renderer`, makes pictures and JSON files, because the trainer's
-own process would have to wait for them. Nothing that happens to that process can stop or slow training.
+It writes the store itself. A child process, `viz.charts.renderer`, makes charts and JSON files, so that training does
+not wait for them. Nothing that happens to that process can stop or slow training.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from viz.charts.render_process import DrawingProcess
+from viz.charts.render_process import DEFAULT_DRAWING, DrawingOptions, DrawingProcess
 from viz.record.files import remove_leftovers
 from viz.record.runs import KEEP_CHARTS
 from viz.record.schema import make_row, rows_of
@@ -29,9 +29,9 @@ class TrainingVisualizer:
         viz.save_metrics_json()
         viz.close()
 
-    Another program that holds the store makes no call wait but `flush` and `close`, unless it holds it for hours.
-    Every method may raise OSError when the store can't be written. Nothing is lost by that, also not what the call that
-    raised was given: don't give it again. `recover` writes all of it once the store can be written.
+    While another process locks the store, only `flush` and `close` wait, unless the lock lasts for hours.
+    Every method may raise OSError if the store can't be written. Nothing is lost then, including the arguments of the
+    call that raised: don't repeat it. Call `recover` to write everything once the store can be written.
     """
 
     def __init__(
@@ -43,20 +43,21 @@ class TrainingVisualizer:
         keep_charts: int = KEEP_CHARTS,
         keep_documents: int | None = None,
         say: Callable[[str], None] = print,
+        drawing: DrawingOptions = DEFAULT_DRAWING,
         retention: Callable[[int], Retention] = Retention,
         network_file_system: bool | None = None,
     ) -> None:
-        """Make the store of a new run, or go on with the one that is there as of `resume_from` finished documents.
+        """Create the store of a new run, or continue the existing one from `resume_from` finished documents.
 
         `run`: columns of the table `run` (`viz/record/schema.py`), such as config, source, model; missing ones are
             NULL.
-        `keep_charts`: how many numbered pictures stay; beyond that they thin out evenly.
-        `keep_documents`: of how many of the newest documents all tokens stay (`viz/stats/retention.py`); None: of all.
-        `say`: told in one line what went wrong with the drawing, or which file another program holds; called from
-        other threads too.
+        `keep_charts`: maximum number of numbered charts; beyond it they are thinned out evenly.
+        `keep_documents`: number of newest documents whose tokens are all kept (`viz/stats/retention.py`); None: all.
+        `say`: called with one line if drawing fails or another process locks the store; also from other threads.
+        `drawing`: how the drawing process is started, and its time limits.
         `retention`: makes the `Retention` of `keep_documents`. `network_file_system`: see `StoreWriter`.
-        Raises FileExistsError if a new run finds a store, FileNotFoundError if there is none to resume, ValueError for
-        one that can't be read.
+        Raises FileExistsError if a new run finds a store, FileNotFoundError if there is none to resume, ValueError if
+        it can't be read.
         """
         self.folder = Path(folder).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,9 +70,9 @@ class TrainingVisualizer:
             network_file_system=network_file_system,
         )
         remove_leftovers(self.folder)
-        self._drawing = DrawingProcess(self.folder, say, self.record_event, keep_charts)
+        self._drawing = DrawingProcess(self.folder, say, self.record_event, keep_charts, drawing)
         self._retention = None if keep_documents is None else retention(keep_documents)
-        self._through = resume_from or 0  # finished documents that the record holds
+        self._through = resume_from or 0  # finished documents in the record
         self._closed = False
         if resume_from is not None:
             self.rewind(resume_from)
@@ -91,50 +92,50 @@ class TrainingVisualizer:
             self._store.keep_up(self._retention.next_change)
 
     def record_event(self, step: int, kind: str, detail: str) -> None:
-        """Keep something that happened for good: no rewind removes it."""
+        """Record an event. It stays: no rewind removes it."""
         self._store.add("events", {"time": time.time(), "step": step, "kind": kind, "detail": detail})
 
     def record_evaluation(self, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
-        """Record an evaluation after document `step`, of a whole split and of each source in it.
+        """Record an evaluation after document `step`, for a whole split and for each source in it.
 
-        `parts`: the other columns of the table `evaluations`; where no `source` is named, it is the whole.
+        `parts`: the other columns of the table `evaluations`; without `source`, it is the whole split.
         """
         rows = [make_row("evaluations", {"step": step, "source": "", **part}) for part in parts]
         self._store.add_rows([("evaluations", row) for row in rows])
 
     def record_probe(self, step: int, document: int, loss: float, accuracy: float, token_losses: npt.ArrayLike) -> None:
-        """Record how the document of step `document` fared after document `step`: columns of the table `probes`."""
+        """Record the document of step `document` re-measured after document `step`: columns of the table `probes`."""
         values = {"step": step, "document": document, "loss": loss, "accuracy": accuracy, "token_losses": token_losses}
         self._store.add("probes", values)
 
     def generate_charts(self, step: int) -> None:
-        """Have the run drawn as of `step` finished documents. Returns at once."""
+        """Request a chart as of `step` finished documents. Returns immediately."""
         self._store.after_commit(lambda: self._drawing.ask({"chart": step}))
 
     def save_metrics_json(self) -> None:
-        """Have the JSON files brought up to date, if that takes at most 1 % of the time so far. Returns at once."""
+        """Request an update of the JSON files, if that takes at most 1 % of the time so far. Returns immediately."""
         self._store.after_commit(lambda: self._drawing.ask({"export": True, "force": False}))
 
     def flush(self) -> None:
-        """Return when all rows so far are on disk for good, however long another program holds the store."""
+        """Return when all rows so far are durably on disk, however long another process locks the store."""
         self._store.flush()
 
     def recover(self) -> None:
-        """Try once more to write all that waits since a call raised OSError; returns when it is on disk for good.
+        """Write everything that waits since a call raised OSError; return when it is durably on disk.
 
-        Then everything works as before. Raises OSError if it still can't be written; what waits is kept.
+        Then everything works as before. Raises OSError if it still can't be written; nothing is lost.
         """
         self._store.recover()
 
     def rewind(self, step: int) -> None:
-        """Forget the rows from `step` on (never events), and the pictures of more than `step` documents.
+        """Delete the rows from `step` on (never events), and the charts of more than `step` documents.
 
-        Returns when that is on disk; while another program holds the store at once: it comes before what is recorded
-        later. The pictures go when the drawing process has finished what it is at; none of them comes back.
+        Returns when that is on disk or, while another process locks the store, immediately: it is still done before
+        anything recorded later. The charts are deleted after the one being drawn; none of them reappears.
         """
         self._through = min(self._through, step)
 
-        def then() -> None:  # in the writer's thread, as all that the retention does
+        def then() -> None:  # in the writer's thread, like everything the retention does
             if self._retention is not None:
                 self._retention.rewind(step)
             self._drawing.ask({"rewind": step})
@@ -142,10 +143,10 @@ class TrainingVisualizer:
         self._store.rewind(step, then)
 
     def close(self, outcome: str = "done") -> None:
-        """Finish what was asked for, with a chart of the last step and complete JSON files, and leave one store file.
+        """Finish all requests, a chart of the last step and complete JSON files, and leave a single store file.
 
-        Waits at most a minute for the drawing. `outcome`: how the run ended, kept in the store. Twice is once. Raises
-        OSError when the store can't be written, at a second try neither; then nothing is drawn.
+        Waits at most a minute for the drawing. `outcome`: how the run ended, kept in the store. A second call does
+        nothing. Raises OSError if the store can't be written, after a second attempt; then nothing is drawn.
         """
         if self._closed:
             return

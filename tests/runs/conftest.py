@@ -1,19 +1,26 @@
-"""Runs of the whole command, small: two layers, short documents, a vocabulary of 400."""
+"""Small runs of the command: two layers, short documents, a vocabulary of 400 pieces."""
 
 import functools
 import sqlite3
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import train_slimpajama
-from tests.warm_drawing import forking
+from tests.conftest import PROJECT, command_environment
+from tests.warm_drawing import Forked
+from trainer.assemble import Builders
 from trainer.base.device import multiply_fp32_by_onednn
+from trainer.cli import main
 from trainer.learning.flops import measure_flops
+from viz.charts.render_process import DrawingOptions
+from viz.visualizer import TrainingVisualizer
 
 Train = Callable[..., int]
 
@@ -23,40 +30,59 @@ SMALL = (
 ).split()
 
 
-measure_flops_once = functools.cache(measure_flops)
-
-
 @functools.cache
 def _tried_precision() -> str:
     multiply_fp32_by_onednn()
     return str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
 
 
-def multiply_as_was_tried_once() -> None:
+def _use_tried_precision() -> None:
     torch.backends.mkldnn.matmul.fp32_precision = _tried_precision()  # type: ignore[attr-defined]
 
 
-def start_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What each run finds out anew as it starts, and what is the same for all runs of this process, is done once."""
-    monkeypatch.setattr("trainer.assemble.measure_flops", measure_flops_once)
-    monkeypatch.setattr("trainer.assemble.multiply_fp32_by_onednn", multiply_as_was_tried_once)
-    if sys.platform == "linux":
-        monkeypatch.setattr("viz.charts.render_process.subprocess", forking)
+QUICK = Builders(measure_flops=functools.cache(measure_flops), use_onednn_for_fp32=_use_tried_precision)
+"""The usual parts, but what a run measures of the machine is measured once per process, and the drawing process is a
+fork of a warm one."""
+if sys.platform == "linux":
+    QUICK = replace(QUICK, visualizer=functools.partial(TrainingVisualizer, drawing=DrawingOptions(start=Forked)))
 
 
 @pytest.fixture
 def train(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
-    """Run the command in this process: a small model on the corpus, in a folder of this test. Returns its exit code."""
-    start_once(monkeypatch)
+    """Run the command in this process: a small model on the corpus, in this test's folder. Returns its exit code."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object, small: bool = True) -> int:
+    def run(*arguments: object, small: bool = True, builders: Builders = QUICK) -> int:
         words = [str(argument) for argument in arguments]
         if small and "--resume" not in words:
             words = [*SMALL, *([] if "--dataset" in words else ["--dataset", str(corpus)]), *words]
-        return train_slimpajama.main(words)
+        return main(words, builders)
 
     return run
+
+
+def start(
+    words: list[str], folder: Path, code: str | None = None, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start the command, or Python code that runs it, in `folder` and in a session of its own."""
+    program = ["-c", code] if code else [str(PROJECT / "train_slimpajama.py")]
+    return subprocess.Popen(
+        [sys.executable, *program, *words],
+        cwd=folder,
+        env=command_environment() | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 300) -> None:
+    """Wait for something that a running process does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 def table(folder: Path, sql: str) -> list[tuple[Any, ...]]:
@@ -65,6 +91,21 @@ def table(folder: Path, sql: str) -> list[tuple[Any, ...]]:
         rows = database.execute(sql).fetchall()
     database.close()
     return rows
+
+
+def count_steps(folder: Path) -> int:
+    """Rows of `steps` in the store in `folder`, which need not exist yet."""
+    try:
+        return int(table(folder, "SELECT count(*) FROM steps")[0][0])
+    except sqlite3.Error:
+        return 0
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command wrote to standard error since the last look: exactly one line."""
+    error = capsys.readouterr().err
+    assert error.startswith("train_slimpajama.py: ") and error.count("\n") == 1, error
+    return error
 
 
 STEPS = "SELECT step, loss, accuracy, learning_rate, gradient_norm, tokens, bytes FROM steps ORDER BY step"

@@ -1,15 +1,17 @@
-"""The compiled step: the same losses as the eager one, exact over a resume in another process, chosen where it pays."""
+"""The compiled step: the same losses as the eager one, exact across a resume in another process, used where it pays."""
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 from tests.conftest import PROJECT, Run
-from tests.runs.conftest import SMALL, STEPS, Train, table
+from tests.runs.conftest import QUICK, SMALL, STEPS, Train, table
 from tests.runs.test_resume import equal_runs
 from trainer.base.device import choose_device
 from trainer.learning.step import TrainingStep
@@ -17,48 +19,49 @@ from trainer.learning.step import TrainingStep
 UNDECIDED = [word for word in SMALL if word != "--no-compile"]
 
 
-@pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[TrainingStep]:
-    """The steps that are asked to compile, which then run as they are; every run is long enough to do so."""
-    asked: list[TrainingStep] = []
-    monkeypatch.setattr(TrainingStep, "compile", lambda step: asked.append(step))
-    monkeypatch.setattr("trainer.learning.compilation.compiling_pays", lambda steps, seconds, kind: True)
-    return asked
+class Uncompiled(TrainingStep):
+    """Counts the requests to compile it, and stays as it is."""
+
+    requests: ClassVar[int]
+
+    def compile(self) -> None:
+        Uncompiled.requests += 1
 
 
-def test_a_run_that_is_long_enough_is_compiled_and_stays_so(
-    train: Train, compiled: list[TrainingStep], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert train(*UNDECIDED, "--dataset", corpus, "--steps", 4, small=False) == 0
-    assert len(compiled) == 1
+PAYS = replace(QUICK, training_step=Uncompiled, compiling_pays=lambda steps, seconds, kind: True)
+
+
+@pytest.fixture(autouse=True)
+def no_requests() -> None:
+    Uncompiled.requests = 0
+
+
+def test_a_long_run_is_compiled_and_stays_compiled(train: Train, corpus: Path, tmp_path: Path) -> None:
+    assert train(*UNDECIDED, "--dataset", corpus, "--steps", 4, small=False, builders=PAYS) == 0
+    assert Uncompiled.requests == 1
     assert json.loads((tmp_path / "training_viz" / "run.json").read_bytes())["config"]["compile"] is True
-    monkeypatch.setattr("trainer.learning.compilation.compiling_pays", lambda steps, seconds, kind: False)
-    assert train("--resume", "--steps", 6) == 0
-    assert len(compiled) == 2
+    assert train("--resume", "--steps", 6, builders=replace(PAYS, compiling_pays=QUICK.compiling_pays)) == 0
+    assert Uncompiled.requests == 2
 
 
-def test_what_is_typed_decides(train: Train, compiled: list[TrainingStep]) -> None:
-    assert train("--steps", 2) == 0  # with --no-compile
-    assert not compiled
+def test_a_flag_decides(train: Train) -> None:
+    assert train("--steps", 2, builders=PAYS) == 0  # with --no-compile
+    assert not Uncompiled.requests
 
 
-def test_a_long_run_says_what_it_lacks_to_be_compiled(
-    train: Train,
-    compiled: list[TrainingStep],
-    corpus: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_long_run_reports_what_it_lacks_to_be_compiled(
+    train: Train, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    assert train(*UNDECIDED, "--dataset", corpus, "--steps", 2, small=False) == 0
+    assert train(*UNDECIDED, "--dataset", corpus, "--steps", 2, small=False, builders=PAYS) == 0
     assert "2 documents would be faster compiled: there is no C++ compiler" in capsys.readouterr().out
-    assert not compiled
+    assert not Uncompiled.requests
 
 
-def test_what_the_compiler_raises_is_told_and_the_run_goes_on_without(
+def test_a_run_continues_eagerly_when_the_compiler_raises(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At the first use of what it made; a real one that fails, at its first work and later, takes a quarter minute."""
+    """At the first call of the compiled function. Real compilers that fail, early and late, need 15 seconds each."""
     assert train("--steps", 3, "--out", "eager") == 0
     asked = []
 
@@ -68,7 +71,7 @@ def test_what_the_compiler_raises_is_told_and_the_run_goes_on_without(
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: fail)
     assert train("--steps", 3, "--compile", "--out", "tried") == 0
-    said = "--compile: the compiler fails (RuntimeError: no space left), so the step runs without it\n"
+    said = "--compile: the compiler failed (RuntimeError: no space left), so the step runs uncompiled\n"
     assert asked and capsys.readouterr().out.count(said) == 1
     assert json.loads((tmp_path / "tried/training_viz/run.json").read_bytes())["config"]["compile"] is False
     equal_runs(tmp_path / "eager", tmp_path / "tried", 3)
@@ -83,17 +86,17 @@ exec g++ "$@"
 
 @pytest.mark.full
 @pytest.mark.parametrize("works", [0, 2, 4])
-def test_a_compiler_that_fails_is_told_and_the_run_goes_on_without(
+def test_a_run_continues_eagerly_when_the_compiler_fails(
     train: Train, tmp_path: Path, corpus: Path, run_command: Run, works: int
 ) -> None:
-    """At the first thing that it is asked for, or at a later one: a backward pass, say."""
+    """At the first file that it has to compile, or at a later one (a backward pass)."""
     compiler = tmp_path / "failing"
     compiler.write_text(FAILING.format(works=works))
     compiler.chmod(0o755)
     environment = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     flags = [*SMALL, "--dataset", corpus, "--steps", 3]
     done = run_command(*flags, "--compile", "--out", "tried", cwd=tmp_path, environment=environment)
-    assert done.stdout.count("--compile: the compiler fails (") == 1 and done.stderr == ""
+    assert done.stdout.count("--compile: the compiler failed (") == 1 and done.stderr == ""
     assert json.loads((tmp_path / "tried/training_viz/run.json").read_bytes())["config"]["compile"] is False
     assert train("--steps", 3, "--out", "eager") == 0
     equal_runs(tmp_path / "eager", tmp_path / "tried", 3)
@@ -102,7 +105,7 @@ def test_a_compiler_that_fails_is_told_and_the_run_goes_on_without(
 @pytest.mark.full  # compiling takes half a minute
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_compiled_equals_eager_and_resumes_exactly(tmp_path: Path, corpus: Path, run_command: Run, dtype: str) -> None:
-    """Also where torch's cache is another one, and has seen longer documents."""
+    """Also with another torch cache, which contains code for longer documents."""
 
     def run(*words: object, cache: str, length: int = 200) -> str:
         flags = [*SMALL, "--dtype", dtype, "--dataset", corpus, "--max-seq-length", length]
@@ -137,8 +140,8 @@ print(made, counters["stats"]["unique_graphs"] - made)
 
 @pytest.mark.full
 @pytest.mark.parametrize("length", [65, 200, 1025])
-def test_one_graph_is_made_for_all_layers_and_lengths_and_none_later(length: int) -> None:
-    """Also where a length equals the width, 64. Beyond 512 tokens attention on a CPU is computed another way."""
+def test_one_graph_serves_all_layers_and_lengths(length: int) -> None:
+    """Also where a length equals the width, 64. Beyond 512 tokens, attention on a CPU uses another kernel."""
     command = [sys.executable, "-c", GRAPHS.format(length=length)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     graphs = 3 if length > 513 and choose_device("auto").type == "cpu" else 2
@@ -146,9 +149,9 @@ def test_one_graph_is_made_for_all_layers_and_lengths_and_none_later(length: int
 
 
 @pytest.mark.full
-def test_without_a_compiler_it_says_so_and_goes_on(tmp_path: Path, corpus: Path, run_command: Run) -> None:
+def test_without_a_compiler_the_run_reports_it_and_continues(tmp_path: Path, corpus: Path, run_command: Run) -> None:
     done = run_command(
         *SMALL, "--dataset", corpus, "--steps", 2, "--compile", cwd=tmp_path, environment={"PATH": str(tmp_path)}
     )
-    assert done.stdout.count("there is no C++ compiler (g++), so the step runs without it") == 1
+    assert done.stdout.count("there is no C++ compiler (g++), so the step runs uncompiled") == 1
     assert "compiled" not in next(line for line in done.stdout.splitlines() if line.startswith("Model:"))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import train_slimpajama
 from tests.conftest import PROJECT
-from tests.runs.conftest import SMALL, Train, start_once, table
+from tests.runs.conftest import QUICK, SMALL, Train, table
+from trainer.cli import main
 from trainer.run.folders import Folders, RunFolder, mark_of
 from viz.record.runs import delete_run, describe_runs, find_runs
 
@@ -21,10 +21,9 @@ def made(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that is the second of its folder, a test run beside it that is too. Returns the folder of all."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        start_once(patch)
         patch.chdir(folder)
         for words in ("--steps 6 --checkpoint-interval 3", "--steps 8", "--test --steps 4", "--test --steps 5"):
-            assert train_slimpajama.main([*SMALL, "--dataset", str(corpus), *words.split()]) == 0
+            assert main([*SMALL, "--dataset", str(corpus), *words.split()], QUICK) == 0
     return folder
 
 
@@ -34,7 +33,6 @@ def four(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     for mark in tmp_path.rglob(".run"):
         mark.write_text(mark.read_text().replace(str(made), str(tmp_path)))
-    start_once(monkeypatch)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -42,7 +40,7 @@ def four(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_pasted(command: str) -> int:
     program, script, *words = shlex.split(command)
     assert program == "python" and Path(script).resolve() == PROJECT / "train_slimpajama.py"
-    return train_slimpajama.main(words)
+    return main(words, QUICK)
 
 
 def contents(folder: Path) -> dict[Path, str]:

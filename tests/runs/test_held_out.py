@@ -1,9 +1,9 @@
-"""A run that is measured on held-out documents: unasked, when it stops and goes on, and where there are none."""
+"""Evaluation on held-out documents: by default, across a stop and a resume, and where there are no such documents."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,53 +11,35 @@ import pytest
 
 from tests.conftest import command_environment, make_texts, write_jsonl
 from tests.loopback_hub import Fault, LoopbackHub, client_environment
-from tests.runs.conftest import SMALL, STEPS, Train, table
+from tests.runs.conftest import QUICK, SMALL, STEPS, Train, table
 from tests.runs.test_hub import make_repository
+from trainer.observe.evaluation import AutomaticEvaluation
 
 EVALUATIONS = "SELECT step, split, source, loss, bits_per_byte, accuracy, documents, tokens, bytes FROM evaluations"
 
-AT_ONCE = """
-import sys
-import trainer.observe.evaluation
-import trainer.assemble
-evaluation = trainer.observe.evaluation
-evaluation.SHORTEST_RUN, evaluation.AUTOMATIC_INTERVAL, evaluation.MOST_TIME = 20, 10, 1e3
-trainer.assemble.EVALUATION_PATIENCE = float(sys.argv.pop(1))
-import train_slimpajama
-sys.exit(train_slimpajama.main())
-"""
-"""The command, for which 20 documents are a long run."""
-
-
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 documents are a long run, and time is no matter."""
-    monkeypatch.setattr("trainer.observe.evaluation.SHORTEST_RUN", 20)
-    monkeypatch.setattr("trainer.observe.evaluation.AUTOMATIC_INTERVAL", 10)
-    monkeypatch.setattr("trainer.observe.evaluation.MOST_TIME", 1000.0)
+SOON = replace(QUICK, automatic_evaluation=AutomaticEvaluation(interval=10, shortest_run=20, share_of_time=1e3))
+"""A run of 20 documents is evaluated, whatever that costs."""
 
 
 def measured(folder: Path) -> list[int]:
     return [step for (step,) in table(folder / "training_viz", "SELECT DISTINCT step FROM evaluations ORDER BY step")]
 
 
-def test_a_long_run_is_measured_unless_it_shall_not_be(
-    train: Train, tmp_path: Path, at_once: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train("--steps", 24, "--out", "on") == 0
+def test_a_long_run_is_evaluated_by_default(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--steps", 24, "--out", "on", builders=SOON) == 0
     assert "After 24 documents: loss" in capsys.readouterr().out
-    assert train("--steps", 24, "--out", "off", "--evaluation-interval", 0) == 0
-    assert train("--steps", 19, "--out", "short") == 0
+    assert train("--steps", 24, "--out", "off", "--evaluation-interval", 0, builders=SOON) == 0
+    assert train("--steps", 19, "--out", "short", builders=SOON) == 0
     assert "held-out documents (" not in capsys.readouterr().out
     assert [measured(tmp_path / name) for name in ("on", "off", "short")] == [[9, 19, 23], [], []]
     viz = {name: tmp_path / name / "training_viz" for name in ("on", "off")}
     assert table(viz["on"], STEPS) == table(viz["off"], STEPS)
-    # It grows long when it goes on, and is measured from then on.
-    assert train("--resume", "--steps", 33, "--out", "short") == 0
-    assert measured(tmp_path / "short") == [19, 29, 32]
+    # A resume that makes it long evaluates it from then on.
+    assert train("--resume", "--steps", 22, "--out", "short", builders=SOON) == 0
+    assert measured(tmp_path / "short") == [19, 21]
 
 
-def test_every_source_is_measured_apart(train: Train, tmp_path: Path) -> None:
+def test_every_source_is_evaluated_separately(train: Train, tmp_path: Path) -> None:
     rows = [{"text": text, "source": ("code", "docs")[number % 2]} for number, text in enumerate(make_texts(900))]
     (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert train("--dataset", "two.jsonl", "--steps", 7, "--evaluation-interval", 5) == 0
@@ -71,14 +53,14 @@ def test_every_source_is_measured_apart(train: Train, tmp_path: Path) -> None:
         assert min(part[6] for part in parts) > 0
 
 
-def test_evaluations_go_with_the_run_when_it_stops_goes_back_and_goes_on(train: Train, tmp_path: Path) -> None:
+def test_evaluations_follow_the_run_when_it_stops_goes_back_and_resumes(train: Train, tmp_path: Path) -> None:
     flags = ("--evaluation-interval", 5, "--checkpoint-interval", 7)
     assert train("--steps", 20, "--out", "whole", *flags) == 0
     assert train("--steps", 14, "--out", "parts", *flags) == 0
-    assert measured(tmp_path / "parts") == [4, 9, 13]  # the last one because the run was to end there
+    assert measured(tmp_path / "parts") == [4, 9, 13]  # the last one because the run ended there as planned
     assert train("--resume", "--steps", 20, "--out", "parts") == 0
     assert measured(tmp_path / "parts") == [4, 9, 13, 14, 19]
-    # Back to step 7, on whose far side everything is forgotten and made again.
+    # Back to step 7: everything after it is deleted and made again.
     assert train("--resume", "parts/checkpoints/checkpoint_step_7.bin", "--steps", 20, "--out", "parts") == 0
     assert measured(tmp_path / "parts") == measured(tmp_path / "whole") == [4, 9, 14, 19]
     whole, parts = (table(tmp_path / name / "training_viz", EVALUATIONS) for name in ("whole", "parts"))
@@ -86,7 +68,7 @@ def test_evaluations_go_with_the_run_when_it_stops_goes_back_and_goes_on(train: 
 
 
 @pytest.mark.full
-def test_where_nothing_is_left_to_train_on_nothing_is_measured_again(train: Train, tmp_path: Path) -> None:
+def test_without_new_documents_a_resume_evaluates_nothing(train: Train, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "few.jsonl", make_texts(150))
     assert train("--dataset", "few.jsonl", "--steps", 200, "--evaluation-interval", 100) == 0
     found = table(tmp_path / "training_viz", EVALUATIONS)
@@ -98,68 +80,96 @@ def test_where_nothing_is_left_to_train_on_nothing_is_measured_again(train: Trai
     assert measured(tmp_path) == [99, last, 199, 299]
 
 
-def test_where_nothing_is_held_out_a_run_goes_without_unless_it_was_asked_for(
-    train: Train, tmp_path: Path, at_once: None, capsys: pytest.CaptureFixture[str]
+def test_without_held_out_documents_only_a_requested_evaluation_is_an_error(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tiny.txt").write_text("\n\n".join(make_texts(30)))
-    assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "a") == 0
-    said = "No evaluation in this run: tiny.txt has no document to hold out for an evaluation (one in 100 is)"
+    assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "a", builders=SOON) == 0
+    said = (
+        "This run is not evaluated: tiny.txt has no held-out document to evaluate on (one document in 100 is held out)"
+    )
     assert capsys.readouterr().out.count(said) == 1
     assert measured(tmp_path / "a") == []
     assert table(tmp_path / "a" / "training_viz", "SELECT detail FROM events WHERE kind = 'no evaluation'") == [(said,)]
-    assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "b", "--evaluation-interval", 5) == 2
-    assert "tiny.txt has no document to hold out" in capsys.readouterr().err
-    assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "c", "--evaluation-interval", 0) == 0
-    assert "No evaluation" not in capsys.readouterr().out
+    assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "b", "--evaluation-interval", 5, builders=SOON) == 2
+    assert "tiny.txt has no held-out document" in capsys.readouterr().err
+    assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "c", "--evaluation-interval", 0, builders=SOON) == 0
+    assert "not evaluated" not in capsys.readouterr().out
 
 
-Start = Callable[..., subprocess.CompletedProcess[str]]
+ON_A_HUB = """
+import sys
+from trainer.assemble import Builders
+from trainer.cli import main
+from trainer.observe.evaluation import AutomaticEvaluation
+
+for line in sys.stdin:
+    patience, *words = line.split()
+    soon = AutomaticEvaluation(interval=10, shortest_run=20, share_of_time=1e3, patience=float(patience))
+    code = main([*sys.argv[1:], *words], Builders(automatic_evaluation=soon))
+    print("exit", code, flush=True)
+"""
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Start:
-    """Run the command for which 20 documents are a long run, on a Hub, in a process of its own."""
+class RunsOnHub:
+    """Runs of the command in one other process, which sees a Hub; 20 documents are a long run."""
 
-    def run(hub: LoopbackHub, patience: float, *words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", AT_ONCE, str(patience), *SMALL, *map(str, words)],
-            cwd=tmp_path,
-            env=command_environment() | client_environment(hub.endpoint, tmp_path / "home"),
-            capture_output=True,
+    def __init__(self, hub: LoopbackHub, folder: Path, *words: object) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", ON_A_HUB, *SMALL, *map(str, words)],
+            cwd=folder,
+            env=command_environment() | client_environment(hub.endpoint, folder / "home"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
-            check=False,
         )
 
-    return run
+    def run(self, patience: float, words: str) -> tuple[int, str]:
+        """The exit code and the output."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(patience, words, file=self._process.stdin, flush=True)
+        output = ""
+        for line in self._process.stdout:
+            if line.startswith("exit "):
+                return int(line.split()[1]), output
+            output += line
+        raise AssertionError(output)
+
+    def __enter__(self) -> "RunsOnHub":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize(
-    "how", [pytest.param({"status": 404, "times": 99}, marks=pytest.mark.full), {"hang_seconds": 9}]
+    "how", [pytest.param({"status": 404, "times": 99}, marks=pytest.mark.full), {"hang_seconds": 6}]
 )
-def test_a_validation_split_out_of_reach_holds_nothing_up(start: Start, tmp_path: Path, how: dict[str, Any]) -> None:
+def test_a_validation_split_out_of_reach_does_not_stop_the_run(tmp_path: Path, how: dict[str, Any]) -> None:
     with LoopbackHub({"someone/texts": make_repository(tmp_path / "repository", make_texts(60))}) as hub:
         hub.faults = [Fault("example_holdout", **how)]
-        done = start(hub, 3, "--dataset", "someone/texts", "--steps", 20, "--max-stall", 30)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("No evaluation in this run: ") == 1
-        assert "have not come within 3 seconds" in done.stdout
-        assert measured(tmp_path) == [] and len(table(tmp_path / "training_viz", STEPS)) == 20
-        hub.faults = []
-        assert start(hub, 30, "--dataset", "someone/texts", "--steps", 20, "--out", "well").returncode == 0
+        with RunsOnHub(hub, tmp_path, "--dataset", "someone/texts", "--steps", 20, "--max-stall", 30) as runs:
+            code, output = runs.run(1, "")
+            assert code == 0 and output.count("This run is not evaluated: ") == 1
+            assert "have not come within 1 second" in output
+            assert measured(tmp_path) == [] and len(table(tmp_path / "training_viz", STEPS)) == 20
+            hub.faults = []
+            code, output = runs.run(30, "--out well")
+            assert code == 0, output
     assert measured(tmp_path / "well") == [9, 19]
     assert table(tmp_path / "well" / "training_viz", "SELECT DISTINCT documents FROM evaluations") == [(20,)]
 
 
 @pytest.mark.full
-def test_what_is_trained_on_is_not_held_out(start: Start, tmp_path: Path) -> None:
-    with LoopbackHub({"someone/texts": make_repository(tmp_path / "repository", make_texts(60))}) as hub:
-        words = ("--dataset", "someone/texts", "--dataset-split", "validation", "--steps", 20)
-        done = start(hub, 30, *words)
-        assert done.returncode == 0, done.stderr
-        assert "someone/texts is trained on its validation split, so that nothing is held out" in done.stdout
-        asked = start(hub, 30, *words, "--evaluation-interval", 5)
-    assert (asked.returncode, asked.stdout.count("held out")) == (
-        2,
-        0,
-    ) and "so that nothing is held out" in asked.stderr
+def test_a_run_that_trains_on_the_validation_split_has_nothing_held_out(tmp_path: Path) -> None:
+    words = ("--dataset", "someone/texts", "--dataset-split", "validation", "--steps", 20)
+    reason = "someone/texts trains on its validation split, so nothing is held out"
+    with (
+        LoopbackHub({"someone/texts": make_repository(tmp_path / "repository", make_texts(60))}) as hub,
+        RunsOnHub(hub, tmp_path, *words) as runs,
+    ):
+        code, output = runs.run(30, "")
+        assert code == 0 and reason in output
+        code, output = runs.run(30, "--evaluation-interval 5")
+        assert code == 2 and output == f"train_slimpajama.py: {reason}\n"

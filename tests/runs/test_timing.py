@@ -1,13 +1,11 @@
-"""The benchmarks of step, growth and generation on a tiny model, too short to mean anything: what they make of it."""
+"""The benchmarks of step, growth and generation, on a tiny model and too short for meaningful numbers."""
 
-import functools
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import contenders, generate, growth, step, timing
-from trainer.learning.step import TrainingStep
 
 OF_THE_UPDATE = ("orthogonalization", "momenta", "AdamW", "weight average")
 
@@ -36,11 +34,8 @@ def test_contenders_take_turns_and_are_compared_within_a_round() -> None:
     assert timing.in_words([0.12345], "s") == "0.1235 s"
 
 
-def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(TrainingStep, "compile", lambda step: None)
-    monkeypatch.setattr(step, "STEPS", 2)
-    monkeypatch.setattr(step, "bandwidth", functools.cache(step.bandwidth))
-    step.main("tiny", 2)
+def test_step(capsys: pytest.CaptureFixture[str]) -> None:
+    step.main("tiny", 1, steps=2, compile_step=False)
     rows = rows_of(capsys)
     assert 0 < float(rows["roofline: products at their peak, memory traffic of AdamW"][1].split(" of")[0]) < 2
     parts = {name: float(cells[1].rstrip("%")) for name, cells in rows.items() if cells[-1].endswith("%")}
@@ -50,14 +45,13 @@ def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.full  # two processes, one of them with transformers
-def test_generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(generate, "TOKENS", 5)
-    generate.main("tiny", 3)
+def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
+    generate.main("tiny", 3, tokens=5)
     rows = rows_of(capsys)
     assert float(rows["ours, bf16"][1]) > 0 and float(rows["ours, fp32"][1]) > 0
 
 
-def test_what_is_not_a_benchmark_or_not_a_flag_of_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_benchmark_or_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["learning"], ["growth", "--rounds", "3"], ["startup", "--size", "tiny"], []):
         with pytest.raises(SystemExit, match="2"):
             command.main(words)
@@ -69,14 +63,13 @@ def test_a_step_of_transformers_is_timed() -> None:
 
 
 @pytest.mark.full  # the tokenizer of a corpus of that size takes half a minute
-def test_growth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(growth, "WINDOW", 10)
-    growth.main(400)
+def test_growth(capsys: pytest.CaptureFixture[str]) -> None:
+    growth.main(400, window=10)
     rows = rows_of(capsys)
     assert float(rows["400"][1].split()[0]) > 50 and "ms" in rows["10"][0]
 
 
-def test_the_corpus_is_of_whole_documents(tmp_path: Path) -> None:
+def test_the_corpus_consists_of_whole_documents(tmp_path: Path) -> None:
     contenders.write_corpus(tmp_path / "corpus.jsonl.zst", 3)
     texts = contenders.zstandard.open(tmp_path / "corpus.jsonl.zst", "rt").read().splitlines()
     assert len(texts) == 3 and all(len(text.split()) > contenders.LENGTH for text in texts)

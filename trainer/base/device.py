@@ -109,7 +109,9 @@ def multiply_fp32_by_onednn() -> None:
     What it comes to follows from CPU and torch, which are kept with each checkpoint (`provenance.kernels`).
     `torch.get_float32_matmul_precision` raises from then on: it has no word for this.
     """
-    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # mypy can't see it
+    setting: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if not hasattr(setting, "fp32_precision"):  # the name may change: torch then keeps its own choice
+        return
     before, setting.fp32_precision = setting.fp32_precision, "bf16"
     generator = torch.Generator().manual_seed(0)
     # As a step has them: a layer's, one of many outputs, attention's; each with those of both gradients.

@@ -1,17 +1,15 @@
 """A checkpoint as the commands on it use it: found, opened, its model and its tokenizer ready."""
 
-import argparse
-import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from trainer.base.checkpoint_file import load_newest, read_state
 from trainer.data.pretrained_tokenizer import tokenizer_of
 from trainer.data.tokenizer import Tokenizer
-from trainer.errors import MachineError, RunError, UserError
+from trainer.errors import UserError
 from trainer.model.language_model import LanguageModel, shape_of
 
 
@@ -25,48 +23,6 @@ class TrainedModel:
     model: LanguageModel
     """float32 on the CPU."""
     tokenizer: Tokenizer
-
-
-class CommandParser(argparse.ArgumentParser):
-    """The command line of `python -m trainer.…`. A mistake is a `UserError` of one line."""
-
-    def __init__(self, *, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
-
-    def add_checkpoint(self) -> None:
-        """`checkpoint` and `checkpoint_dir`, as `open_trained_model` takes them."""
-        self.add_argument(
-            "checkpoint", nargs="?", type=Path, help="file or folder (default: the newest of --checkpoint-dir)"
-        )
-        self.add_argument("--checkpoint-dir", type=Path, default=Path("checkpoints"), metavar="DIR")
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
-def exit_code_of(command: Callable[[], None]) -> int:
-    """Run a command and return the exit code of `contract.md`; a failure is one line on standard error."""
-    try:
-        command()
-        print(end="", flush=True)  # here, where a failure is one line; there may be no standard output at all
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # the reader has had enough (`| head`)
-        _let_output_go()
-    except OSError as error:
-        print(f"the machine failed: {error}", file=sys.stderr)
-        _let_output_go()
-        return MachineError.exit_code
-    except KeyboardInterrupt:
-        print(flush=True)
-        return 130
-    return 0
-
-
-def _let_output_go() -> None:
-    """Python flushes once more at its end, and must not fail there."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def open_trained_model(checkpoint: Path | None, folder: Path) -> TrainedModel:

@@ -1,6 +1,7 @@
-"""Tokens out of any forward that remembers what it has read: temperature, top-k, its own random generator."""
+"""Generation: choose tokens from logits, and compute logits for one new token at a time with a key-value cache."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from trainer.model.transformer import (
     rotary_tables,
 )
 
+Product = Callable[[Tensor], Tensor]
+"""(1, inputs) → (1, outputs): a product with a fixed weight."""
+
 
 def sample_tokens(
     next_logits: Callable[[list[int]], Tensor],
@@ -30,26 +34,26 @@ def sample_tokens(
     top_k: int | None,
     seed: int,
 ) -> Iterator[int]:
-    """Yield `count` token ids that continue the prompt, one as soon as it is chosen.
+    """Yield `count` token ids that continue the prompt, each as soon as it is chosen.
 
-    Chosen on the CPU with a generator of its own, so the same logits and seed give the same tokens on every device, and
-    nobody else's random numbers are used up. The last token is not read by the model: nothing comes after it.
+    Tokens are drawn on the CPU with a private generator. The same logits and seed therefore give the same tokens on
+    every device, and the global random state does not change. The model does not read the last token.
 
     Args:
-        next_logits: reads ids behind all those it was given before; returns the (V,) logits of the token that follows.
+        next_logits: appends ids to those it was given before; returns the (V,) logits of the token that follows.
         prompt_ids: at least one id.
         temperature: divides the logits; 0 takes the most likely token each time.
         top_k: choose among the k most likely tokens; None for all.
-        seed: of the generator, any 64-bit integer.
+        seed: seed of the generator, any 64-bit integer.
 
     Raises:
         ValueError: empty prompt, negative temperature, or top_k below 1.
         FloatingPointError: the model's logits are NaN or infinite.
     """
     if not prompt_ids:
-        raise ValueError("the prompt is empty: the model needs a token to go on from")
+        raise ValueError("the prompt is empty: pass at least one token")
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be a number from 0 on, not {temperature}")
+        raise ValueError(f"temperature must be finite and at least 0, not {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
     return _sample(next_logits, list(prompt_ids), count, temperature, top_k, torch.Generator().manual_seed(seed))
@@ -70,7 +74,7 @@ def _sample(
 
 
 def choose_token(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """Draw one token id from (V,) logits with a generator on the CPU; for the rest see `sample_tokens`."""
+    """Draw one token id from (V,) logits with a CPU generator; the other arguments are those of `sample_tokens`."""
     logits = logits.detach().float().cpu()
     candidates = 1 if temperature == 0 else min(top_k or len(logits), len(logits))
     values, ids = logits.topk(candidates)  # descending; a NaN counts as the largest
@@ -79,23 +83,18 @@ def choose_token(logits: Tensor, temperature: float, top_k: int | None, generato
         raise FloatingPointError(f"the model's logits are not finite ({best})")
     if candidates == 1:
         return int(ids[0])
-    # The largest is taken off before dividing, so that a tiny temperature makes zeros of the others and not inf - inf.
+    # Subtract the largest before dividing: a tiny temperature then gives zeros and not inf - inf.
     probabilities = ((values - best) / temperature).softmax(dim=0)
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-Product = Callable[[Tensor], Tensor]
-PLAIN = {Decoder, nn.ModuleList, Layer, Attention, FeedForward, Matrix, Embedding, RMSNorm}
-"""The modules that `_ByToken` says in other words."""
-
-
 class CachedDecoder:
-    """Keys and values of what was read, and rotary tables of its own length. The weights must stay as they are."""
+    """A decoder that keeps the keys and values of the tokens it has read. The weights must not change meanwhile."""
 
     def __init__(self, decoder: Decoder, shape: ModelShape, capacity: int) -> None:
         """
         Args:
-            capacity: tokens that there is memory for at the beginning; it grows.
+            capacity: number of tokens to allocate memory for; it grows when needed.
         """
         weight = decoder.embed_tokens.weight.detach()
         self._decoder = decoder
@@ -104,11 +103,11 @@ class CachedDecoder:
         self._caches = [LayerCache(shape, capacity, weight) for _ in decoder.layers]
         self._length = 0
         self._is_plain = all(type(module) in PLAIN for module in decoder.modules())
-        self._by_token: _ByToken | None = None
+        self._single_token: _SingleTokenDecoder | None = None
 
     @torch.inference_mode()
     def read(self, ids: Sequence[int]) -> Tensor:
-        """Logits (V,) of the token that follows `ids`, which stand behind all those read before."""
+        """Append `ids` to those read before; return the (V,) logits of the token that follows."""
         start, self._length = self._length, self._length + len(ids)
         if self._length > self._tables.shape[1]:
             self._tables = rotary_tables(self._shape, 2 * self._length, self._tables.device)
@@ -117,16 +116,20 @@ class CachedDecoder:
         if len(ids) > 1 or not self._is_plain:
             hidden = self._decoder(embedded, tables, start, self._caches)[0, -1]
             return F.linear(hidden, self._decoder.embed_tokens.weight)
-        if self._by_token is None:
-            self._by_token = _ByToken(self._decoder, self._shape)
-        return self._by_token(embedded[0], tables, start, self._caches)[0]
+        if self._single_token is None:
+            self._single_token = _SingleTokenDecoder(self._decoder, self._shape)
+        return self._single_token(embedded[0], tables, start, self._caches)[0]
 
 
-class _ByToken:
-    """`Decoder.forward` for one token, in fewer calls of torch: for one row they take as long as the arithmetic.
+PLAIN = {Decoder, nn.ModuleList, Layer, Attention, FeedForward, Matrix, Embedding, RMSNorm}
+"""The modules that `_SingleTokenDecoder` reimplements. A model with any other module, such as LoRA, runs as it is."""
 
-    The gains of queries and keys are multiplied into the rotary tables, and both are turned as one. Needs the weights
-    once more, as `product` keeps them.
+
+class _SingleTokenDecoder:
+    """`Decoder.forward` for one token, in fewer torch calls: for a single row, a call costs as much as its arithmetic.
+
+    The gains of queries and keys are folded into the rotary tables, and both are rotated in one operation. Keeps a
+    second copy of the weights, in the layout that `product` uses.
     """
 
     def __init__(self, decoder: Decoder, shape: ModelShape) -> None:
@@ -142,36 +145,38 @@ class _ByToken:
         )
         """(layers, heads + kv_heads, head_dim)."""
         self._opposite_gains = self._gains.roll(shape.head_dim // 2, dims=-1)
-        """Of the dimension that each one turns with."""
+        """The gain of the dimension that each dimension rotates with."""
         self._first_gains = [layer.input_layernorm.weight for layer in layers]
         self._second_gains = [layer.post_attention_layernorm.weight for layer in layers]
         self._last_gain = decoder.norm.weight
         self._to_heads = [
-            product(_whole(a.joined, [a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])) for a in attention
+            product(_joined_weight(a.joined, [a.q_proj.weight, a.k_proj.weight, a.v_proj.weight])) for a in attention
         ]
         self._from_heads = [product(block.o_proj.weight) for block in attention]
         self._gate_up = [
-            product(_whole(block.joined, [block.gate_proj.weight, block.up_proj.weight])) for block in feed_forward
+            product(_joined_weight(block.joined, [block.gate_proj.weight, block.up_proj.weight]))
+            for block in feed_forward
         ]
         self._down = [product(block.down_proj.weight) for block in feed_forward]
         self._output = product(decoder.embed_tokens.weight)
 
     def __call__(self, x: Tensor, tables: Tensor, start: int, caches: Sequence[LayerCache]) -> Tensor:
-        """(1, width) → logits (1, V) behind `start` tokens; `tables` is (2, 1, 1, head_dim/2)."""
+        """(1, width) → logits (1, V) at position `start`; `tables` is (2, 1, 1, head_dim/2)."""
         shape = self._shape
-        turning = shape.heads + shape.kv_heads
+        rotated = shape.heads + shape.kv_heads
         cosine, sine = tables[:, 0]
         cosines = (self._gains * torch.cat([cosine, cosine], dim=-1)).unbind()
         sines = (self._opposite_gains * torch.cat([-sine, sine], dim=-1)).unbind()
         for number, cache in enumerate(caches):
             normal = self._normal(x, self._first_gains[number])
             heads = self._to_heads[number](normal).view(-1, shape.head_dim)
-            unit = self._normal(heads[:turning].float(), None)
+            unit = self._normal(heads[:rotated].float(), None)
             opposite = unit.roll(shape.head_dim // 2, dims=-1)
-            turned = torch.addcmul(unit * cosines[number], opposite, sines[number]).to(x.dtype)
-            queries = turned[: shape.heads].view(1, shape.heads, 1, shape.head_dim)
+            queries_keys = torch.addcmul(unit * cosines[number], opposite, sines[number]).to(x.dtype)
+            queries = queries_keys[: shape.heads].view(1, shape.heads, 1, shape.head_dim)
             keys, values = (
-                part.view(1, shape.kv_heads, 1, shape.head_dim) for part in (turned[shape.heads :], heads[turning:])
+                part.view(1, shape.kv_heads, 1, shape.head_dim)
+                for part in (queries_keys[shape.heads :], heads[rotated:])
             )
             mixed = attend(queries, *cache.append(start, keys, values))
             x = x + self._from_heads[number](mixed.reshape(1, -1))
@@ -183,19 +188,34 @@ class _ByToken:
         return F.rms_norm(x, x.shape[-1:], gain, self._shape.norm_epsilon)
 
 
-def _whole(joined: Tensor | None, matrices: list[Tensor]) -> Tensor:
+def _joined_weight(joined: Tensor | None, matrices: list[Tensor]) -> Tensor:
     return torch.cat(matrices) if joined is None else joined
 
 
 def product(weight: Tensor) -> Product:
-    """x → x @ weight.T for rows x, of a weight that stays as it is.
+    """Return a function that maps rows x to x @ weight.T. The weight must not change afterwards.
 
-    On a CPU by oneDNN from a copy that is laid out for it (what `torch.compile` does to frozen weights): a row in bf16
-    has the weight laid out anew else, and one in fp32 is made by MKL, which takes twice as long.
+    On a CPU it uses oneDNN with a copy in oneDNN's own layout, as `torch.compile` does for frozen weights. `F.linear`
+    would reorder a bf16 weight for every row, and multiply an fp32 row by MKL, which takes twice as long.
     """
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        operators = torch.ops.mkldnn
-        if weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and operators._is_mkldnn_bf16_supported()):
-            packed = operators._reorder_linear_weight(weight.detach(), 1)
-            return lambda x: operators._linear_pointwise(x, packed, None, "none", [], "")
-    return lambda x: F.linear(x, weight)
+    return _onednn_product(weight) or (lambda x: F.linear(x, weight))
+
+
+def _onednn_product(weight: Tensor) -> Product | None:
+    """The same by oneDNN, or None where this torch, CPU or dtype does not support it.
+
+    These operators are private to torch, so any of them may be missing or have other arguments in another version.
+    """
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        operators: Any = torch.ops.mkldnn
+        if weight.dtype == torch.bfloat16 and not operators._is_mkldnn_bf16_supported():
+            return None
+        multiply, packed = operators._linear_pointwise, operators._reorder_linear_weight(weight.detach(), 1)
+        multiply(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return lambda x: multiply(x, packed, None, "none", [], "")

@@ -1,4 +1,4 @@
-"""The pictures in a folder: `training_step_000050.png` after 50 documents, `training_latest.png` the newest of them."""
+"""The chart files of a run: `training_step_000050.png` after 50 documents; `training_latest.png` copies the newest."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,9 @@ from viz.views.run_view import Viewer
 
 
 def draw_run(chart: Chart, viewer: Viewer, folder: Path, step: int) -> Path:
-    """Draw the run as of `step` finished documents: `training_step_000050.png`, and the latest if none is newer.
+    """Draw the run as of `step` finished documents and replace `training_latest.png`, unless a newer chart exists.
 
-    Returns the picture's path. Raises OSError when it can't be written.
+    Returns the path of the numbered chart. Raises OSError if it can't be written.
     """
     picture = chart.draw(viewer.look(step))
     path = folder / f"training_step_{step:06d}.png"
@@ -24,7 +24,7 @@ def draw_run(chart: Chart, viewer: Viewer, folder: Path, step: int) -> Path:
 
 
 def numbered_steps(viewer: Viewer) -> list[int]:
-    """Finished documents at which a run has a picture: at each interval of its settings, thinned, and at its end."""
+    """Return the numbers of finished documents at which a run has a chart: each interval, thinned, and the end."""
     view = viewer.look()
     if not view.count:
         return []
@@ -35,35 +35,36 @@ def numbered_steps(viewer: Viewer) -> list[int]:
 
 
 def draw_picture(folder: Path, step: int | None = None, size: tuple[int, int] = SIZE, dark: bool = False) -> bytes:
-    """The run in a folder as of `step` finished documents (or all of it) as a PNG.
+    """Draw the run in a folder as of `step` finished documents (default: all of it); return a PNG.
 
-    Raises what `StoreReader` does, and ValueError for more documents than the run has.
+    Raises what `StoreReader` raises, and ValueError if the run has fewer documents.
     """
     with StoreReader(folder / "run.db") as store:
         viewer = Viewer(store)
         newest = viewer.look().step
         if step is not None and not 0 <= step <= newest:
-            raise ValueError(f"the run in {folder} has {newest:,} documents: there is no picture of {step:,}")
+            raise ValueError(f"the run in {folder} has {newest:,} documents, so it can't be drawn as of {step:,}")
         return Chart(size, dark=dark).draw(viewer.look(step))
 
 
 def numbered_charts(folder: Path) -> dict[int, Path]:
-    """Finished documents -> picture, of all the numbered pictures in a folder."""
+    """Return the numbered charts in a folder: finished documents -> path."""
     pattern = re.compile(r"training_step_(\d{6,})\.png")
     return {int(match[1]): path for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
 
 
 def thin_charts(folder: Path, most: int) -> None:
-    """Remove numbered pictures until `most` are left, evenly spread over the run; the first and the newest stay."""
+    """Delete numbered charts until `most` are left, evenly spread over the run; the first and the newest stay."""
     charts = numbered_charts(folder)
     for number in charts.keys() - set(thinned(sorted(charts), most)):
         charts[number].unlink(missing_ok=True)
 
 
 def thinned(numbers: list[int], most: int) -> list[int]:
-    """At most `most` (2 or more) of increasing numbers, evenly spread, the first and the last among them.
+    """Select at most `most` (2 or more) of increasing numbers, evenly spread, including the first and the last.
 
-    One by one, each time the one goes whose neighbours are nearest to each other; of far too many first every second.
+    The number whose neighbours are closest to each other is removed, one at a time. If there are more than twice as
+    many as wanted, every second one is removed first.
     """
     numbers = list(numbers)
     while len(numbers) > 2 * most:
@@ -74,8 +75,8 @@ def thinned(numbers: list[int], most: int) -> list[int]:
     return numbers
 
 
-def forget_charts(folder: Path, step: int) -> None:
-    """Remove the pictures of more than `step` documents, which the run has forgotten; the latest is the newest left."""
+def delete_charts_after(folder: Path, step: int) -> None:
+    """Delete the charts of more than `step` documents after a rollback; the latest chart is then the newest left."""
     charts = numbered_charts(folder)
     gone = [number for number in charts if number > step]
     for number in gone:

@@ -1,4 +1,4 @@
-"""The comparison of two runs as one picture. What speaks for B is in B's colour, what speaks for A in A's."""
+"""The comparison of two runs as one image. Evidence for B has B's colour, evidence for A has A's."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,32 +9,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from common.debiased_average import Floats
-from viz.charts import primitives as marks
-from viz.charts.style import DARK, INCHES, LIGHT, Palette, drawn_in, png_of
+from viz.charts.primitives import documents, edge_mark, padded, short_number
+from viz.charts.style import DARK, INCHES, LIGHT, Palette, canvas_to_png, matplotlib_style
 from viz.charts.text import printable, shorten_to_width
 from viz.stats.paired_difference import FEWEST, Difference, RunningAverage
 from viz.views.comparison import Comparison
 
 SIZE = (1600, 900)  # pixels
-NOTES_CHARACTERS = 210  # in a line, about
+NOTES_CHARACTERS = 210  # per line, roughly
 SOURCES = 8
-"""That have a row of their own; the others are counted."""
-_PLACES = 1000  # of a curve: a pixel of the design each
+"""Sources with a row each; the others are counted."""
+_PLACES = 1000  # points of a curve, about one per pixel at the default size
 
 
 def draw_comparison(comparison: Comparison, *, dark: bool = False, size: tuple[int, int] = SIZE) -> bytes:
-    """The picture, a PNG of `size` pixels: both averages, the difference of each document, the difference by source."""
+    """Return a PNG of `size` pixels: both averages, the difference of each document, and the difference by source."""
     palette = DARK if dark else LIGHT
-    with drawn_in(palette):
+    with matplotlib_style(palette):
         canvas: Any = FigureCanvasAgg(comparison_figure(comparison, palette, size))
         canvas.draw()
-    return png_of(canvas)
+    return canvas_to_png(canvas)
 
 
 def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int, int] = SIZE) -> Figure:
-    """What `draw_comparison` renders, laid out. Call it within `drawn_in(palette)`."""
+    """Return the figure that `draw_comparison` renders, laid out. Call it within `matplotlib_style(palette)`."""
     dpi = size[0] / INCHES
-    # A hundredth of a pixel more: rounding must not cost a row of them.
+    # A hundredth of a pixel more, so that rounding does not lose a row of pixels.
     figure = Figure(figsize=(INCHES, (size[1] + 0.01) / dpi), dpi=dpi, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)
 
@@ -43,7 +43,7 @@ def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int,
         shorten_to_width(artist, printable(text), "", inches * dpi, canvas.get_renderer())
 
     def short(text: str, inches: float) -> str:
-        # Cut in the middle: names of runs often differ at their end.
+        # Cut in the middle, because names of runs often differ at the end.
         text = printable(text).replace("\n", " ")
         artist, kept = figure.text(0, 0, text), len(text)
         while (width := artist.get_window_extent(canvas.get_renderer()).width) > inches * dpi and kept > 1:
@@ -59,7 +59,7 @@ def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int,
     title = figure.text(0.012, 1 - 0.15 * inch, "", va="top", fontsize=13.5, fontweight="bold")
     write(title, comparison.sentence(), 0.976 * INCHES)
     lines, rest = [""], comparison.notes()
-    while rest:  # as many of them in each of two lines as fit
+    while rest:  # fill two lines, one after the other
         longer = f"{lines[-1]} · {rest[0]}" if lines[-1] else rest[0]
         if len(longer) > NOTES_CHARACTERS and lines[-1] and len(lines) < 2:
             lines.append(rest.pop(0))
@@ -90,15 +90,15 @@ def comparison_figure(comparison: Comparison, palette: Palette, size: tuple[int,
     engine.set(rect=(0.004, 0.006, 0.992, 1 - 0.95 * inch), w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.03)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    # The density counts the documents in each place of the panel as it is laid out.
+    # The density counts documents per pixel, so the panel must be laid out before.
     for sign, colour in ((1, palette.second), (-1, palette.main)):
         values = np.where(sign * comparison.differences > 0, comparison.differences, np.nan)
-        marks.documents(each, comparison.steps, values, colour)
+        documents(each, comparison.steps, values, colour)
     return figure
 
 
 def _curve(axes: Any, curve: RunningAverage, colour: str, label: str, style: Any = "-") -> Floats:
-    """A line and its band; returns the heights that the panel must show: not those of the first few documents."""
+    """Draw a line and its band; return the heights that the panel must show, without those of the first documents."""
     kept = np.unique(np.linspace(0, len(curve.steps) - 1, _PLACES).astype(int))
     steps, average, band = curve.steps[kept], curve.average[kept], curve.band[kept]
     axes.plot(steps, average, color=colour, lw=1.8, ls=style, label=label, zorder=4)
@@ -118,51 +118,51 @@ def _number(value: float, _position: object = None) -> str:
 
 def _limit_steps(axes: Any, *steps: Any) -> None:
     first, last = min(float(each[0]) for each in steps), max(float(each[-1]) for each in steps)
-    axes.set_xlim(marks.padded(first, last, 0.01, 0.01))
+    axes.set_xlim(padded(first, last, 0.01, 0.01))
 
 
 def _averages(axes: Any, comparison: Comparison, palette: Palette) -> None:
     (curve_a, curve_b), (a, b) = comparison.curves, comparison.names
-    axes.set_title(f"The two averages over {_reach(curve_a)} shared documents, ± 2 standard errors")
-    # After a space, because a label that begins with `_` is not shown.
+    axes.set_title(f"Both averages over {_reach(curve_a)} shared documents, ± 2 standard errors")
+    # With a space in front, because matplotlib hides a label that begins with `_`.
     labels = [f" {name}: {printable(about)[:60]}" for name, about in zip((a, b), comparison.about, strict=True)]
     shown_a = _curve(axes, curve_a, palette.main, labels[0])
     shown = np.concatenate([shown_a, _curve(axes, curve_b, palette.second, labels[1], (0, (6, 2)))])
-    axes.set_ylim(marks.padded(float(shown.min()), float(shown.max())))
+    axes.set_ylim(padded(float(shown.min()), float(shown.max())))
     _limit_steps(axes, curve_a.steps, curve_b.steps)
     axes.legend(loc="upper right")
 
 
 def _each_document(axes: Any, comparison: Comparison, palette: Palette) -> None:
     values, curve = comparison.differences, comparison.difference_curve
-    axes.set_title("The same documents: the difference of each, its average, ± 2 standard errors")
+    axes.set_title("Difference on each shared document, and its average ± 2 standard errors")
     axes.axhline(0, color=palette.ink, lw=0.9, zorder=2)
     shown = _curve(axes, curve, palette.ink, f"average over {_reach(curve)}")
     low, high = np.quantile(values, (0.05, 0.95)) if len(values) >= 20 else (values.min(), values.max())
-    # 5 % to 95 % and half of that on either side: of a normal distribution all but a thousandth.
+    # From 5 % to 95 %, and half of that on either side: all but a thousandth of a normal distribution.
     room = 0.5 * (high - low)
-    axes.set_ylim(marks.padded(min(low - room, shown.min(initial=0)), max(high + room, shown.max(initial=0))))
+    axes.set_ylim(padded(min(low - room, shown.min(initial=0)), max(high + room, shown.max(initial=0))))
     _limit_steps(axes, comparison.steps)
     low, high = axes.get_ylim()
     for beyond, height, words, furthest, colour in (
-        (values > high, 0.985, "above", np.argmax, palette.second),
-        (values < low, 0.015, "below", np.argmin, palette.main),
+        (values > high, 0.985, "above, up to", np.argmax, palette.second),
+        (values < low, 0.015, "below, down to", np.argmin, palette.main),
     ):
         if count := int(beyond.sum()):
             place = furthest(values)
-            label = f"{count:,} {words}, to {_number(values[place])} at step {comparison.steps[place]:,}"
-            marks.edge_mark(axes, comparison.steps[beyond], height, "|", colour, label)
+            label = f"{count:,} {words} {_number(values[place])} at step {comparison.steps[place]:,}"
+            edge_mark(axes, comparison.steps[beyond], height, "|", colour, label)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.975), ncols=3)
 
 
 def _spread(axes: Any, comparison: Comparison, palette: Palette) -> None:
-    """How often each difference occurs, at the heights of the panel beside it."""
+    """Draw how often each difference occurs, with the y-axis of the panel beside it."""
     values, (a, b) = comparison.differences, comparison.names
     for_a, for_b = float((values < 0).mean()), float((values > 0).mean())
     share = f"better on {100 * max(for_a, for_b):.0f} % of the documents"
-    axes.set_title("Neither better more often" if for_a == for_b else f"{a if for_a > for_b else b} {share}")
+    axes.set_title("Each is better equally often" if for_a == for_b else f"{a if for_a > for_b else b} {share}")
     low, high = axes.get_ylim()
-    # An edge lies on zero, so that each bar is one run's.
+    # An edge lies on zero, so that each bar belongs to one run.
     width = (high - low) / min(max(len(values) // 5, 12), 60)
     edges = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width
     counts, _ = np.histogram(values, edges)
@@ -172,20 +172,20 @@ def _spread(axes: Any, comparison: Comparison, palette: Palette) -> None:
     axes.set_ylim(low, high)
     axes.set_xlabel("documents")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(marks.short_number))
+    axes.xaxis.set_major_formatter(FuncFormatter(short_number))
     axes.tick_params(axis="y", labelleft=False, length=0)
 
 
 def _by_source(axes: Any, comparison: Comparison, palette: Palette) -> None:
-    """A row for each source: point and interval. All of them together on top, where there is more than one."""
+    """Draw a point and an interval per source, below those of all sources together if there are several."""
     sources, overall = comparison.sources, comparison.overall
     rows: list[Difference] = [*([overall] if len(sources) > 1 else []), *sources[:SOURCES]]
     few = any(row.half_width is None for row in rows)
-    axes.set_title(f"By source, with 95 % intervals{f' (hollow: under {FEWEST})' if few else ''}")
+    axes.set_title(f"By source, 95 % intervals{f' (hollow: under {FEWEST} documents)' if few else ''}")
     names = [f"{row.name}, {row.documents:,}" for row in rows]
     if rest := sources[SOURCES:]:
         count = sum(row.documents for row in rest)
-        names.append(f"{len(rest)} other{'s' if len(rest) > 1 else ''}, {count:,}: not drawn")
+        names.append(f"{len(rest)} other source{'s' if len(rest) > 1 else ''}, {count:,} documents (not drawn)")
     for place, name in enumerate(names):
         axes.annotate(
             name, (0.012, place), (0, 5), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=8.5,
@@ -198,11 +198,11 @@ def _by_source(axes: Any, comparison: Comparison, palette: Palette) -> None:
         face = palette.paper if row.half_width is None else colour
         axes.errorbar(row.value, place, xerr=row.half_width, fmt="o", color=colour, mfc=face, ms=6, lw=2, zorder=3)
     axes.axvline(0, color=palette.ink, lw=0.9, zorder=2)
-    # A source of few documents has an interval many times as wide: it may leave the panel.
+    # The interval of a source with few documents is many times as wide; it may leave the panel.
     halves = np.array([row.half_width or 0.0 for row in rows])
     reach = 1.1 * np.minimum(halves, 3 * np.median(halves[halves > 0])) if halves.any() else halves
     values = np.array([row.value for row in rows])
-    axes.set_xlim(marks.padded(min(0.0, float((values - reach).min())), max(0.0, float((values + reach).max()))))
+    axes.set_xlim(padded(min(0.0, float((values - reach).min())), max(0.0, float((values + reach).max()))))
     axes.set_ylim(max(len(names) - 0.5, 2.5), min(-0.8, len(names) - 3.5))
     axes.yaxis.set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -1,4 +1,4 @@
-"""The panels of a chart, each a function of a `View`: what is drawn where lines run along the steps of the run."""
+"""The panels of a chart that have axes, each a function of a `View`."""
 
 import math
 from typing import Any
@@ -7,17 +7,17 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from viz.charts.primitives import (
-    at_edges,
     bucket_means,
     curve,
     documents,
     edge_mark,
     label_ends,
+    mark_out_of_range,
     padded,
     places,
     robust_range,
     short_number,
-    wait,
+    show_placeholder,
 )
 from viz.charts.style import LINE_STYLES, Palette
 from viz.charts.text import printable
@@ -32,14 +32,14 @@ _TICKS = {"checkpoint": ("|", "quiet"), "resume": (">", "main"), "roll-back": ("
 
 
 def draw_loss(axes: Any, view: View, palette: Palette) -> str:
-    """Single documents as density, their average with its band, what is known to know little, evaluations, marks.
+    """Draw single documents, their average with its band, two reference losses, evaluations and marks.
 
     Returns the panel's title.
     """
     steps, losses, series = view.column("steps"), view.column("loss"), view.series
     if not np.isfinite(losses).any():
-        wait(axes, palette, "no finite loss yet" if view.count else WAITING)
-        at_edges(axes, steps, losses, palette)
+        show_placeholder(axes, palette, "no finite loss yet" if view.count else WAITING)
+        mark_out_of_range(axes, steps, losses, palette)
         return LOSS_TITLE
     guessing = math.log(view.run["vocab_size"]) if view.run.get("vocab_size") else None
     by_split: dict[str, list[Row]] = {}
@@ -55,7 +55,7 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> str:
     ends = []
     if guessing:
         axes.axhline(guessing, color=palette.quiet, lw=1.1, ls=(0, (1, 2)), zorder=2)
-        ends.append((guessing, f"knows nothing {guessing:.2f}", palette.quiet))
+        ends.append((guessing, f"uniform guess {guessing:.2f}", palette.quiet))
     entropy = view.column("unigram_entropy")
     if np.isfinite(entropy[-1]):
         curve(axes, steps, series.column("unigram_entropy"), view.count, palette.quiet, lw=1.2, ls=(0, (5, 2)))
@@ -71,25 +71,25 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> str:
             zorder=4, label=f"held out ({printable(split)})", **few,
         )  # fmt: skip
         ends.append((rows[-1]["loss"], f"held out {rows[-1]['loss']:.2f}", palette.held_out))
-    at_edges(axes, steps, losses, palette)
+    mark_out_of_range(axes, steps, losses, palette)
     for kind, (marker, colour) in _TICKS.items():
         if happened := view.events.get(kind):
             edge_mark(axes, happened, 0.018, marker, getattr(palette, colour), f"{kind} ({len(happened):,})")
-    _circle(axes, view, palette)
+    _mark_stand_outs(axes, view, palette)
     label_ends(axes, ends)
     if view.repeats_from is None:
         return LOSS_TITLE
-    return f"Loss before each update, nats per token: documents repeat from step {view.repeats_from:,} on"
+    return f"Loss before each update, nats per token: documents repeat from step {view.repeats_from:,}"
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """A range of losses that is `LEAST_RANGE` at least: a hair's breadth must not look like a fall."""
+    """Widen a range of losses to at least `LEAST_RANGE`, so that a tiny difference does not look like a fall."""
     spare = max(0.0, LEAST_RANGE - (high - low)) / 2
     return low - spare, high + spare
 
 
-def name_marks(below: Any, axes: Any) -> None:
-    """The legend of a panel, in the axes below it: it hides no document there."""
+def draw_legend_below(below: Any, axes: Any) -> None:
+    """Draw the legend of a panel in the axes below it, where it hides no document."""
     named = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
     if named:
         longest = max(len(str(line.get_label())) for line in named)
@@ -99,8 +99,8 @@ def name_marks(below: Any, axes: Any) -> None:
         )  # fmt: skip
 
 
-def _circle(axes: Any, view: View, palette: Palette) -> None:
-    """A ring around each document that stood out, and its number beside it, where no other number is."""
+def _mark_stand_outs(axes: Any, view: View, palette: Palette) -> None:
+    """Draw a ring around each document that stands out, and its number beside it, clear of the other numbers."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     box, scale = axes.get_window_extent(), axes.figure.dpi / 100
     taken: list[tuple[float, float]] = []
@@ -122,7 +122,7 @@ def _circle(axes: Any, view: View, palette: Palette) -> None:
 
 
 def draw_sources(axes: Any, view: View, palette: Palette) -> str:
-    """The average of each source over its own documents; the thicker, the more of the documents are from there.
+    """Draw the average of each source over its own documents; a thicker line means more documents.
 
     Returns the panel's title.
     """
@@ -135,7 +135,7 @@ def draw_sources(axes: Any, view: View, palette: Palette) -> str:
     ]  # fmt: skip
     shown = named[: len(palette.sources)]
     if not shown:
-        wait(axes, palette, "no document with a named source yet" if view.count else WAITING)
+        show_placeholder(axes, palette, "no document with a named source yet" if view.count else WAITING)
         return "Loss by source"
     total, steps, ends, heights = sum(counts.values()), view.column("steps"), [], []
     labels = shorten_names(shown)
@@ -158,7 +158,7 @@ def draw_sources(axes: Any, view: View, palette: Palette) -> str:
 
 
 def shorten_names(names: list[str], most: int = 14) -> list[str]:
-    """Names of sources in few characters, each its own: without what all begin with, cut at their end or beginning."""
+    """Shorten source names and keep them distinct: without their common prefix, cut at the end or the beginning."""
     first, last = min(names), max(names)
     common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     if common < 4 or len(names) == 1 or min(map(len, names)) < common + 2:
@@ -174,12 +174,12 @@ def shorten_names(names: list[str], most: int = 14) -> list[str]:
 
 
 def draw_accuracy(axes: Any, view: View, palette: Palette) -> None:
-    """Average and band."""
+    """Draw the average accuracy and its band."""
     series = view.series
     average, error = series.averages.accuracy.values(view.count), series.averages.accuracy_error.values(view.count)
     kept = series.averages.accuracy.outline(view.count, places(axes))
     if not len(kept):
-        wait(axes, palette, "no finite accuracy yet" if view.count else WAITING)
+        show_placeholder(axes, palette, "no finite accuracy yet" if view.count else WAITING)
         return
     top = np.nanmax(average[kept] + 2 * np.nan_to_num(error[kept]))
     axes.set_ylim(0, min(1.02, max(1.1 * float(top), 0.01)))
@@ -190,9 +190,11 @@ def draw_accuracy(axes: Any, view: View, palette: Palette) -> None:
 
 
 def draw_positions(axes: Any, view: View, palette: Palette) -> None:
-    """Loss along a document, of the first documents and of the newest: the more it falls, the more context is used."""
+    """Draw the loss along a document, for the first and the newest documents: it falls where the model uses context."""
     if len(view.positions) < 2:
-        wait(axes, palette, "from 10 documents on" if view.count < 10 else "not known of these documents")
+        show_placeholder(
+            axes, palette, "available from 10 documents" if view.count < 10 else "no token losses recorded"
+        )
         axes.set_xlim(1, 256)
         return
     heights = np.concatenate([one.mean for one in view.positions])
@@ -209,7 +211,7 @@ def draw_positions(axes: Any, view: View, palette: Palette) -> None:
 
 
 def draw_rate(axes: Any, view: View, palette: Palette) -> None:
-    """The learning rate."""
+    """Draw the learning rate."""
     rates = view.series.column("learning_rate")
     finite = rates.values()[rates.outline(view.count, places(axes))]
     if len(finite):
@@ -219,13 +221,13 @@ def draw_rate(axes: Any, view: View, palette: Palette) -> None:
 
 
 def draw_norm(axes: Any, view: View, palette: Palette) -> None:
-    """Gradient norms from lowest to highest, and their geometric average, on a logarithmic axis."""
+    """Draw the gradient norms and their geometric average on a logarithmic axis."""
     norms = view.series.column("gradient_norm")
-    sound = norms.values()[norms.outline(view.count, places(axes))]
-    sound = sound[sound > 0]
-    if not len(sound):
+    positive = norms.values()[norms.outline(view.count, places(axes))]
+    positive = positive[positive > 0]
+    if not len(positive):
         return
-    low, high = float(sound.min()), float(sound.max())
+    low, high = float(positive.min()), float(positive.max())
     axes.set_ylim(low / 1.3, high * 1.3)
     wide = np.log10(high / low) > 0.9
     axes.yaxis.set_major_locator(LogLocator(numticks=4) if wide else MaxNLocator(2))
@@ -239,7 +241,7 @@ def draw_norm(axes: Any, view: View, palette: Palette) -> None:
 
 
 def draw_speed(axes: Any, view: View, palette: Palette) -> None:
-    """Tokens per second, waits included."""
+    """Draw tokens per second, including waits."""
     average = view.series.averages.tokens_per_second
     known = average.values(view.count)
     rows = average.outline(view.count, places(axes))
@@ -254,7 +256,7 @@ def draw_speed(axes: Any, view: View, palette: Palette) -> None:
 
 
 def draw_waiting(axes: Any, view: View, palette: Palette) -> None:
-    """Share of the time that was waited for documents."""
+    """Draw the share of the time spent waiting for documents."""
     share = view.series.averages.waited_share
     known = share.values(view.count)
     rows = share.outline(view.count, places(axes))

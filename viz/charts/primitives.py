@@ -1,7 +1,7 @@
-"""What panels are drawn with: a density of documents, a curve with its band, labels at ends of lines, marks at edges.
+"""Building blocks of panels: the density of documents, a curve with its band, labels at the ends of lines, edge marks.
 
-A curve is reduced to the pixels there are by lowest and highest: a spike is never lost between them. Only the averages
-of sources, of which several share a panel, are reduced to means.
+A curve is downsampled to the lowest and the highest value at each pixel, so that no spike is lost. Only the averages
+of sources, several of which share a panel, are downsampled to means.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from matplotlib.colors import to_rgb
 
 from common.debiased_average import Floats
 from viz.charts.style import Palette
-from viz.charts.text_block import LINE, TextBlock
+from viz.charts.text import LINE
 from viz.stats.downsample import Curve
 
-FEW = 1500  # documents that are drawn as points; more are a density
+FEW = 1500  # documents drawn as points; more are drawn as a density
 _LABEL_POINTS = 8
-_SOFT = 0.55  # of a document's dot lies on the pixels beside its own
+_SOFT = 0.55  # share of a document's dot that its neighbouring pixels get
 _FAINTEST = 0.3
 
 
 def short_number(value: float, _position: object = None) -> str:
-    """A number in few characters: `20k`, `1.5M`, `3.25`, `5e-4`."""
+    """Format a number in few characters: `20k`, `1.5M`, `3.25`, `5e-4`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
@@ -39,8 +39,8 @@ def places(axes: Any) -> int:
     return max(20, int(0.85 * axes.get_window_extent().width * 100 / axes.figure.dpi))
 
 
-def wait(axes: Any, palette: Palette, what: str) -> None:
-    """Say in an empty panel what it waits for: without heights, for there are none."""
+def show_placeholder(axes: Any, palette: Palette, what: str) -> None:
+    """Write in an empty panel what it waits for, and hide its meaningless y-axis."""
     axes.yaxis.set_visible(False)
     axes.text(
         0.5, 0.5, what, transform=axes.transAxes, ha="center", va="center", color=palette.quiet, fontsize=9.5
@@ -48,9 +48,9 @@ def wait(axes: Any, palette: Palette, what: str) -> None:
 
 
 def robust_range(values: Floats, low: float, high: float) -> tuple[float, float]:
-    """From the lowest to the highest that `low` and `high` leave (shares of the values): some spikes flatten no curve.
+    """Return the `low` and `high` quantiles of the finite values, so that a few spikes do not flatten a curve.
 
-    Less than twenty values are too few to tell what a spike is: then all of them.
+    Fewer than twenty values are too few to tell what a spike is: then the range of all of them.
     """
     finite = values[:: max(1, len(values) // 50_000)]
     finite = finite[np.isfinite(finite)]
@@ -61,13 +61,13 @@ def robust_range(values: Floats, low: float, high: float) -> tuple[float, float]
 
 
 def padded(low: float, high: float, below: float = 0.04, above: float = 0.04) -> tuple[float, float]:
-    """A range with room: shares of itself."""
+    """Extend a range by shares of its length."""
     span = max(high - low, 0.02 * abs(high)) or 1.0
     return low - below * span, high + above * span
 
 
 def documents(axes: Any, steps: npt.NDArray[Any], values: Floats, colour: str) -> None:
-    """Every document within the panel's ranges: points, or where they are many how many lie at each place."""
+    """Draw every document within the panel's ranges: as points or, if there are many, as a density."""
     if len(steps) <= FEW:
         size = 4.5 if len(steps) < 200 else 2.6
         axes.plot(steps, values, ls="", marker="o", ms=size, mew=0, alpha=0.45, color=colour, zorder=1)
@@ -76,13 +76,13 @@ def documents(axes: Any, steps: npt.NDArray[Any], values: Floats, colour: str) -
 
 
 class Density(Artist):
-    """Documents as dots so many that each is added to the place of its pixel: the darker, the more lie there.
+    """Documents counted per pixel: the darker a pixel, the more documents it stands for.
 
-    To draw a marker for each takes 3 ms for 1,000 of them; this takes 10 for a million.
+    Drawing a marker for each takes 3 ms per 1,000 documents; this takes 10 ms for a million.
     """
 
     def __init__(self, axes: Any, steps: npt.NDArray[Any], values: Floats, colour: str) -> None:
-        """`axes`: laid out, with the ranges that it will have."""
+        """`axes`: laid out, with its final ranges."""
         super().__init__()
         self.set_zorder(1)
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -94,14 +94,14 @@ class Density(Artist):
         x = ((steps[shown] - left) * (width / (right - left))).astype(np.int32)
         y = ((values[shown] - bottom) * (height / (top - bottom))).astype(np.int32)
         self.counts = np.bincount(y * width + x, minlength=height * width).reshape(height, width)
-        """(height, width), from the lower left corner on."""
+        """(height, width) int64, documents per pixel, from the lower left corner."""
         self._colour = np.round(255 * np.array(to_rgb(colour)))
 
     def draw(self, renderer: Any) -> None:
         padded_counts = np.pad(self.counts, 1).astype(np.float32)
         rows = padded_counts[1:-1] + _SOFT * (padded_counts[:-2] + padded_counts[2:])
         dots = rows[:, 1:-1] + _SOFT * (rows[:, :-2] + rows[:, 2:])
-        # By the logarithm, up to the fullest place; one document alone is seen too.
+        # Logarithmic up to the fullest pixel; a single document stays visible.
         alpha = np.log1p(dots) * (0.85 / np.log1p(max(float(dots.max()), 1.0)))
         alpha = np.maximum(alpha, _FAINTEST * np.minimum(dots, 1))
         picture = np.empty((*alpha.shape, 4), np.uint8)
@@ -114,12 +114,12 @@ class Density(Artist):
 def curve(
     axes: Any, steps: npt.NDArray[Any], values: Curve, count: int, colour: str, error: Curve | None = None, **style: Any
 ) -> None:
-    """The first `count` values as a line, with a band of two standard errors if there are any."""
+    """Draw the first `count` values as a line, with a band of two standard errors if `error` is given."""
     rows = values.outline(count, places(axes))
     if not len(rows):
         return
     shown = values.values()[rows]
-    marker = {"marker": "o", "ms": 3} if len(rows) < 2 else {}  # one document makes no line
+    marker = {"marker": "o", "ms": 3} if len(rows) < 2 else {}  # a single value makes no line
     axes.plot(steps[rows], shown, color=colour, zorder=3, **({"lw": 1.8} | marker | style))
     if error is not None:
         width = 2 * error.values()[rows]
@@ -127,7 +127,7 @@ def curve(
 
 
 def bucket_means(steps: npt.NDArray[Any], values: Floats, buckets: int) -> tuple[npt.NDArray[Any], Floats]:
-    """A long curve as the mean of each place along the axis, and its last value: where several would be one smear."""
+    """Downsample a long curve to the mean of each bucket, and its last value; several curves stay readable."""
     width = len(values) // buckets
     if width < 2:
         return steps, values
@@ -136,19 +136,19 @@ def bucket_means(steps: npt.NDArray[Any], values: Floats, buckets: int) -> tuple
     return np.append(steps[width // 2 : whole : width], steps[-1]), np.append(means, values[-1])
 
 
-def at_edges(axes: Any, steps: npt.NDArray[Any], values: Floats, palette: Palette) -> None:
-    """Marks at the top and at the bottom for what lies outside, with how many and the furthest of them."""
+def mark_out_of_range(axes: Any, steps: npt.NDArray[Any], values: Floats, palette: Palette) -> None:
+    """Mark values outside the panel at its top and bottom; the legend has their count and the furthest one."""
     bottom, top = axes.get_ylim()
     with np.errstate(invalid="ignore"):
         above, below = np.flatnonzero((values > top) & np.isfinite(values)), np.flatnonzero(values < bottom)
     missing = np.flatnonzero(~np.isfinite(values))
     if len(above):
         row = above[np.argmax(values[above])]
-        label = f"{len(above):,} above, to {_rounded(values[row])} at step {steps[row]:,}"
+        label = f"{len(above):,} above, up to {_rounded(values[row])} at step {steps[row]:,}"
         edge_mark(axes, steps[above], 0.985, "^", palette.second, label)
     if len(below):
         row = below[np.argmin(values[below])]
-        label = f"{len(below):,} below, to {_rounded(values[row])} at step {steps[row]:,}"
+        label = f"{len(below):,} below, down to {_rounded(values[row])} at step {steps[row]:,}"
         edge_mark(axes, steps[below], 0.045, "v", palette.second, label)
     if len(missing):
         label = f"{len(missing):,} not finite, first at step {steps[missing[0]]:,}"
@@ -160,7 +160,7 @@ def _rounded(value: float) -> str:
 
 
 def edge_mark(axes: Any, steps: Any, height: float, marker: str, colour: str, label: str) -> None:
-    """Marks at one height (a share of the panel), one for each place that can be told apart."""
+    """Draw marks at one height (a share of the panel), at most one per place along the axis."""
     found = np.asarray(steps, dtype=np.float64)
     left, right = axes.get_xlim()
     _, first = np.unique(((found - left) * (places(axes) / (right - left))).astype(int), return_index=True)
@@ -171,9 +171,9 @@ def edge_mark(axes: Any, steps: Any, height: float, marker: str, colour: str, la
 
 
 def label_ends(axes: Any, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Texts right of the panel, each as near to the height of its line as the others let it: (height, text, colour).
+    """Write (height, text, colour) labels right of the panel, each as close to its line as the others allow.
 
-    An arrow says that a line lies outside.
+    An arrow before the text means that the line ends outside the panel.
     """
     if not labels:
         return
@@ -187,18 +187,18 @@ def label_ends(axes: Any, labels: Sequence[tuple[float, str, str]]) -> None:
         value, text, colour = labels[index]
         text = f"▾ {text}" if value < bottom else f"▴ {text}" if value > top else text
         place = (1.012, (height - box.y0) / box.height)
-        axes.add_artist(TextBlock(place, text, axes.transAxes, colour, _LABEL_POINTS, middle=True)).set_clip_on(False)
+        axes.text(*place, text, transform=axes.transAxes, color=colour, size=_LABEL_POINTS, va="center", zorder=8)
 
 
 def push_apart(heights: Floats, gap: float, low: float, high: float) -> Floats:
-    """Increasing heights moved as little as need be to lie `gap` apart between `low` and `high`.
+    """Move increasing heights as little as possible so that they are `gap` apart between `low` and `high`.
 
-    Where there is no room for all, the gap gets smaller.
+    If they do not fit, the gap becomes smaller.
     """
     if len(heights) > 1:
         gap = min(gap, (high - low) / (len(heights) - 1))
     steps = gap * np.arange(len(heights))
-    # Isotonic regression of heights - steps (pool adjacent violators): the nearest in the sense of least squares.
+    # Isotonic regression of heights - steps (pool adjacent violators): the closest in the sense of least squares.
     blocks: list[list[float]] = []
     for value in heights - steps:
         blocks.append([float(value), 1.0])

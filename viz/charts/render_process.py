@@ -1,7 +1,7 @@
-"""The drawing process (`viz.charts.renderer`), seen from the trainer: a thread hands it one command at a time.
+"""The trainer's side of the drawing process (`viz.charts.renderer`): a thread sends it one command at a time.
 
-A process that dies, or that is silent for `ANSWER_SECONDS`, is replaced once, and told the command that it failed at.
-The second time drawing is given up, until `finish` tries a last fresh process.
+A process that dies, or that sends no answer for `answer_seconds`, is replaced once and given the same command again.
+If that fails too, nothing more is drawn until `finish` tries one last process.
 """
 
 import json
@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,30 @@ from common.child_process import ROOT, environment
 from common.file_replacement import temporary_name
 from viz.record.runs import KEEP_CHARTS
 
-MOST_WAITING = 10  # charts; the oldest beyond are dropped
-ANSWER_SECONDS = 60.0  # a chart takes 0.1: a process that is silent for that long hangs
-CLOSE_SECONDS = 60.0  # how long `finish` waits for the last chart and the JSON files, whatever happens
-LAST_ANSWER_SECONDS = 20.0  # while it waits, an older process has that long: then there is time for a fresh one
+MOST_WAITING = 10  # charts; if more wait, the oldest are dropped
 
-Command = dict[str, Any]
+DrawingCommand = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DrawingOptions:
+    """How the drawing process is started, and how long it may take."""
+
+    start: Callable[..., Any] = subprocess.Popen
+    """Starts the process: called like `subprocess.Popen`, and returns an object that behaves like one."""
+    answer_seconds: float = 60.0
+    """A chart takes 0.2 s, so a process that sends no answer for this long hangs."""
+    close_seconds: float = 60.0
+    """How long `finish` waits for the last chart and the JSON files, whatever happens."""
+    last_answer_seconds: float = 20.0
+    """How long, of that time, a process started before `finish` may take; the rest is left for a new one."""
+
+
+DEFAULT_DRAWING = DrawingOptions()
 
 
 class DrawingProcess:
-    """Commands are queued by `ask` and carried out in order. Nothing here raises, and only `finish` waits."""
+    """Executes the commands that `ask` queues, in order. No method raises, and only `finish` waits."""
 
     def __init__(
         self,
@@ -40,21 +55,22 @@ class DrawingProcess:
         say: Callable[[str], None],
         record_event: Callable[[int, str, str], None],
         keep_charts: int = KEEP_CHARTS,
+        options: DrawingOptions = DEFAULT_DRAWING,
     ) -> None:
-        self._keep_charts = keep_charts
+        self._keep_charts, self._options = keep_charts, options
         self._folder, self._say, self._record_event = folder, say, record_event
         self._wake = threading.Condition()
-        self._commands: deque[Command] = deque()
+        self._commands: deque[DrawingCommand] = deque()
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - its standard error, kept off the progress bar
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - its standard error, which would break the progress bar
         self._deaths = 0
-        self._hung = False  # the last death: it had to be killed
-        self._newest = self._drawn = 0  # the greatest chart asked for, and the greatest that was made
-        self._rewind: int | None = None  # what a rewind left to forget, that no process has carried out
+        self._hung = False  # the last process had to be killed
+        self._newest = self._drawn = 0  # the latest chart requested, and the latest drawn
+        self._rewind: int | None = None  # a rewind that no process has executed yet
         self._dropped: list[int] = []
-        self._errors_told: set[str] = set()
+        self._errors_reported: set[str] = set()
         self._finish_until: float | None = None  # monotonic
-        self._is_last = False  # the process that runs was started by `finish`: there is no other after it
+        self._is_last = False  # the current process was started by `finish`; no other follows
         self._last_try = self._stopping = False
         self._thread = self._start()
 
@@ -63,60 +79,57 @@ class DrawingProcess:
         thread.start()
         return thread
 
-    def ask(self, command: Command) -> None:
-        """Queue a command. Of more than 10 waiting charts the oldest are dropped, with an event."""
+    def ask(self, command: DrawingCommand) -> None:
+        """Queue a command. If more than 10 charts wait, the oldest are dropped and an event is recorded."""
         with self._wake:
             if "rewind" in command:
                 self._go_back(command["rewind"])
-            elif command not in self._commands:  # else an export that waits already
+            elif command not in self._commands:  # otherwise an export that already waits
                 self._newest = max(self._newest, command.get("chart", 0))
                 self._commands.append(command)
             charts = [c for c in self._commands if "chart" in c]
             for old in charts[: max(0, len(charts) - MOST_WAITING)]:
                 self._commands.remove(old)
-                self._dropped.append(old["chart"])  # told by the other thread: this one may be the store's own
+                self._dropped.append(old["chart"])  # reported by the other thread: this one may be the writer's
             self._wake.notify_all()
 
     def _go_back(self, step: int) -> None:
-        # First of all: what still waits, exports too, must not be made of the rows that the process remembers. What it
-        # is at now may be of them; it forgets that next.
+        # Before all waiting commands, exports too: the process must not use the deleted rows that it has read. What it
+        # is drawing now may use them, and is deleted by this command.
         self._newest, self._drawn = min(self._newest, step), min(self._drawn, step)
         self._rewind = step if self._rewind is None else min(self._rewind, step)
         kept = [c for c in self._commands if "rewind" not in c and c.get("chart", 0) <= step]
         self._commands = deque([{"rewind": self._rewind}, *kept])
 
     def finish(self, step: int) -> None:
-        """Have what was asked for, a chart of `step` and all JSON files made; wait for it, and say it if they are not.
+        """Wait until the queued commands, a chart of `step` and all JSON files are done; report it if they are not.
 
-        Returns within `CLOSE_SECONDS`. If the process has died or hung twice, a last fresh one is tried.
+        Returns within `close_seconds`. If the process has died or hung twice, one last process is tried.
         """
         began = time.monotonic()
-        final: list[Command] = [{"export": True, "force": True}, {"finish": True}]
+        final: list[DrawingCommand] = [{"export": True, "force": True}, {"finish": True}]
         with self._wake:
-            # Drawn again where it was: the evaluation at the end came after it.
-            chart: list[Command] = [{"chart": step}] if step else []
+            # Drawn even if it exists, because the final evaluation came after it.
+            chart: list[DrawingCommand] = [{"chart": step}] if step else []
             self._commands.extend(chart + final)
             self._newest = max(self._newest, step)
-            self._finish_until = began + CLOSE_SECONDS
+            self._finish_until = began + self._options.close_seconds
             self._wake.notify_all()
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join(self._options.close_seconds)
         if not self._thread.is_alive() and self._deaths > 1 and time.monotonic() < self._finish_until:
             self._deaths, self._last_try = 1, True
-            forget: list[Command] = [{"rewind": self._rewind}] if self._rewind is not None else []
+            forget: list[DrawingCommand] = [{"rewind": self._rewind}] if self._rewind is not None else []
             chart = [{"chart": self._newest}] if self._newest else []
             self._commands.extend([*forget, final[0], *chart, final[1]])
             self._thread = self._start()
             self._thread.join(max(0.0, self._finish_until - time.monotonic()))
-        late = f"took more than {CLOSE_SECONDS:.0f} s" if self._thread.is_alive() else ""
+        late = f"took more than {self._options.close_seconds:.0f} s" if self._thread.is_alive() else ""
         if late or self._deaths > 1:
-            problem = (
-                f"Drawing {late or f'failed ({self._last_words()})'}: the last chart or the JSON files are missing."
-            )
-            self._tell(
-                self._newest,
-                "drawing_unfinished",
-                f"{problem} The record is safe; python -m viz chart {self._folder} (and export) makes them again.",
-            )
+            what = late or f"failed ({self._last_words()})"
+            problem = f"Drawing {what}, so the last chart or the JSON files are missing."
+            make = f"python -m viz chart {self._folder} && python -m viz export {self._folder}"
+            text = f"{problem} The record is complete. Make them: {make}"
+            self._report(self._newest, "drawing_unfinished", text)
 
     def stop(self) -> None:
         """End the process, finished or not."""
@@ -125,7 +138,7 @@ class DrawingProcess:
             if self._process is not None:
                 self._process.kill()
             self._wake.notify_all()
-        self._thread.join(2 * 5 + 5)  # longer only where the kernel can't end the process
+        self._thread.join(2 * 5 + 5)  # longer only if the kernel can't end the process
         if not self._thread.is_alive():
             self._errors.close()
 
@@ -139,53 +152,53 @@ class DrawingProcess:
                 given_up = self._deaths > 1
                 dropped, self._dropped = self._dropped, []
             for chart in dropped:
-                self._note(chart, "chart_dropped", f"drawing was more than {MOST_WAITING} charts behind")
+                self._record(chart, "chart_dropped", f"drawing was more than {MOST_WAITING} charts behind")
             if not given_up:
-                self._carry_out(command)
+                self._execute(command)
             if "finish" in command:
                 break
         self._reap()
 
-    def _carry_out(self, command: Command) -> None:
+    def _execute(self, command: DrawingCommand) -> None:
         answer = self._exchange(command)
         while not answer and not self._stopping:
             self._reap()
             self._deaths += 1
             if self._finish_until is not None and time.monotonic() >= self._finish_until:
                 self._deaths = 2
-                return  # `finish` tells it
+                return  # `finish` reports it
             step = command.get("chart", self._newest)
             how = f"hung (no answer while {_named(command)})" if self._hung else f"died ({self._last_words()})"
             if self._deaths > 1:
                 if not self._last_try:
-                    text = f"The drawing process {how} again: no more charts before the end."
-                    self._tell(step, "drawing_given_up", f"{text} Training goes on.")
+                    text = f"The drawing process {how} again: no more charts until the run ends."
+                    self._report(step, "drawing_given_up", f"{text} Training continues.")
                 return
-            text = f"The drawing process {how} and was started again. Training goes on."
-            self._tell(step, "drawing_restarted", text)
+            text = f"The drawing process {how} and was restarted. Training continues."
+            self._report(step, "drawing_restarted", text)
             answer = self._exchange(command)
         if "done" in answer:
-            self._note_done(command)
+            self._mark_done(command)
         elif "failed" in answer:
-            self._tell_failed(command, answer["error"])
+            self._report_failed(command, answer["error"])
 
-    def _note_done(self, command: Command) -> None:
+    def _mark_done(self, command: DrawingCommand) -> None:
         with self._wake:
             if self._rewind is not None and self._rewind == command.get("rewind"):
                 self._rewind = None
-            if self._drawn < command.get("chart", 0) <= self._newest:  # greater: the run has gone back meanwhile
+            if self._drawn < command.get("chart", 0) <= self._newest:  # greater: the run was rolled back meanwhile
                 self._drawn = command["chart"]
 
-    def _tell_failed(self, command: Command, error: str) -> None:
-        """A defect is said once, not every 50 steps; two errors that differ in a number are one."""
+    def _report_failed(self, command: DrawingCommand, error: str) -> None:
+        """Report an error once, not at every chart; errors that differ only in a number count as one."""
         kind = re.sub(r"\d+", "0", error)
-        if kind not in self._errors_told:
-            self._errors_told.add(kind)
+        if kind not in self._errors_reported:
+            self._errors_reported.add(kind)
             text = f"{_named(command)} failed: {error}"
-            self._tell(command.get("chart", self._newest), "drawing_failed", text[:1].upper() + text[1:])
+            self._report(command.get("chart", self._newest), "drawing_failed", text[:1].upper() + text[1:])
 
-    def _exchange(self, command: Command) -> dict[str, Any]:
-        """The answer to a command; empty if the process could not be started, died of it or hangs."""
+    def _exchange(self, command: DrawingCommand) -> dict[str, Any]:
+        """Send a command and return the answer: empty if the process could not be started, died or hangs."""
         self._hung = False
         try:
             process = self._running()
@@ -197,12 +210,12 @@ class DrawingProcess:
         return answer
 
     def _read_line(self, descriptor: int) -> bytes:
-        """One line of the process; empty when it has ended, or hangs."""
+        """Read one line from the process: empty if it has ended or hangs."""
         asked, line, poll = time.monotonic(), b"", select.poll()
         poll.register(descriptor, select.POLLIN)
         while not line.endswith(b"\n"):
             left = self._answer_until(asked) - time.monotonic()
-            # Looked at once more when the time is up: we may have been stopped ourselves (Ctrl-Z) all the while.
+            # Polled once more when the time is up: this process may itself have been stopped (Ctrl-Z).
             if poll.poll(1000 * min(max(left, 0), 0.2)):
                 part = os.read(descriptor, 65536)
                 if not part:
@@ -215,25 +228,26 @@ class DrawingProcess:
 
     def _answer_until(self, asked: float) -> float:
         if self._finish_until is None:
-            return asked + ANSWER_SECONDS
+            return asked + self._options.answer_seconds
         if self._is_last:
             return self._finish_until
-        began = self._finish_until - CLOSE_SECONDS
-        return min(asked + ANSWER_SECONDS, max(asked, began) + LAST_ANSWER_SECONDS, self._finish_until)
+        began = self._finish_until - self._options.close_seconds
+        last = max(asked, began) + self._options.last_answer_seconds
+        return min(asked + self._options.answer_seconds, last, self._finish_until)
 
     def _running(self) -> subprocess.Popen[bytes]:
         with self._wake:
             if self._process is None and not self._stopping:
                 self._is_last = self._finish_until is not None
-                self._process = subprocess.Popen(
+                self._process = self._options.start(
                     [sys.executable, "-m", "viz.charts.renderer", str(self._folder), str(self._keep_charts)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self._errors,
-                    bufsize=0,  # what poll() says of the pipe is all there is
+                    bufsize=0,  # poll() does not see what a buffer holds
                     cwd=ROOT,
                     env=environment(),
-                    start_new_session=True,  # Ctrl-C reaches a terminal's whole group; this one finishes its chart
+                    start_new_session=True,  # Ctrl-C reaches the terminal's whole group; this one finishes its chart
                 )
             if self._process is None:
                 raise OSError("stopping")
@@ -245,7 +259,7 @@ class DrawingProcess:
         if process is None:
             return
         if self._hung:
-            process.kill()  # also ends a stopped one
+            process.kill()  # ends a stopped process too
         for pipe in (process.stdin, process.stdout):
             with suppress(OSError):
                 if pipe is not None:
@@ -254,31 +268,31 @@ class DrawingProcess:
             try:
                 process.wait(5)
                 break
-            except subprocess.TimeoutExpired:  # of a killed one, if the kernel waits for a disk: nobody can end that
+            except subprocess.TimeoutExpired:  # a killed process can stay while the kernel waits for a disk
                 process.kill()
         for left in self._folder.glob(temporary_name("*", process.pid)):
             with suppress(OSError):
                 left.unlink(missing_ok=True)
 
     def _last_words(self) -> str:
-        """The last line of its standard error."""
+        """Return the last line of its standard error."""
         size = self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, size - 4000))
         lines = self._errors.read().decode("utf-8", "replace").split("\n")
-        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "no error output")
 
-    def _tell(self, step: int, kind: str, text: str) -> None:
+    def _report(self, step: int, kind: str, text: str) -> None:
         self._say(text)
-        self._note(step, kind, text)
+        self._record(step, kind, text)
 
-    def _note(self, step: int, kind: str, text: str) -> None:
-        with suppress(OSError, RuntimeError):  # a store that can't be written is told to the trainer by its own calls
+    def _record(self, step: int, kind: str, text: str) -> None:
+        with suppress(OSError, RuntimeError):  # the trainer's own calls report a store that can't be written
             self._record_event(step, kind, text)
 
 
-def _named(command: Command) -> str:
+def _named(command: DrawingCommand) -> str:
     if "chart" in command:
         return f"drawing training_step_{command['chart']:06d}.png"
     if "rewind" in command:
-        return f"forgetting what is after step {command['rewind']}"
-    return "ending" if "finish" in command else "writing the JSON files"
+        return f"discarding what follows step {command['rewind']}"
+    return "shutting down" if "finish" in command else "writing the JSON files"

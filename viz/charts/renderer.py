@@ -1,16 +1,17 @@
 """The child process that draws and exports on request: `python -m viz.charts.renderer FOLDER CHARTS`.
 
-CHARTS is how many numbered pictures are kept.
+CHARTS is the number of numbered charts to keep.
 
-Commands come as JSON lines on standard input, one answer to each goes to standard output:
+It reads commands as JSON lines from standard input and writes one answer to each to standard output:
 
-    {"chart": 50}                       the picture of the run as of 50 documents
-    {"export": true, "force": false}    the JSON files; unforced only while that takes at most 1 % of the time
-    {"rewind": 40}                      the rows from 40 on are gone: forget them, and the pictures of more documents
+    {"chart": 50}                       draw the run as of 50 documents
+    {"export": true, "force": false}    the JSON files; if not forced, only while that takes at most 1 % of the time
+    {"rewind": 40}                      rows from step 40 on were deleted: discard them and the charts of more documents
     {"finish": true}                    answer and end
 
 Answers: {"done": COMMAND, "seconds": 0.1} (with "skipped": true for an export that was not due yet) or
-{"failed": COMMAND, "error": "one line"}. It ends as well when standard input does, so that no parent leaves it behind.
+{"failed": COMMAND, "error": "one line"}. The process also ends when standard input is closed, so that it never
+outlives its parent.
 """
 
 import json
@@ -21,39 +22,39 @@ import time
 from pathlib import Path
 from typing import Any
 
-from viz.charts.chart_files import draw_run, forget_charts, thin_charts
+from viz.charts.chart_files import delete_charts_after, draw_run, thin_charts
 from viz.charts.figure import Chart
 from viz.record.exports import Exporter
 from viz.record.reader import Columns, StoreReader
 from viz.views.run_view import Viewer
 
-EXPORT_SHARE = 0.01  # of the time since the start, at most, goes into rewriting JSON
-SECONDS_PER_ROW = 1e-5  # what a first export is expected to cost, for each row
+EXPORT_SHARE = 0.01  # of the time since the start, at most, is spent rewriting JSON
+SECONDS_PER_ROW = 1e-5  # expected cost of a first export
 
 
 class Worker:
-    """What the process remembers between commands."""
+    """Executes commands; keeps the chart, the reader and the exporter between them."""
 
-    def __init__(self, folder: Path, keep_charts: int) -> None:
+    def __init__(self, folder: Path, keep_charts: int, chart: Chart | None = None) -> None:
         self.folder = folder
         self._keep_charts = keep_charts
-        self._chart = Chart()
+        self._chart = chart or Chart()
         self._store: StoreReader | None = None
         self._started = time.monotonic()
         self._exporting = self._last_export = 0.0  # seconds
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._viewer: Viewer | None = None
         self._exporter, self._exported = Exporter(), 0
 
-    def obey(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Carry out one command; returns what the answer says besides `done` and `seconds`."""
+    def execute(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Execute one command; return what the answer contains besides `done` and `seconds`."""
         if "finish" in command:
             return {}
         if "rewind" in command:
-            self._forget()
-            forget_charts(self.folder, command["rewind"])
+            self._reset()
+            delete_charts_after(self.folder, command["rewind"])
             return {}
         if self._store is None:
             self._store = StoreReader(self.folder / "run.db")
@@ -80,24 +81,24 @@ class Worker:
         return True
 
 
-def main(folder: Path, keep_charts: int) -> None:
-    """Obey standard input until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's: it still asks for a last chart
+def main(folder: Path, keep_charts: int, chart: Chart | None = None) -> None:
+    """Execute commands until standard input ends. `chart`: one that exists already, since making one takes 0.3 s."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C and requests a last chart
     os.nice(10)
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not stand among the answers
-    worker = Worker(folder, keep_charts)
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not mix with the answers
+    worker = Worker(folder, keep_charts, chart)
     for line in sys.stdin:
         command = json.loads(line)
         began = time.monotonic()
         try:
-            answer = {"done": command} | worker.obey(command) | {"seconds": round(time.monotonic() - began, 4)}
-        except Exception as error:  # noqa: BLE001 - told to the parent; the next chart may well succeed
+            answer = {"done": command} | worker.execute(command) | {"seconds": round(time.monotonic() - began, 4)}
+        except Exception as error:  # noqa: BLE001 - reported to the parent; the next chart may succeed
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             answer = {"failed": command, "error": problem}
         try:
             print(json.dumps(answer), file=answers, flush=True)
         except BrokenPipeError:
-            return  # nobody is left to tell
+            return  # the parent is gone
         if "finish" in command:
             return
 

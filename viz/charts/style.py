@@ -1,4 +1,4 @@
-"""How pictures look: colours for light and dark, styles of lines, and matplotlib told so, whatever the user's are."""
+"""How images look: palettes for light and dark, line styles, matplotlib's settings, and the PNG they end up in."""
 
 import io
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours by their part in a picture, told apart by colour-blind readers too (tests/viz/charts/test_style.py)."""
+    """Colours by purpose. Colour-blind readers can tell them apart (tests/viz/charts/test_style.py)."""
 
     paper: str
     ink: str
     quiet: str
-    """Labels, and words that explain."""
+    """Labels and explanations."""
     rule: str
     """Grid lines."""
     data: str
     """Single documents."""
     main: str
-    """The average: what to look at."""
+    """The average, which the reader should look at."""
     second: str
-    """What the average is held against, and what stands out."""
+    """What the average is compared with, and what stands out."""
     held_out: str
     bad: str
     sources: tuple[str, ...]
@@ -43,14 +43,18 @@ DARK = Palette(
     sources=("#875ded", "#ef7302", "#35834f", "#a25993", "#49ceff", "#ffce87", "#b2cbbb"),
 )  # fmt: skip
 LINE_STYLES = ("-", (0, (6, 2)), (0, (3, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (10, 2)), (0, (3, 3)))
-"""Of the lines of sources, beside their colours."""
+"""For the lines of sources, in addition to their colours."""
 SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"
-"""Come with matplotlib: the same picture on every machine."""
+"""Fonts that ship with matplotlib, so that an image is the same on every machine."""
+
+
+INCHES = 16.0
+"""The nominal width of every image: a larger one shows the same in more pixels."""
 
 
 @contextmanager
-def drawn_in(palette: Palette) -> Iterator[None]:
-    """Within: matplotlib's own defaults and these, never the user's settings (TeX too); those come back after."""
+def matplotlib_style(palette: Palette) -> Iterator[None]:
+    """Within this context, matplotlib uses its defaults and this palette; the user's settings come back after."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_style(palette))
@@ -62,7 +66,7 @@ def _style(palette: Palette) -> dict[Any, Any]:
         "font.family": SANS,
         "text.parse_math": False,  # a `$` in generated text is a `$`
         "font.size": 9,
-        "text.hinting": "none",  # unhinted glyphs take half of the time
+        "text.hinting": "none",  # unhinted text takes half of the time
         "text.color": palette.ink,
         "figure.facecolor": palette.paper,
         "savefig.facecolor": palette.paper,
@@ -91,13 +95,10 @@ def _style(palette: Palette) -> dict[Any, Any]:
     }
 
 
-INCHES = 16.0
-"""That the width of any picture is taken for: a larger one shows the same in more pixels."""
+def canvas_to_png(canvas: Any) -> bytes:
+    """Return what is drawn on an Agg canvas as a PNG of 256 colours.
 
-
-def png_of(canvas: Any) -> bytes:
-    """What has been drawn on an Agg canvas. 256 colours are all that a chart needs: a third of the bytes, in half of
-    the time.
+    A chart needs no more colours, and the file takes a third of the bytes and half of the time.
     """
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     file = io.BytesIO()

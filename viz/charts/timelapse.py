@@ -1,4 +1,4 @@
-"""A run as a moving picture: its chart at evenly spaced steps, as a GIF or an animated PNG."""
+"""The time lapse of a run: its chart at evenly spaced steps, as a GIF or an animated PNG."""
 
 import io
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from viz.views.run_view import Viewer
 FRAMES = 60
 SECONDS = 12.0
 MOST_FRAMES = 600
-SHORTEST = 0.02  # seconds of a frame: what a GIF can say
-LAST_SECONDS = 2.0  # that the last frame stands
+SHORTEST = 0.02  # seconds of a frame; browsers show a shorter one of a GIF for 0.1 s
+LAST_SECONDS = 2.0  # for which the last frame stays
 SIZE = (1280, 800)
 FORMATS = {".gif": "GIF", ".png": "PNG"}
 
@@ -30,22 +30,22 @@ def make_timelapse(
     size: tuple[int, int] = SIZE,
     dark: bool = False,
 ) -> int:
-    """Write the run in a folder to `path` (`.gif` or `.png`) as a film of `seconds`. Returns the number of frames.
+    """Write a time lapse of the run in `folder` to `path` (`.gif` or `.png`); return the number of frames.
 
-    `frames`: 2 to `MOST_FRAMES`, all of them in memory (1 MB each). Raises ValueError for others, another suffix,
-    frames of less than `SHORTEST` seconds or a run without a step; OSError where it can't be written.
+    `frames`: 2 to `MOST_FRAMES`, all held in memory (1 MB each). Raises ValueError for another number or suffix, for
+    frames shorter than `SHORTEST` seconds and for a run without steps, OSError if the file can't be written.
     """
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: a time-lapse is a .gif or a .png, by the name of its file")
+        raise ValueError(f"{path}: the name of a time lapse must end in .gif or .png")
     if not 2 <= frames <= MOST_FRAMES or seconds / frames < SHORTEST:
         raise ValueError(
-            f"{frames} frames in {seconds:g} s: 2 to {MOST_FRAMES} of at least {SHORTEST} s each make a film"
+            f"a time lapse has 2 to {MOST_FRAMES} frames of at least {SHORTEST} s each, not {frames} in {seconds:g} s"
         )
     with StoreReader(folder / "run.db") as store:
         viewer = Viewer(store)
         view = viewer.look()
         if not view.count:
-            raise ValueError(f"{folder / 'run.db'} holds no step yet: there is nothing to show")
+            raise ValueError(f"{folder / 'run.db'} has no steps yet, so there is nothing to show")
         begin = min(int(view.column("steps")[0]) + 2, view.step)
         steps = np.unique(np.linspace(begin, view.step, frames).round().astype(int)).tolist()
         first, *others = _drawn(Chart(size, dark=dark), viewer, steps)

@@ -15,17 +15,20 @@ from trainer.learning.compilation import (
     why_not_compile,
 )
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 
-def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "triton" in why_not_compile(torch.device("cuda:0"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert why_not_compile(torch.device("cuda:0")) == ""
+    assert why_not_compile(CPU) == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+        assert "headers" in why_not_compile(CPU)
+    for triton, missing in ((None, "triton is not installed"), (object(), "")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=triton: found)
+        assert why_not_compile(GPU) == missing
     monkeypatch.setenv("PATH", str(tmp_path))
-    other = tmp_path / "c++"  # which torch does not look for
+    other = tmp_path / "c++"  # torch does not look for this name
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
     assert "compiler" in why_not_compile(CPU)
@@ -33,23 +36,14 @@ def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert why_not_compile(CPU) == ""
 
 
-def test_missing_headers_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert why_not_compile(CPU) == ""
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    assert "headers" in why_not_compile(CPU)
-
-
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_it_pays_once_a_run_is_long_enough(kind: str) -> None:
+def test_compiling_pays_once_a_run_is_long_enough(kind: str) -> None:
     pays = [compiling_pays(steps, 0.1, kind) for steps in (100, 1_000, 5_000, 10_000, 20_000, 1_000_000)]
     assert pays == sorted(pays) and not pays[0] and pays[-1]
     first = next(steps for steps in range(1, 10**6) if compiling_pays(steps, 0.1, kind))
     assert first == pytest.approx(SECONDS_TO_COMPILE[kind] / GAIN[kind] / 0.1, abs=1)
-    assert compiling_pays(first // 2 + 1, 0.2, kind)  # what counts is the time
-
-
-def test_where_it_was_never_measured_it_is_not_done_unasked() -> None:
-    assert not compiling_pays(10**9, 1.0, "mps")
+    assert compiling_pays(first // 2 + 1, 0.2, kind)  # the total time decides
+    assert not compiling_pays(10**9, 1.0, "mps"), "never measured there"
 
 
 @pytest.mark.parametrize(("steps", "is_compiled"), [(1_000, False), (10_000, True)])
@@ -58,21 +52,15 @@ def test_a_run_on_a_gpu_is_compiled_if_it_is_long(
 ) -> None:
     monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    made: list[bool] = []
+    calls: list[bool] = []
     found = compile_where_it_pays(
-        lambda: made.append(True),
-        None,
-        torch.device("cuda:0"),
-        steps=steps,
-        seconds=0.028,
-        say=lambda line: None,
-        compiling=nullcontext,
+        lambda: calls.append(True), None, GPU, steps=steps, seconds=0.028, say=print, compiling=nullcontext
     )
-    assert found == bool(made) == is_compiled
+    assert found == bool(calls) == is_compiled
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_nothing_that_is_timed_decides_on_a_kernel_of_a_deterministic_run(
+def test_no_timing_selects_a_kernel_in_a_deterministic_run(
     monkeypatch: pytest.MonkeyPatch, deterministic: bool
 ) -> None:
     import torch._inductor.config

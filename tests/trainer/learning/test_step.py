@@ -16,7 +16,7 @@ def make_step(dtype: torch.dtype = torch.float32, **options: Any) -> TrainingSte
 
 
 @pytest.mark.parametrize("longest", [2, 32, 33, 34, 128, 129, 256, 1000, 4096])
-def test_padded_lengths_are_few_and_hold_every_sample(longest: int) -> None:
+def test_padded_lengths_are_few_and_fit_every_sample(longest: int) -> None:
     lengths = padded_lengths(longest)
     assert lengths[-1] >= longest - 1 and len(lengths) <= 16
     for predictions in range(1, longest):
@@ -24,7 +24,7 @@ def test_padded_lengths_are_few_and_hold_every_sample(longest: int) -> None:
     assert 256 in padded_lengths(256)
 
 
-def test_loss_accuracy_and_norm_are_those_of_plain_torch() -> None:
+def test_loss_accuracy_and_norm_equal_those_of_plain_torch() -> None:
     step = make_step()
     model = LanguageModel(MODEL_SIZES["tiny"], 300)
     logits = model(torch.tensor([IDS[:-1]]))[0]
@@ -40,7 +40,7 @@ def test_loss_accuracy_and_norm_are_those_of_plain_torch() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_norm_is_that_of_all_gradients_together(dtype: torch.dtype) -> None:
+def test_the_norm_covers_all_gradients(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     gradients = [torch.randn(size, generator=generator).to(dtype) for size in ((300, 64), (64,), (7, 3))]
     whole = torch.cat([gradient.double().flatten() for gradient in gradients]).norm().item()
@@ -50,8 +50,8 @@ def test_the_norm_is_that_of_all_gradients_together(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_are_those_of_autograd_also_of_tokens_that_repeat(dtype: torch.dtype) -> None:
-    ids = [7, 3, 0, 3, 3, 9, 0, 3, 250, 299]  # 0 is also what a short document is padded with
+def test_gradients_equal_those_of_autograd_also_for_repeated_tokens(dtype: torch.dtype) -> None:
+    ids = [7, 3, 0, 3, 3, 9, 0, 3, 250, 299]  # 0 is also the padding id
     step = make_step(dtype)
     model = LanguageModel(MODEL_SIZES["tiny"], 300).to(dtype)
     loss = torch.nn.functional.cross_entropy(model(torch.tensor([ids[:-1]]))[0].float(), torch.tensor(ids[1:]))
@@ -63,10 +63,10 @@ def test_gradients_are_those_of_autograd_also_of_tokens_that_repeat(dtype: torch
         assert difference < (1e-4 if dtype == torch.float32 else 0.03), name
 
 
-def test_the_embedding_is_updated_by_the_clipped_gradient() -> None:
-    """The fused kernel's `grad_scale` does what clipping would: as a plain AdamW on clipped gradients."""
+def test_the_embedding_is_updated_with_the_clipped_gradient() -> None:
+    """The fused kernel's `grad_scale` has the effect of clipping: it equals plain AdamW on clipped gradients."""
     step, model = make_step(), LanguageModel(MODEL_SIZES["tiny"], 300)
-    step.lengths = (len(IDS) - 1,)  # no padding: the same kernels, so that only the clipping can differ
+    step.lengths = (len(IDS) - 1,)  # no padding: same kernels, so only the clipping can differ
     recipe = step.optimizer.recipe
     embedding = model.model.embed_tokens.weight
     rate = 1e-2 * recipe.embedding_rate
@@ -75,28 +75,28 @@ def test_the_embedding_is_updated_by_the_clipped_gradient() -> None:
     torch.nn.functional.cross_entropy(model(torch.tensor([IDS[:-1]]))[0], torch.tensor(IDS[1:])).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     plain.step()
-    assert result.gradient_norm > 1.0  # else this would test nothing
+    assert result.gradient_norm > 1.0  # the control: clipping has an effect
     assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-3)
     assert torch.allclose(step.model.model.embed_tokens.weight, embedding, atol=2e-5)
 
 
-def test_what_is_looked_at_is_the_average_and_looking_changes_nothing() -> None:
-    looked, unseen = make_step(torch.bfloat16), make_step(torch.bfloat16)
+def test_the_averaged_model_has_the_average_and_using_it_changes_nothing() -> None:
+    observed, unobserved = make_step(torch.bfloat16), make_step(torch.bfloat16)
     losses = []
     for _ in range(20):
-        losses.append(looked(IDS, 3e-3).loss)
-        looked.averaged()(torch.tensor([IDS]))
-    assert losses == [unseen(IDS, 3e-3).loss for _ in range(20)]
-    state, model = looked.state_dict(), looked.averaged()
+        losses.append(observed(IDS, 3e-3).loss)
+        observed.averaged()(torch.tensor([IDS]))
+    assert losses == [unobserved(IDS, 3e-3).loss for _ in range(20)]
+    state, model = observed.state_dict(), observed.averaged()
     for name, weight in model.named_parameters():
         assert torch.equal(weight, state["average"][name].to(torch.bfloat16))
     name = "model.embed_tokens.weight"
     assert not torch.equal(state["average"][name], state["model"][name])
-    assert model is not looked.model and not any(weight.requires_grad for weight in model.parameters())
+    assert model is not observed.model and not any(weight.requires_grad for weight in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_that_were_joined_are_of_the_weights_as_they_are(dtype: torch.dtype) -> None:
+def test_joined_products_use_the_current_weights(dtype: torch.dtype) -> None:
     step, ids = make_step(dtype), torch.tensor([IDS])
     before = step.averaged()(ids)
     for _ in range(20):
@@ -109,28 +109,29 @@ def test_products_that_were_joined_are_of_the_weights_as_they_are(dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_document_is_learned_by_heart(dtype: torch.dtype) -> None:
+def test_one_document_is_memorized(dtype: torch.dtype) -> None:
     step = make_step(dtype)
     losses = [step(IDS, 3e-3).loss for _ in range(150)]
     assert losses[0] == pytest.approx(math.log(300), abs=0.5)
     assert losses[-1] < 0.1
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+def test_a_non_finite_gradient_changes_nothing() -> None:
     step = make_step(torch.bfloat16)
     step(IDS, 1e-3)
     before = {name: value.clone() for name, value in step.state_dict()["model"].items()}
     moments = [value.clone() for value in step.optimizer.memory()]
     hook = step.model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
-    result = step(IDS, 1e-3)
+    for _ in range(2):  # in two steps, every matrix of this width has its turn
+        result = step(IDS, 1e-3)
+        assert not result.updated and math.isnan(result.gradient_norm)
     hook.remove()
-    assert not result.updated and math.isnan(result.gradient_norm)
     assert all(torch.equal(before[name], value) for name, value in step.state_dict()["model"].items())
     assert all(torch.equal(old, new) for old, new in zip(moments, step.optimizer.memory(), strict=True))
     assert step(IDS, 1e-3).updated
 
 
-def test_small_updates_reach_the_masters_though_bf16_can_not_hold_them() -> None:
+def test_updates_too_small_for_bf16_reach_the_master_weights() -> None:
     step = make_step(torch.bfloat16)
     before = step.state_dict()["model"]["model.norm.weight"].clone()
     for _ in range(3):
@@ -141,17 +142,17 @@ def test_small_updates_reach_the_masters_though_bf16_can_not_hold_them() -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_loaded_state_goes_on_bit_for_bit(dtype: torch.dtype) -> None:
+def test_a_loaded_state_continues_bit_for_bit(dtype: torch.dtype) -> None:
     whole, first, second = make_step(dtype), make_step(dtype), make_step(dtype)
     expected = [whole(IDS, 1e-3).loss for _ in range(10)]
-    losses = [first(IDS, 1e-3).loss for _ in range(4)]
+    losses = [first(IDS, 1e-3).loss for _ in range(5)]  # in the middle of a round of the matrices
     second.load_state_dict(first.state_dict())
-    assert losses + [second(IDS, 1e-3).loss for _ in range(6)] == expected
+    assert losses + [second(IDS, 1e-3).loss for _ in range(5)] == expected
     average, expected_average = second.state_dict()["average"], whole.state_dict()["average"]
     assert all(torch.equal(average[name], weight) for name, weight in expected_average.items())
 
 
-def test_a_trial_pass_teaches_nothing() -> None:
+def test_a_trial_pass_changes_nothing() -> None:
     with_trial, without = make_step(), make_step()
     assert with_trial.trial_seconds(63) > 0
     assert [with_trial(IDS, 1e-3).loss for _ in range(3)] == [without(IDS, 1e-3).loss for _ in range(3)]
@@ -159,7 +160,7 @@ def test_a_trial_pass_teaches_nothing() -> None:
 
 @pytest.mark.parametrize("place", ["model", "average", "exp_avg", "exp_avg_sq"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_seen_in_weights_and_moments(place: str, value: float) -> None:
+def test_non_finite_values_are_found_in_weights_and_moments(place: str, value: float) -> None:
     step = make_step(torch.bfloat16)
     step(IDS, 1e-3)
     assert step.is_finite()
@@ -169,8 +170,7 @@ def test_what_is_not_finite_is_seen_in_weights_and_moments(place: str, value: fl
     assert not step.is_finite()
 
 
-def test_padding_does_not_change_what_is_learned() -> None:
-    """The same document in a step whose shortest padded length is longer."""
+def test_padding_does_not_change_the_update() -> None:
     short, long = make_step(), make_step()
     long.lengths = (64,)
     for _ in range(5):

@@ -1,7 +1,6 @@
 """What the picture of a comparison shows is asked of the figure; where it shows it, of the renderer."""
 
 import io
-import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -11,17 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.viz.overlaps import find_overlaps
+from tests.viz.runs_to_draw import HOSTILE
 from viz.charts.comparison_figure import SOURCES, comparison_figure, draw_comparison
 from viz.charts.primitives import Density
-from viz.charts.style import DARK, LIGHT, drawn_in
+from viz.charts.style import DARK, LIGHT, matplotlib_style
 from viz.stats.paired_difference import FEWEST, by_source, estimate, running
 from viz.views.comparison import WINDOW, Comparison
-
-HOSTILE = (
-    "$x^{$ \\frac{ $$ \\ _{}^ %s <b>&amp; \x00\x07\x1b[31m \u202e\u2066 \ud83d\ud800 😀 日本語 עברית e\u0301\u0301 "
-    + "\r\n\t\v\f\u2028"
-    + "W" * 3000
-)
 
 
 def simulated(count: int, sources: int = 5, difference: float = 0.05, name: str = "RedPajamaCommonCrawl") -> Comparison:
@@ -60,42 +55,10 @@ def simulated(count: int, sources: int = 5, difference: float = 0.05, name: str 
 
 
 def figure_of(comparison: Comparison, size: tuple[int, int] = (1600, 900)) -> Any:
-    with drawn_in(LIGHT):
+    with matplotlib_style(LIGHT):
         figure = comparison_figure(comparison, LIGHT, size)
         figure.canvas.draw()
     return figure
-
-
-def texts_of(figure: Any) -> list[Any]:
-    found = list(figure.texts)
-    for axes in figure.axes:
-        found += [axes._left_title, *axes.texts]
-        for axis in (axes.xaxis, axes.yaxis):
-            if axis.get_visible():
-                low, high = sorted(axis.get_view_interval())
-                shown = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-                found += [axis.label, *(tick.label1 for tick in shown)]
-        if axes.get_legend() is not None:
-            found += axes.get_legend().get_texts()
-    return [text for text in found if text.get_visible() and text.get_text().strip()]
-
-
-def overlaps(figure: Any) -> list[str]:
-    """Pairs of texts that meet, and texts that leave the figure."""
-    renderer = figure.canvas.get_renderer()
-    boxes = [(text.get_text()[:30], text.get_window_extent(renderer)) for text in texts_of(figure)]
-    wrong = [
-        f"{a!r} meets {b!r}"
-        for (a, box), (b, other) in itertools.combinations(boxes, 2)
-        if min(box.x1, other.x1) - max(box.x0, other.x0) > 1 and min(box.y1, other.y1) - max(box.y0, other.y0) > 1
-    ]
-    width, height = figure.canvas.get_width_height()
-    wrong += [
-        f"{a!r} leaves the figure"
-        for a, box in boxes
-        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
-    ]
-    return wrong
 
 
 @pytest.mark.parametrize(
@@ -103,7 +66,7 @@ def overlaps(figure: Any) -> list[str]:
 )
 def test_nothing_overlaps_at_any_length(count: int, sources: int) -> None:
     figure = figure_of(simulated(count, sources))
-    assert overlaps(figure) == []
+    assert find_overlaps(figure) == []
     assert len(figure.axes) == 4
 
 
@@ -117,39 +80,6 @@ def test_a_picture_of_a_million_documents(dark: bool, size: tuple[int, int]) -> 
     assert len(picture) < 1_000_000
 
 
-def test_any_size_is_the_same_picture() -> None:
-    comparison = simulated(1000)
-    pictures = [draw_comparison(comparison, size=size) for size in ((1600, 900), (800, 450))]
-    large, small = (Image.open(io.BytesIO(picture)).convert("RGB").resize((160, 90)) for picture in pictures)
-    difference = np.abs(np.asarray(large, dtype=int) - np.asarray(small, dtype=int))
-    assert difference.mean() < 6
-
-
-def test_the_sentence_is_the_title_and_the_first_note_is_below() -> None:
-    comparison = simulated(1000)
-    title, *notes = figure_of(comparison).texts
-    assert title.get_text() == comparison.sentence()
-    assert title.get_text().startswith("warm-up 100 is better by 0.0") and title.get_fontweight() == "bold"
-    assert " · ".join(line.get_text() for line in notes) == " · ".join(comparison.notes())
-    many = replace(comparison, settings=tuple((f"setting_{number}", "0.1", "0.2") for number in range(12)))
-    _, *notes = figure_of(many).texts
-    assert len(notes) == 2 and notes[0].get_text().startswith("Settings that differ: ")
-    assert "times narrower" in notes[1].get_text()
-
-
-def test_labels_say_which_side_means_which_run_is_better() -> None:
-    averages, sources, each, spread = figure_of(simulated(1000)).axes
-    sides = "warm-up 1,000 − warm-up 100, nats per token\n← warm-up 1,000 better    warm-up 100 better →"
-    assert each.get_ylabel() == sides == sources.get_xlabel()
-    low, high = each.get_ylim()
-    assert low < 0 < high and spread.get_ylim() == (low, high)
-    assert averages.get_ylabel() == "nats per token"
-    assert [text.get_text() for text in averages.get_legend().get_texts()] == [
-        " warm-up 1,000: 20261126-030140-57e5, small 13.8 M",
-        " warm-up 100: 20261126-032229-eca1, small 13.8 M",
-    ]
-
-
 def test_every_document_is_a_point_or_counted_at_an_edge() -> None:
     comparison = simulated(1000)
     each = figure_of(comparison).axes[2]
@@ -158,7 +88,7 @@ def test_every_document_is_a_point_or_counted_at_an_edge() -> None:
     low, high = each.get_ylim()
     words = " ".join(text.get_text() for text in each.get_legend().get_texts())
     above, below = int((comparison.differences > high).sum()), int((comparison.differences < low).sum())
-    assert above > 0 and f"{above} above, to " in words and f"{below} below, to −" in words
+    assert above > 0 and f"{above} above, up to " in words and f"{below} below, down to −" in words
     furthest = int(np.argmax(comparison.differences))
     assert f" at step {furthest}" in words
 
@@ -176,17 +106,6 @@ def test_the_average_is_seen_beside_spikes() -> None:
     assert high - low < 2
 
 
-def test_sources_beyond_the_eighth_are_counted() -> None:
-    comparison = simulated(100_000, sources=12)
-    sources = figure_of(comparison).axes[1]
-    said = [text.get_text() for text in sources.texts]
-    assert said[0] == "all, 100,000" and said[1].startswith("RedPajamaCommonCrawl0, ")
-    assert len(said) == 1 + SOURCES + 1 and said[-1].startswith("4 others, ")
-    assert [bar.lines[0].get_xdata()[0] for bar in sources.containers] == [
-        found.value for found in (comparison.overall, *comparison.sources[:SOURCES])
-    ]
-
-
 def test_a_source_of_too_few_documents_is_hollow_and_has_no_interval() -> None:
     comparison = simulated(60, sources=5)
     sources = figure_of(comparison).axes[1]
@@ -196,16 +115,11 @@ def test_a_source_of_too_few_documents_is_hollow_and_has_no_interval() -> None:
         assert (bar.lines[0].get_markerfacecolor() == LIGHT.paper) == (found.half_width is None)
 
 
-def test_a_single_source_is_not_shown_twice() -> None:
-    sources = figure_of(simulated(100, sources=1)).axes[1]
-    assert [text.get_text() for text in sources.texts] == ["RedPajamaCommonCrawl0, 100"]
-
-
 @pytest.mark.parametrize("name", ["", "_", HOSTILE, "W" * 300])
 def test_hostile_names_are_only_text(name: str) -> None:
     comparison = replace(simulated(1000, 12, name=name), names=(name, name), moved=0.5, left_out=((HOSTILE, 3),))
     figure = figure_of(comparison)
-    assert overlaps(figure) == []
+    assert find_overlaps(figure) == []
     assert len(figure.axes[0].get_legend().get_texts()) == 2
     unnamed = replace(comparison, sources=(replace(comparison.sources[0], name=""),))
     assert figure_of(unnamed).axes[1].texts[0].get_text().startswith("unknown, ")
@@ -220,15 +134,11 @@ def test_long_names_are_told_apart_by_both_their_ends() -> None:
     assert "2cf3: " in labels[0] and "9ab1: " in labels[1]
 
 
-def test_dollars_are_shown_as_they_are() -> None:
-    figure = figure_of(replace(simulated(1000), names=("$x_1$", "$y^2$")))
-    assert figure.texts[0].get_text().startswith("$y^2$ is better by ")
-
-
 def test_the_test_for_overlaps_can_fail() -> None:
     figure = figure_of(simulated(1000))
     figure.axes[0].set_title("far too long a title " * 20, loc="left")
-    assert any("meets" in line for line in overlaps(figure)) and any("leaves" in line for line in overlaps(figure))
+    found = " ".join(find_overlaps(figure))
+    assert "overlaps" in found and "leaves the figure" in found
 
 
 def test_equal_runs_and_other_units_are_drawn() -> None:
@@ -246,7 +156,7 @@ def test_equal_runs_and_other_units_are_drawn() -> None:
         difference_curve=curve,
     )
     figure = figure_of(equal)
-    assert overlaps(figure) == [] and "bits per byte" in figure.axes[2].get_ylabel()
+    assert find_overlaps(figure) == [] and "bits per byte" in figure.axes[2].get_ylabel()
     assert "same loss on each" in figure.texts[0].get_text()
 
 
@@ -256,3 +166,23 @@ def test_the_users_settings_are_neither_used_nor_changed() -> None:
     with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "black"}):
         assert draw_comparison(comparison) == plain
         assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_the_sentence_and_the_notes_are_shown_and_the_sides_are_named() -> None:
+    comparison = replace(simulated(1000), names=("$x_1$", "$y^2$"))
+    figure = figure_of(comparison)
+    title, *notes = figure.texts
+    assert title.get_text() == comparison.sentence()
+    assert " · ".join(line.get_text() for line in notes) == " · ".join(comparison.notes())
+    for label in (figure.axes[2].get_ylabel(), figure.axes[1].get_xlabel()):
+        assert "← $x_1$ better" in label and "$y^2$ better →" in label
+
+
+def test_the_rarest_of_many_sources_are_counted() -> None:
+    comparison = simulated(100_000, sources=12)
+    sources = figure_of(comparison).axes[1]
+    assert "4 other sources" in sources.texts[-1].get_text()
+    assert [bar.lines[0].get_xdata()[0] for bar in sources.containers] == [
+        found.value for found in (comparison.overall, *comparison.sources[:SOURCES])
+    ]
+    assert len(figure_of(simulated(100, sources=1)).axes[1].texts) == 1  # one source is not shown twice

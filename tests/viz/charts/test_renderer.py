@@ -49,15 +49,10 @@ def test_it_draws_exports_and_ends(filled: Path, process: subprocess.Popen[str],
     assert process.wait(10) == 0
 
 
-def test_beyond_so_many_pictures_they_thin_out(filled: Path, ask: Ask) -> None:
+def test_it_keeps_as_many_pictures_as_it_was_given(filled: Path, ask: Ask) -> None:
     for step in (5, 10, 15, 20):
         ask({"chart": step})
-    assert sorted(path.name for path in filled.glob("*.png")) == [
-        "training_latest.png",
-        "training_step_000005.png",
-        "training_step_000015.png",
-        "training_step_000020.png",
-    ]
+    assert sorted(path.name[-6:-4] for path in filled.glob("training_step_*")) == ["05", "15", "20"]
 
 
 def test_it_sees_new_rows_and_a_rewind(filled: Path, ask: Ask, metrics: Metrics) -> None:
@@ -87,8 +82,7 @@ def test_a_chart_that_fails_is_reported_and_the_next_one_drawn(filled: Path, ask
     (filled / "training_step_000010.png").mkdir()
     answer = ask({"chart": 10})
     assert answer["failed"] == {"chart": 10}
-    assert "training_step_000010.png" in answer["error"]
-    assert "\n" not in answer["error"]
+    assert "training_step_000010.png" in answer["error"] and "\n" not in answer["error"]
     (filled / "training_step_000010.png").rmdir()
     assert "done" in ask({"chart": 10})
     assert not [path for path in filled.iterdir() if path.name.endswith(".tmp")]
@@ -112,7 +106,7 @@ def test_neither_torch_nor_the_trainer_nor_pyplot_is_loaded(filled: Path) -> Non
     look = (
         "import sys; from pathlib import Path; from viz.charts.renderer import Worker\n"
         "worker = Worker(Path(sys.argv[1]), 500)\n"
-        "worker.obey({'chart': 10}); worker.obey({'export': True, 'force': True})\n"
+        "worker.execute({'chart': 10}); worker.execute({'export': True, 'force': True})\n"
         "print(*sys.modules)"
     )
     command = [sys.executable, "-c", look, str(filled)]

@@ -5,37 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.debiased_average import DebiasedAverage
 from viz.stats.averages import AverageWithError, debiased_average, extremes, squared_weights
 
 ANY_FLOAT = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf]))
-
-
-def plain_average(values: list[float], window: int) -> list[float]:
-    """The formula of the docstring, literally."""
-    share, total, count, averages = 2 / (window + 1), 0.0, 0, []
-    for value in values:
-        if math.isfinite(value):
-            total, count = (1 - share) * total + share * value, count + 1
-        averages.append(total / (1 - (1 - share) ** count) if count else math.nan)
-    return averages
-
-
-@given(st.lists(ANY_FLOAT, max_size=300), st.integers(1, 60))
-def test_the_average_equals_its_formula(values: list[float], window: int) -> None:
-    np.testing.assert_allclose(debiased_average(values, window), plain_average(values, window), rtol=1e-8, atol=1e-6)
-
-
-def test_the_window_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="window of 1 or more"):
-        debiased_average([1.0], 0)
-
-
-@given(st.lists(ANY_FLOAT, max_size=100), st.lists(ANY_FLOAT, max_size=100), st.integers(1, 30))
-def test_an_average_in_parts_equals_an_average_at_once(first: list[float], second: list[float], window: int) -> None:
-    average = DebiasedAverage(window)
-    parts = [*average.extend(first), *average.extend([]), *average.extend(second)]
-    np.testing.assert_allclose(parts, debiased_average(first + second, window), rtol=1e-8, atol=1e-6)
 
 
 def test_the_standard_error_is_the_spread_of_the_averages_of_many_runs() -> None:
