@@ -139,7 +139,7 @@ def test_a_number_that_is_not_finite_changes_no_weight(
             assert is_turn or torch.equal(moment, after["optimizer"][name][kind])
     viz = tmp_path / "training_viz"
     row = f"{tmp_path / 'texts.jsonl'} row 10"
-    assert kinds(viz) == [("skipped update", f"Skipped update at step 10: {words} ({row})")]
+    assert kinds(viz) == [("skipped update", f"Skipped update at step 10 ({row}): {words}")]
     assert after["samples"]["cursor"]["row"] == 11
     assert math.isfinite(after["tally"]["averages"][0][0]) and len(after["tally"]["last"]) == 11 - (place != "gradient")
     if place == "logits":

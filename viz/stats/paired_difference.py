@@ -84,11 +84,11 @@ def estimate(pairs: PooledLosses, name: str = "") -> Difference:
     a slower warm-up, is part of the difference and not of its error. Student's t with 18/35 of the batches less two as
     its degrees of freedom, by the variance of s^2 (in the same place).
 
-    Limits, by simulation (test_paired_difference.py): 4 to 7 % of false alarms at 1,000 documents whose noise is
-    independent or an AR(1) with phi up to 0.8, where taking documents as independent makes up to 50 %; in real pairs
-    phi is below 0.1. Where a batch is short and neighbours are much alike it is too narrow: 100 documents with phi 0.8
-    make 15 % of false alarms, 40 with phi 0.5 make 10 %. It is an interval for this pair of runs; another seed may
-    differ by more.
+    Limits, by simulation (tests/viz/stats/test_paired_difference.py): 4 to 7 % of false alarms at 1,000 documents whose
+    noise is independent or an AR(1) with phi up to 0.8, where taking documents as independent makes up to 50 %; in real
+    pairs phi is below 0.1. Where a batch is short and neighbours are much alike it is too narrow: 100 documents with
+    phi 0.8 make 15 % of false alarms, 40 with phi 0.5 make 10 %. It is an interval for this pair of runs; another seed
+    may differ by more.
     """
     count = len(pairs[0][0])
     ratios = [float(sums.sum() / weights.sum()) for sums, weights in pairs]
