@@ -1,4 +1,4 @@
-"""Replace a whole file in one step, so that readers never see half of it."""
+"""Replace a file in one step, so that readers never see it incomplete."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 def temporary_name(name: str, process: int | str) -> str:
-    """Return the name under which `replace_file` writes: hidden, and matched by no pattern of finished files."""
+    """Return the temporary name that `replace_file` uses: hidden, and matched by no pattern for finished files."""
     return f".{name}.{process}.tmp"
 
 
@@ -24,12 +24,13 @@ def replace_file(
     Args:
         path: the file; its folder must exist.
         write: writes the content to the open temporary file next to it.
-        durable: sync the file and its folder, so that the content survives a power cut. False for a file that can be
-            made again from the store.
+        durable: sync the file and its folder, so that the content survives a power cut. Use False for a file that can
+            be rebuilt from the store.
         before_naming: called with the temporary file before it gets its name, once its bytes are on disk.
 
     Raises:
-        OSError: the content could not be written; it names `path`, which is as before, and the temporary file is gone.
+        OSError: the content could not be written. The error names `path`, which is unchanged; the temporary file is
+            removed.
     """
     temporary = path.with_name(temporary_name(path.name, os.getpid()))
     try:

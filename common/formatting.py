@@ -1,4 +1,4 @@
-"""Sizes and durations as people read them."""
+"""Format sizes and durations for people."""
 
 
 def format_bytes(count: int) -> str:

@@ -1,17 +1,17 @@
-"""Text of unknown origin on a terminal: it says what it says and steers nothing."""
+"""Make text of unknown origin safe to print on a terminal: it can't contain control sequences."""
 
 import unicodedata
 
-_STEERING = ("Cc", "Cf", "Cs", "Co", "Cn")
+_UNSAFE = ("Cc", "Cf", "Cs", "Co", "Cn")
 
 
 def harmless(text: str) -> str:
-    """The text with every control, format and unassigned character but line breaks and tabs as U+FFFD `�`."""
+    """Return the text with U+FFFD `�` for every control, format and unassigned character except newline and tab."""
     return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in _STEERING else "\N{REPLACEMENT CHARACTER}" for c in text
+        c if c in "\n\t" or unicodedata.category(c) not in _UNSAFE else "\N{REPLACEMENT CHARACTER}" for c in text
     )
 
 
 def one_line(text: str) -> str:
-    """`harmless`, with line breaks and tabs as Python writes them."""
+    """Return `harmless` text with newlines and tabs escaped as in Python."""
     return harmless(text).replace("\n", "\\n").replace("\t", "\\t")

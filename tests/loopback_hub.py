@@ -1,7 +1,7 @@
-"""A Hub on this machine: a real HTTP server that shows folders as dataset repositories, and fails when told to.
+"""A local Hub: a real HTTP server that serves folders as dataset repositories, and fails on request.
 
-A client finds it through `HF_ENDPOINT`, which `huggingface_hub` reads at import: so a test runs its client in a process
-of its own, with `client_environment()`.
+A client finds it through `HF_ENDPOINT`, which `huggingface_hub` reads when it is imported. So a test runs its client in
+a separate process with `client_environment()`.
 """
 
 import contextlib
@@ -29,26 +29,26 @@ class Fault:
     method: str = "GET"
     times: int = 1
     begins: range | None = None
-    """Only of requests for a range of bytes that begins in here."""
+    """Applies only to requests for a byte range that starts in this range."""
     status: int | None = None
-    """Answer this status and no body."""
+    """Respond with this status and no body."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Of the answer with this status: `{"Retry-After": "3"}`."""
+    """Headers of the response with this status, such as `{"Retry-After": "3"}`."""
     cut_after: int | None = None
-    """Promise the whole body, send so many bytes, close the connection."""
+    """Announce the complete body, send this many bytes of it, and close the connection."""
     hang_seconds: float = 0.0
-    """Say nothing for so long first."""
+    """Wait this long before responding."""
     stall_after: int | None = None
-    """Send so many bytes of the body, say nothing for `stall_seconds`, send the rest."""
+    """Send this many bytes of the body, wait `stall_seconds`, and send the rest."""
     stall_seconds: float = 0.0
     drop: bool = False
-    """Close the connection without an answer."""
+    """Close the connection without a response."""
     away_seconds: float = 0.0
-    """Close it, and every other one, and refuse new ones for so long."""
+    """Close all connections and refuse new ones for this long."""
     spoil: bool = False
-    """Send other bytes than the file's, of the same length."""
+    """Send wrong bytes of the right length."""
     action: Callable[[], object] = lambda: None
-    """Called when it is met, before anything else."""
+    """Called first when the fault occurs."""
 
 
 class LoopbackHub:
@@ -56,9 +56,9 @@ class LoopbackHub:
 
     def __init__(self, repositories: Mapping[str, Path]) -> None:
         self.repositories = dict(repositories)
-        """What `main` stands for."""
+        """The folders at `main`."""
         self.older: dict[str, dict[str, Path]] = {}
-        """Repository → commit → folder of the commits before it that are still there."""
+        """Repository → older commit that still exists → its folder."""
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, int]] = []
         """(method, path, bytes of body sent)"""
@@ -82,16 +82,16 @@ class LoopbackHub:
         self._server.server_close()
 
     def push(self, repository: str, folder: Path) -> None:
-        """A new commit on `main`; the one before it stays."""
+        """Add a commit to `main`; the previous one stays available."""
         self.older.setdefault(repository, {})[self.commit(repository)] = self.repositories[repository]
         self.repositories[repository] = folder
 
     def forget_commits(self) -> None:
-        """Keep only what `main` stands for, as when a history is squashed."""
+        """Keep only `main`, as after squashing the history."""
         self.older.clear()
 
     def folder_at(self, repository: str, revision: str | None) -> tuple[Path, str] | None:
-        """The folder and the commit that a revision means; None for one that is not there."""
+        """Return the folder and commit of a revision, or None if it does not exist."""
         commit = self.commit(repository)
         if revision in (None, "main", commit):
             return self.repositories[repository], commit
@@ -99,7 +99,7 @@ class LoopbackHub:
         return (older[revision], revision) if revision in older else None
 
     def go_away(self, seconds: float) -> None:
-        """Close every connection and refuse new ones for so long. Returns at once."""
+        """Close all connections and refuse new ones for this long. Returns immediately."""
         server = self._server
 
         def away() -> None:
@@ -131,7 +131,7 @@ class LoopbackHub:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def commit(self, repository: str) -> str:
-        """The revision of `main`: 40 hex digits that follow from the names and sizes of the files."""
+        """Return the revision of `main`: 40 hex digits computed from the names and sizes of its files."""
         folder = self.repositories[repository]
         names = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in sorted(folder.rglob("*"))]
         return hashlib.sha1("\n".join(names).encode()).hexdigest()
@@ -146,7 +146,7 @@ class LoopbackHub:
         return None
 
     def bytes_sent(self, part: str) -> int:
-        """Bytes of body sent for paths that contain `part`."""
+        """Return the number of body bytes sent for paths that contain `part`."""
         return sum(sent for _, path, sent in self.requests if part in path)
 
 
@@ -155,7 +155,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Silent: clients that hang up on an answer are what the tests are about."""
+        """Print nothing: the tests close connections on purpose."""
 
 
 def _close(connection: socket.socket) -> None:
@@ -178,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent: the tests look at `requests`."""
+        """Print nothing: the tests read `requests`."""
 
     def do_GET(self) -> None:
         self._answer()
@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if not file.is_file():
                     return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return self._send_file(file, found[1], span, fault)
-        return self._send(401, b"", {"X-Error-Code": "RepoNotFound"})  # what the Hub says of one that is not there
+        return self._send(401, b"", {"X-Error-Code": "RepoNotFound"})  # the Hub's response for a missing repository
 
     def _send_file(self, file: Path, commit: str, span: re.Match[str] | None, fault: Fault | None) -> None:
         data = file.read_bytes()
@@ -280,7 +280,7 @@ def _oid(path: Path) -> str:
 
 
 def client_environment(endpoint: str, home: Path) -> dict[str, str]:
-    """The environment of a process that takes `endpoint` for the Hub and keeps all it stores under `home`."""
+    """Return the environment of a process that uses `endpoint` as the Hub and stores everything under `home`."""
     root = str(Path(__file__).parent.parent)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     return {
@@ -297,7 +297,7 @@ def client_environment(endpoint: str, home: Path) -> dict[str, str]:
 
 
 def closed_port() -> str:
-    """An endpoint where nobody answers."""
+    """Return an endpoint where nothing listens."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     server.server_close()
     return f"http://127.0.0.1:{server.server_port}"

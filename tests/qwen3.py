@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from tests.conftest import make_texts
 
 VOCAB = 640
-"""Rows of the embedding: more than the tokenizer has tokens, as in every Qwen3."""
+"""Rows of the embedding: more rows than the tokenizer has tokens, as in every Qwen3."""
 ENDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
-# Words with what stands before them, single digits, runs of signs, line ends, spaces: the pattern that Qwen3 states.
+# Qwen3's pattern: words with the character before them, single digits, runs of punctuation, line ends, spaces.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -37,7 +37,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 def make_model(**settings: Any) -> Qwen3ForCausalLM:
-    """float32, with weights large enough for every part to matter."""
+    """Return a float32 model with weights so large that every part affects the output."""
     known = {
         "vocab_size": VOCAB,
         "hidden_size": 48,
@@ -59,7 +59,7 @@ def make_model(**settings: Any) -> Qwen3ForCausalLM:
 
 
 def write_folder(folder: Path, model: Qwen3ForCausalLM | None = None, **options: Any) -> Path:
-    """The folder as `save_pretrained` writes it; `options` go to that of the model."""
+    """Write the folder with `save_pretrained`; `options` are passed to that of the model."""
     made = make_tokenizer()
     (model or make_model(eos_token_id=made.token_to_id("<|endoftext|>"))).save_pretrained(folder, **options)
     PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|endoftext|>").save_pretrained(folder)

@@ -1,20 +1,20 @@
-"""Failures that are not bugs in our code. Each has a message of one line and the exit code of the process."""
+"""Failures that are not bugs in this project. Each has a one-line message and the exit code of the process."""
 
 
 class RunError(Exception):
-    """A failure that the user can act on. The message is one line: what was expected, what was found, what to do."""
+    """A failure the user can act on. The message is one line: what was expected, what was found, what to do next."""
 
     exit_code = 1
 
 
 class UserError(RunError):
-    """Invalid input of the user: a flag, a file, or a combination of them."""
+    """Invalid user input: a flag, a file, or a combination of them."""
 
     exit_code = 2
 
 
 class SourceUnreachable(RunError):
-    """The requested source of documents can't be read."""
+    """A requested source of documents can't be read."""
 
     exit_code = 3
 
@@ -26,6 +26,6 @@ class Diverged(RunError):
 
 
 class MachineError(RunError):
-    """The machine failed: no disk space, no memory, or a folder that can't be written."""
+    """The machine failed: disk, memory, or a folder that is not writable."""
 
     exit_code = 5

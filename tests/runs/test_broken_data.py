@@ -229,14 +229,14 @@ def test_unusual_documents_are_trained_on_or_counted_in_bounded_memory(tmp_path:
     assert len(missing) <= samples["held_out"]
     assert not {5 + place for place, (_, is_used) in enumerate(odd_texts) if not is_used} & trained
     assert samples["skipped"] == {
-        "text is no string": 5,
+        "text is not a string": 5,
         "shorter than 10 characters": 2,
-        "half a surrogate pair": 1,
+        "lone surrogate": 1,
     }
     assert len(trained) == samples["trained"] == len(texts) + len(odd_texts) - 8 - samples["held_out"]
     assert table(viz, EVENTS) == []  # they are readable, so they are not bad rows
     reason = re.search(r"skipped: (.*)", said_of_odd)
-    assert reason and "5 text is no string" in reason[1]
+    assert reason and "5 text is not a string" in reason[1]
     control = [piece for piece in range(tokenizer.GetPieceSize()) if tokenizer.piece_bytes[piece] == 0]
     assert control == [0, 1, 2]
     for text, is_used in odd_texts:

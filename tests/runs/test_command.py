@@ -184,12 +184,12 @@ def test_auto_falls_back_loudly_and_says_it_everywhere(tmp_path: Path, run_comma
     since = time.monotonic()
     done = run_command(*flags, cwd=tmp_path)
     assert time.monotonic() - since < 40
-    said = [line for line in done.stdout.splitlines() if line.startswith("SlimPajama out of reach (")]
+    said = [line for line in done.stdout.splitlines() if line.startswith("SlimPajama is unreachable (")]
     assert len(said) == 1
     assert said[0].endswith("). Using the embedded Python library. To insist: --dataset slimpajama")
-    reason = re.search(r"out of reach \((.*)\)\. Using", said[0])
+    reason = re.search(r"is unreachable \((.*)\)\. Using", said[0])
     assert reason is not None
-    note = f"SlimPajama out of reach ({reason[1]})"
+    note = f"SlimPajama is unreachable ({reason[1]})"
     assert note in next(line for line in done.stdout.splitlines() if line.startswith("Data:"))
     assert table(tmp_path / "training_viz", "SELECT source, note FROM run") == [("python-library", note)]
     assert strict_json(tmp_path / "training_viz" / "run.json")["note"] == note
@@ -221,7 +221,7 @@ def test_mistakes_exit_2_with_one_line_and_lose_nothing(
         (["--dataset", "missing.jsonl"], "missing.jsonl"),
         (["--dataset", "array.json"], "one JSON object per line"),
         (["--dataset", "empty.jsonl"], "the data are empty"),
-        (["--dataset", "nulls.jsonl"], "text is no string"),
+        (["--dataset", "nulls.jsonl"], "text is not a string"),
         (["--text-column", "body"], "'text'"),
         (["--viz-dir", "file/viz"], "can't be written"),
         (["--vocab-size", 500, "--tokenizer", "good.model"], "vocabulary of 400"),

@@ -139,7 +139,7 @@ def test_a_number_that_is_not_finite_changes_no_weight(
             assert is_turn or torch.equal(moment, after["optimizer"][name][kind])
     viz = tmp_path / "training_viz"
     row = f"{tmp_path / 'texts.jsonl'} row 10"
-    assert kinds(viz) == [("skipped update", f"Skipped update at step 10: {words} ({row})")]
+    assert kinds(viz) == [("skipped update", f"Skipped update at step 10 ({row}): {words}")]
     assert after["samples"]["cursor"]["row"] == 11
     assert math.isfinite(after["tally"]["averages"][0][0]) and len(after["tally"]["last"]) == 11 - (place != "gradient")
     if place == "logits":
@@ -170,7 +170,7 @@ def test_broken_weights_are_rolled_back_and_the_document_is_skipped(
     held_out = set(range(max(rows))) - set(rows) - {30}
     assert rows == [row for row in range(max(rows) + 1) if row != 30 and row not in held_out]
     state = read_state(tmp_path / "healed" / "checkpoints" / "checkpoint_step_50.bin")
-    assert state["samples"]["skipped"] == {"passed by after a roll-back": 1} and state["health"]["roll_backs"] == 1
+    assert state["samples"]["skipped"] == {"skipped after a rollback": 1} and state["health"]["roll_backs"] == 1
     assert held_out == set() or state["samples"]["held_out"] == len(held_out)
 
     write_jsonl(tmp_path / "texts.jsonl", [text for row, text in enumerate(TEXTS) if row != 30])

@@ -74,4 +74,4 @@ def test_a_shard_that_breaks_while_it_is_trained_on(tmp_path: Path, run_command:
     assert table(tmp_path / "cut" / "training_viz", steps) == table(tmp_path / "whole" / "training_viz", steps)
     assert "trying again" in cut.stdout
     events = table(tmp_path / "cut" / "training_viz", "SELECT detail FROM events WHERE kind = 'retry' ORDER BY rowid")
-    assert ["the Hub answers 404" in detail for (detail,) in events] == [True, False]
+    assert ["the Hub responded with status 404" in detail for (detail,) in events] == [True, False]

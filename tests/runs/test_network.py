@@ -27,6 +27,9 @@ from trainer.data.tokenizer import Tokenizer
 REPOSITORY = "someone/texts"
 SHARDS, DOCUMENTS_EACH = 3, 40
 STEPS = SHARDS * DOCUMENTS_EACH - 10
+GIVEN_UP = (
+    f"{REPOSITORY} delivered no document for 2 s: the Hub responded with status 503. Continue later with --resume"
+)
 EVENTS = "SELECT kind, detail FROM events WHERE kind IN ('retry', 'bad row') ORDER BY rowid"
 
 IMPATIENT = """
@@ -125,12 +128,12 @@ def every_fault(runner: Runner, part: str) -> list[tuple[Fault, str]]:
     return [
         (Fault(part, spoil=True), ""),  # the reason depends on the format
         (Fault(part, cut_after=3), "peer closed connection"),  # the first answers of a Parquet file are short
-        (Fault(part, status=429, headers={"Retry-After": "1"}), "the Hub answers 429"),
-        (Fault(part, status=503), "the Hub answers 503"),
-        (Fault(part, status=500), "the Hub answers 500"),
-        (Fault(part, status=404), "the Hub answers 404"),
-        (Fault(part, stall_after=3, stall_seconds=20), "the Hub does not answer in time"),
-        (Fault(part, hang_seconds=20), "the Hub does not answer in time"),
+        (Fault(part, status=429, headers={"Retry-After": "1"}), "the Hub responded with status 429"),
+        (Fault(part, status=503), "the Hub responded with status 503"),
+        (Fault(part, status=500), "the Hub responded with status 500"),
+        (Fault(part, status=404), "the Hub responded with status 404"),
+        (Fault(part, stall_after=3, stall_seconds=20), "the Hub did not respond in time"),
+        (Fault(part, hang_seconds=20), "the Hub did not respond in time"),
         (Fault(part, drop=True), "disconnected"),
         (Fault(part, drop=True, action=lambda: runner.names_vanish(0.7)), "name resolution"),
         (Fault(part, away_seconds=0.7), "refused"),
@@ -153,7 +156,7 @@ def test_each_fault_once_in_one_run(runner: Runner, tmp_path: Path, shards: list
     events = runner.events(out)
     for shard in shards:
         told = [event for event in events if f"{shard}." in event]
-        assert all(event.startswith("retry: hf://") and "; trying again in" in event for event in told)
+        assert all(event.startswith("retry: hf://") and "; retrying in" in event for event in told)
         for _, reason in every_fault(runner, shard):
             assert any(reason in event for event in told), (reason, told)
         assert len(told) >= len(every_fault(runner, shard))
@@ -179,7 +182,10 @@ def test_interrupted_stopped_and_given_up_in_one_run(runner: Runner, tmp_path: P
     hub.faults = [Fault("train-1", status=503, times=10**6)]
     _, error = runner.run("--resume", "--out", out, "--max-stall", 0.03, code=3)
     assert error.count("\n") == 1
-    assert f"{REPOSITORY} gave no document for 2 s: the Hub answers 503. Go on later with --resume" in error
+    assert (
+        f"{REPOSITORY} delivered no document for 2 s: the Hub responded with status 503. Continue later with --resume"
+        in error
+    )
     hub.faults.clear()
     runner.run("--resume", "--out", out)
     runner.assert_like_whole(out)
@@ -230,7 +236,10 @@ def test_a_source_that_stays_away_ends_the_run_which_resumes_later(runner: Runne
     _, error = runner.run(*runner.flags, "--out", out, "--max-stall", 0.03, code=3)
     assert time.monotonic() - since < 60
     assert error.count("\n") == 1
-    assert f"{REPOSITORY} gave no document for 2 s: the Hub answers 503. Go on later with --resume" in error
+    assert (
+        f"{REPOSITORY} delivered no document for 2 s: the Hub responded with status 503. Continue later with --resume"
+        in error
+    )
     runner.hub.faults.clear()
     runner.run("--resume", "--out", out)
     runner.assert_like_whole(out)

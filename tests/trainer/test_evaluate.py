@@ -126,7 +126,7 @@ def test_skipped_documents_are_counted_by_reason(capsys: pytest.CaptureFixture[s
     found = measured(capsys, "--text", rows, "--text-column", "body", "--max-seq-length", 20)
     assert found["all"][:2] == [3, 3 * 19]
     assert main(["--text", str(rows), "--text-column", "body"]) == 0
-    assert "Skipped: 1 not JSON, 1 shorter than 10 characters, 1 text is no string\n" in capsys.readouterr().out
+    assert "Skipped: 1 not JSON, 1 shorter than 10 characters, 1 text is not a string\n" in capsys.readouterr().out
 
 
 def test_a_source_name_cannot_send_control_characters_to_the_terminal(
@@ -145,14 +145,14 @@ def test_a_source_name_cannot_send_control_characters_to_the_terminal(
     [
         (["--text", "nowhere.txt"], "--text nowhere.txt: no such file"),
         (["--text", "training_viz"], "--text training_viz: no such file"),
-        (["--text", "empty.txt"], "--text empty.txt: there is nothing to predict"),
-        (["--text", "empty.jsonl"], "--text empty.jsonl: there is nothing to predict"),
+        (["--text", "empty.txt"], "--text empty.txt: nothing to predict"),
+        (["--text", "empty.jsonl"], "--text empty.jsonl: nothing to predict"),
         (["--text", "latin.txt"], "latin.txt is not UTF-8 text (byte 3)"),
         (["--text", "documents.jsonl", "--text-column", "body"], "has no column 'body': it has 'text', 'source'"),
         (["--max-seq-length", "1"], "--max-seq-length (max_seq_length) must be at least 2, not 1"),
         (["--max-seq-length", "many"], "--max-seq-length"),
         (["--checkpoint-dir", "nowhere"], "no checkpoint in nowhere"),
-        (["weights.bin", "--text", "documents.jsonl"], "weights.bin holds weights but no tokenizer"),
+        (["weights.bin", "--text", "documents.jsonl"], "weights.bin contains weights but no tokenizer"),
         (["bare.bin"], "bare.bin does not name the held-out documents"),
         (["--device", "abacus"], "abacus"),
         (["--txt", "x"], "--txt"),

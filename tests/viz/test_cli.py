@@ -21,7 +21,7 @@ Metrics = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
 
 
-def test_pictures_and_json_are_made_again_from_the_store_alone(filled: Path) -> None:
+def test_charts_and_json_are_rebuilt_from_the_store_alone(filled: Path) -> None:
     command = [sys.executable, "-m", "viz"]
     drawn = subprocess.run([*command, "chart", str(filled)], cwd=ROOT, capture_output=True, text=True, check=True)
     assert drawn.stdout.strip() == str(filled / "training_step_000020.png")
@@ -30,7 +30,7 @@ def test_pictures_and_json_are_made_again_from_the_store_alone(filled: Path) -> 
     assert (filled / "metrics_history.json").exists()
 
 
-def test_a_run_is_found_by_its_store_and_by_what_out_named(
+def test_a_run_is_found_by_its_store_and_by_its_out_folder(
     filled: Path,
     tmp_path_factory: pytest.TempPathFactory,
     capsys: pytest.CaptureFixture[str],
@@ -62,11 +62,11 @@ def test_ctrl_c_is_quiet(filled: Path) -> None:
         )  # fmt: skip
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode in (130, -signal.SIGINT) and "matplotlib" not in said
+        _, printed = process.communicate(timeout=60)
+        assert process.returncode in (130, -signal.SIGINT) and "matplotlib" not in printed
 
 
-def test_any_size_any_step_dark_too(
+def test_charts_and_time_lapses_of_any_size_and_step(
     filled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "dark.png"
@@ -75,7 +75,7 @@ def test_any_size_any_step_dark_too(
         assert picture.size == (640, 400)
         assert sum(picture.convert("RGB").getpixel((1, 1))) < 150
     monkeypatch.chdir(tmp_path)
-    assert main(["chart", str(filled), "--step", "10", "--size", "640x400"]) == 0  # beside those that look alike
+    assert main(["chart", str(filled), "--step", "10", "--size", "640x400"]) == 0  # not over the numbered charts
     assert capsys.readouterr().out.splitlines()[-1] == "chart.png" and (tmp_path / "chart.png").exists()
     assert main(["chart", str(filled), "--step", "10"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "chart.png"
@@ -86,7 +86,7 @@ def test_any_size_any_step_dark_too(
         assert (film.n_frames, film.size) == (3, (640, 400))
 
 
-def test_every_picture_of_the_run_again(tmp_path: Path, metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_charts_of_a_run_are_redrawn(tmp_path: Path, metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
     writer = StoreWriter(tmp_path / "run.db", {"config": {"viz_interval": 5}})
     for step in range(12):
         writer.add_rows(rows_of(metrics(step)))
@@ -98,7 +98,7 @@ def test_every_picture_of_the_run_again(tmp_path: Path, metrics: Metrics, capsys
 
 
 def test_the_document_of_a_step(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["document", "0,007", str(filled)]) == 0  # with commas, as in the chart
+    assert main(["document", "0,007", str(filled)]) == 0  # with a comma, as in the chart
     assert capsys.readouterr().out.startswith("Step 7: python-docs, hf://datasets/")
 
 
@@ -126,11 +126,13 @@ def test_two_runs_by_folder_and_by_id(
     assert main(["compare", str(now / "run.db"), "old-1", "--in", str(now), "-o", str(tmp_path / "c.png")]) == 0
     assert capsys.readouterr().out.startswith("A is better by 0.25")
     assert main(["compare", "old-1", str(now), "--in", str(now), "-o", "no/such/folder.png"]) == 2
-    said = capsys.readouterr()
-    assert said.out.startswith("B is better by 0.25") and said.err.count("\n") == 1  # what was found is not lost
+    printed = capsys.readouterr()
+    assert (
+        printed.out.startswith("B is better by 0.25") and printed.err.count("\n") == 1
+    )  # the result is printed anyway
 
 
-def test_runs_are_listed_and_deleted_after_a_question(
+def test_runs_are_listed_and_deleted_after_confirmation(
     tmp_path: Path, metrics: Metrics, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = make_run(tmp_path / "viz", metrics, "new-1")
@@ -140,16 +142,16 @@ def test_runs_are_listed_and_deleted_after_a_question(
     for answer, gone in (("\n", False), ("n\n", False), ("", False), ("y\n", True)):
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
         assert main(["runs", str(now), "--delete", "old-1"]) == 0
-        said = capsys.readouterr().out
-        assert str(old) in said and "60 documents" in said
-        assert ("Nothing was deleted" in said) is not gone and old.exists() is not gone
+        printed = capsys.readouterr().out
+        assert str(old) in printed and "60 documents" in printed
+        assert ("Nothing was deleted" in printed) is not gone and old.exists() is not gone
     assert (now / "run.db").exists()
     assert main(["runs", str(now), "--delete", "new-1", "--yes"]) == 0
     assert not (now / "run.db").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "printed"),
     [
         (["chart", "DIR", "--step", "21"], "has 20 documents"),
         (["chart", "DIR", "--all", "--step", "5"], "omit --output and --step"),
@@ -167,11 +169,11 @@ def test_runs_are_listed_and_deleted_after_a_question(
         (["runs", "no-such-folder"], "no-such-folder is not a folder"),
     ],
 )
-def test_what_can_not_be_had_is_exit_2_and_one_line(
+def test_an_impossible_request_is_exit_2_and_one_line(
     filled: Path,
     tmp_path_factory: pytest.TempPathFactory,
     arguments: list[str],
-    said: str,
+    printed: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     empty = tmp_path_factory.mktemp("empty")
@@ -179,7 +181,7 @@ def test_what_can_not_be_had_is_exit_2_and_one_line(
     places = {"DIR": str(filled), "EMPTY": str(empty), "NOTHING": str(tmp_path_factory.mktemp("nothing"))}
     assert main([places.get(word, word) for word in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("python -m viz: ") and said in line
+    assert line.startswith("python -m viz: ") and printed in line
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_what_can_not_be_had_is_exit_2_and_one_line(
         [],
     ],
 )
-def test_a_command_that_makes_no_sense_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_command_line_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     (line,) = capsys.readouterr().err.splitlines()
@@ -218,7 +220,7 @@ def test_a_damaged_store_is_exit_2_and_one_line(
     assert line.startswith("python -m viz: ")
 
 
-def test_who_has_seen_enough_hears_no_complaint(filled: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(filled: Path) -> None:
     command = f"{sys.executable} -m viz document 7 {filled} | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Step 7") and done.stderr == ""

@@ -12,7 +12,7 @@ from viz.record.schema import rows_of
 from viz.record.writer import StoreReader, StoreWriter
 
 
-def test_the_steps_as_a_frame(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_returns_the_steps_as_a_frame(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with StoreReader(filled / "run.db") as store:
         columns = store.columns()
     frame = viz.load(filled)
@@ -27,7 +27,7 @@ def test_the_steps_as_a_frame(filled: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert viz.load().equals(frame)
 
 
-def test_a_run_that_lives(tmp_path: Path, metrics: Metrics) -> None:
+def test_load_reads_a_run_while_it_trains(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {"run_id": "r1"})
     assert len(viz.load(tmp_path)) == 0
     writer.add_rows(rows_of(metrics(0, loss=None) | {"loss": float("nan")}))
@@ -36,7 +36,7 @@ def test_a_run_that_lives(tmp_path: Path, metrics: Metrics) -> None:
     writer.close()
 
 
-def test_the_chart_as_an_image(filled: Path) -> None:
+def test_show_returns_the_chart_as_an_image(filled: Path) -> None:
     image = viz.show(filled)
     assert image.size == (1600, 1000)
     dark = viz.show(filled / "run.db", step=10, dark=True, size=(1200, 800))
@@ -45,7 +45,7 @@ def test_the_chart_as_an_image(filled: Path) -> None:
     assert image._repr_png_().startswith(b"\x89PNG")
 
 
-def test_what_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_readable_run_is_one_line(tmp_path: Path) -> None:
     for ask in (viz.load, viz.show):
         with pytest.raises(ValueError, match=r"^there is no run in .* \(no run.db\)$"):
             ask(tmp_path / "run.db")
@@ -55,7 +55,7 @@ def test_what_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
             ask(tmp_path)
 
 
-def test_the_package_stays_light() -> None:
+def test_importing_the_package_loads_no_library() -> None:
     script = "import viz, sys; print(*{'pandas', 'PIL', 'numpy', 'matplotlib', 'torch'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"

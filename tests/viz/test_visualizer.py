@@ -1,4 +1,4 @@
-"""The visualizer with its real child process, which is killed, stopped and overtaken here."""
+"""The visualizer with its real child process, which is killed, stopped and overtaken."""
 
 import json
 import os
@@ -19,15 +19,15 @@ Metrics = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:  # a machine that others use too
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:  # the machine may be busy
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < until, "timed out"
         time.sleep(0.01)
 
 
 def worker_of(viz: TrainingVisualizer) -> int:
-    """Process id of the drawing process, once it runs."""
+    """Wait until the drawing process runs; return its id."""
     wait_for(lambda: viz._drawing._process)
     process = viz._drawing._process
     assert process is not None
@@ -46,7 +46,7 @@ def names_in(folder: Path) -> set[str]:
 FILES = {"run.db", "metrics_history.json", "text_samples.json", "run.json", "training_latest.png"}
 
 
-def test_used_alone_as_in_the_founding_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_founding_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     viz = TrainingVisualizer("training_viz")
     for step in range(60):
@@ -67,15 +67,15 @@ def test_used_alone_as_in_the_founding_documents(tmp_path: Path, monkeypatch: py
     assert events_of(folder) == []
 
 
-def test_a_run_without_a_document_closes_too(tmp_path: Path) -> None:
+def test_a_run_without_documents_can_be_closed(tmp_path: Path) -> None:
     TrainingVisualizer(tmp_path, {"source": "x"}).close("no document")
     assert names_in(tmp_path) == FILES - {"training_latest.png"}
     assert json.loads((tmp_path / "run.json").read_bytes())["outcome"] == "no document"
 
 
-def test_training_waits_for_nothing(tmp_path: Path, metrics: Metrics) -> None:
+def test_training_does_not_wait_for_drawing(tmp_path: Path, metrics: Metrics) -> None:
     viz = TrainingVisualizer(tmp_path)
-    os.kill(worker_of_after_a_chart(viz, metrics), signal.SIGSTOP)  # drawing stands still
+    os.kill(worker_of_after_a_chart(viz, metrics), signal.SIGSTOP)  # drawing is stopped
     given = [metrics(step) for step in range(1, 301)]
     costs = []
     for row in given:
@@ -86,7 +86,7 @@ def test_training_waits_for_nothing(tmp_path: Path, metrics: Metrics) -> None:
             viz.save_metrics_json()
         costs.append(time.perf_counter() - began)
     viz.flush()
-    assert sorted(costs)[len(costs) // 2] < 200e-6  # typically 20; a busy machine is allowed its share
+    assert sorted(costs)[len(costs) // 2] < 200e-6  # typically 20; the machine may be busy
     os.kill(worker_of(viz), signal.SIGCONT)
     viz.close()
     assert "training_step_000300.png" in names_in(tmp_path)
@@ -114,9 +114,9 @@ def test_each_chart_is_drawn_after_its_rows_are_committed(tmp_path: Path, metric
     assert (tmp_path / "training_step_000010.png").read_bytes() == early
 
 
-def test_a_worker_that_dies_twice_is_given_up_but_close_tries_once_more(tmp_path: Path, metrics: Metrics) -> None:
-    said: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=said.append)
+def test_after_two_deaths_only_close_tries_again(tmp_path: Path, metrics: Metrics) -> None:
+    messages: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=messages.append)
     os.kill(worker_of_after_a_chart(viz, metrics), signal.SIGKILL)
     viz.update(metrics(1))
     viz.generate_charts(2)
@@ -126,32 +126,32 @@ def test_a_worker_that_dies_twice_is_given_up_but_close_tries_once_more(tmp_path
         viz.update(metrics(step))
         viz.generate_charts(step + 1)
         viz.flush()
-    wait_for(lambda: len(said) == 2)
-    assert "no more charts" in said[1]
+    wait_for(lambda: len(messages) == 2)
+    assert "no more charts" in messages[1]
     assert not (tmp_path / "training_step_000003.png").exists()
     viz.close()
-    assert len(said) == 2
+    assert len(messages) == 2
     assert events_of(tmp_path) == ["drawing_restarted", "drawing_given_up"]
     assert (tmp_path / "training_step_000004.png").exists()
     assert json.loads((tmp_path / "metrics_history.json").read_bytes())["steps"] == [0, 1, 2, 3]
 
 
-def test_a_worker_that_can_not_start_costs_the_pictures_only(
+def test_a_process_that_cannot_start_affects_only_the_charts(
     tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sitecustomize.py").write_text(
         "import sys, os; print('no library', file=sys.stderr); os._exit(1)"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
-    viz = TrainingVisualizer(tmp_path / "viz", say=said.append)
+    viz = TrainingVisualizer(tmp_path / "viz", say=messages.append)
     viz.update(metrics(0))
     viz.generate_charts(1)
     viz.close()
-    assert "no library" in said[0]  # the last line of its standard error
-    assert "python -m viz chart" in said[-1]
-    assert len(said) == 3
+    assert "no library" in messages[0]  # the last line of its standard error
+    assert "python -m viz chart" in messages[-1]
+    assert len(messages) == 3
     assert names_in(tmp_path / "viz") == {"run.db"}
     monkeypatch.delenv("PYTHONPATH")
     again = [sys.executable, "-m", "viz", "chart", str(tmp_path / "viz")]
@@ -177,7 +177,7 @@ def test_the_oldest_charts_are_dropped_when_drawing_falls_behind(tmp_path: Path,
     assert sorted(drawn | set(dropped)) == list(range(1, 32))
 
 
-def test_resuming_goes_on_with_the_same_store(tmp_path: Path, metrics: Metrics) -> None:
+def test_a_resumed_run_continues_its_store(tmp_path: Path, metrics: Metrics) -> None:
     viz = TrainingVisualizer(tmp_path, {"run_id": "r1"})
     for step in range(20):
         viz.update(metrics(step))
@@ -199,7 +199,7 @@ def test_resuming_goes_on_with_the_same_store(tmp_path: Path, metrics: Metrics) 
     assert events_of(tmp_path) == ["interrupt"]
 
 
-def test_a_new_run_in_a_folder_with_a_run_and_a_resume_without_one(tmp_path: Path) -> None:
+def test_a_new_run_never_overwrites_a_store_and_a_resume_needs_one(tmp_path: Path) -> None:
     TrainingVisualizer(tmp_path).close()
     with pytest.raises(FileExistsError, match="there is a run already"):
         TrainingVisualizer(tmp_path)
@@ -207,7 +207,7 @@ def test_a_new_run_in_a_folder_with_a_run_and_a_resume_without_one(tmp_path: Pat
         TrainingVisualizer(tmp_path / "other", resume_from=5)
 
 
-def test_a_killed_trainer_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_the_drawing_process_ends_with_a_killed_trainer(tmp_path: Path) -> None:
     run = (
         "import sys, time; from viz.visualizer import TrainingVisualizer\n"
         "viz = TrainingVisualizer(sys.argv[1]); viz.update({'step': 0, 'loss': 1.0}); viz.generate_charts(1)\n"
@@ -219,12 +219,12 @@ def test_a_killed_trainer_leaves_no_process_behind(tmp_path: Path) -> None:
     ) as trainer:
         assert trainer.stdout is not None
         worker = int(trainer.stdout.readline())
-        assert os.getsid(worker) == worker  # its own session: Ctrl-C of a terminal does not reach it
+        assert os.getsid(worker) == worker  # its own session, which Ctrl-C in a terminal does not reach
         trainer.kill()
     wait_for(lambda: not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text(), 10)
 
 
-def test_the_last_chart_shows_the_evaluation_that_came_after_it(tmp_path: Path, metrics: Metrics) -> None:
+def test_the_last_chart_is_redrawn_with_the_final_evaluation(tmp_path: Path, metrics: Metrics) -> None:
     viz = TrainingVisualizer(tmp_path)
     for step in range(20):
         viz.update(metrics(step))

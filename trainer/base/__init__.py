@@ -1,1 +1,1 @@
-"""Devices, signals and files: what every other package builds on."""
+"""Devices, signals and files: the lowest layer, which imports nothing of ours but `errors` and `common`."""

@@ -1,4 +1,4 @@
-"""Files that survive: replaced whole or not at all, on disk before they have their name, and locked while in use."""
+"""File locks, file digests, and the removal of temporary files (`common.file_replacement` writes them)."""
 
 import contextlib
 import fcntl
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
-    """Delete what `replace_file` left of files of these names (patterns) when it was killed.
+    """Delete temporary files that a killed `replace_file` left for files with these names (patterns).
 
-    Only for who may be sure that nobody else writes there.
+    Call this only if no other process can be writing to `folder`.
     """
     for name in names:
         for path in folder.glob(f".{name}.*.tmp"):
@@ -21,29 +21,29 @@ def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class FileLock:
-    """An exclusive lock on a file that ends with the process, however it ends."""
+    """An exclusive lock on a file. It is released when the process ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
-        """Take the lock. Raises BlockingIOError when another process holds it; `holder` tells which.
+        """Acquire the lock. Raises BlockingIOError if another process holds it; `holder` returns which.
 
-        Who only looks if a run lives here (the page does, again and again) holds it for an instant: so it is tried for
-        half a second.
+        This tries for half a second, because a process that only checks for a live run (the page does so regularly)
+        holds the lock for a moment.
         """
         self.path = path
         self._file = path.open("a+b")
-        until = time.monotonic() + 0.5
+        deadline = time.monotonic() + 0.5
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     self._file.close()
                     raise
                 time.sleep(0.01)
@@ -53,10 +53,11 @@ class FileLock:
 
     @staticmethod
     def holder(path: Path) -> str:
-        """The number of the process that took the lock last; nothing where the file does not say."""
+        """Return the id of the process that acquired the lock last, or an empty string if the file has none."""
         with contextlib.suppress(OSError, ValueError):
             return str(int(path.read_bytes()[:20]))
         return ""
 
     def release(self) -> None:
+        """Release the lock."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""A checkpoint's file: one plain dict, written whole, with its SHA-256 beside it, and read without running anything."""
+"""Read and write checkpoint files: one plain dict with its SHA-256 in a second file. Reading one never runs code."""
 
 import re
 import warnings
@@ -15,33 +15,34 @@ from trainer.base.device import is_out_of_memory
 from trainer.errors import UserError
 
 _NAME = re.compile(r"checkpoint_step_(\d+)\.bin")
+_DAMAGED_OR_OTHER = "it is damaged or another kind of file"
 STATE_HEADER: Mapping[str, Any] = {"format": "train_slimpajama.checkpoint", "version": 1}
-"""What every such dict begins with. `model` (name → fp32 weight), `shape` and `vocab_size` always follow."""
+"""The first keys of every such dict. `model` (name → fp32 weight), `shape` and `vocab_size` always follow."""
 
 
 def write_state(path: Path, state: Mapping[str, Any], before_naming: Callable[[], None] = lambda: None) -> None:
-    """Write `state`; the file gets its name only when it and its digest are safely on disk.
+    """Write `state`. The file gets its name only after it and its digest are safely on disk.
 
     Args:
-        before_naming: called when the bytes are on disk, before the file gets its name.
+        before_naming: called once the bytes are on disk, before the file gets its name.
 
     Raises:
-        OSError: it could not be written; what was there before is untouched.
+        OSError: it could not be written; an existing file is unchanged.
     """
     is_new = not digest_path(path).exists()
 
-    def write_digest(aside: Path) -> None:
+    def write_digest(temporary: Path) -> None:
         before_naming()
-        lines = [f"{sha256_of_file(aside)}  {path.name}\n", *([] if is_new else _digests(path))]
-        # Where a file is replaced, both digests stand there until the new one has the name: a kill between the two
-        # must not make the old one look damaged.
+        lines = [f"{sha256_of_file(temporary)}  {path.name}\n", *([] if is_new else _digests(path))]
+        # While a file is replaced, both digests are valid: if the process is killed between the two renames, the old
+        # file must not look damaged.
         _write_digests(path, lines)
 
     def write(file: BinaryIO) -> None:
         try:
             torch.save(dict(state), file)
         except RuntimeError as error:
-            # torch's own complaint about the half-written file hides why it is half: the disk.
+            # torch complains about an incomplete file, which hides the disk's error.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -52,10 +53,10 @@ def write_state(path: Path, state: Mapping[str, Any], before_naming: Callable[[]
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
-    """Read a state, tensors on the CPU. Nothing in the file can run code (`weights_only`).
+    """Read a state, with tensors on the CPU. Nothing in the file can run code (`weights_only`).
 
     Raises:
-        UserError: no such file, not a checkpoint, or damaged.
+        UserError: the file is missing, damaged, or not a checkpoint.
     """
     fault = fault_of(Path(path))
     if fault:
@@ -63,28 +64,28 @@ def read_state(path: str | Path) -> dict[str, Any]:
     if fault := _why_not_open(Path(path)):
         raise UserError(f"{path} can't be read as a checkpoint: {fault}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of torch, about what it finds in a file of others
+        with warnings.catch_warnings(action="ignore"):  # torch warns about what it finds in other programs' files
             state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from None
-    except Exception as error:  # what a parser raises on the bytes of others is not listed anywhere
+    except Exception as error:  # a parser may raise anything for arbitrary bytes
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{path} can't be read as a checkpoint: damaged, or something else") from None
+        raise UserError(f"{path} can't be read as a checkpoint: {_DAMAGED_OR_OTHER}") from None
     weights = [state.get("model"), state.get("average", {})] if isinstance(state, dict) else [None]
     if not all(isinstance(named, dict) and all(map(is_plain, named.values())) for named in weights):
-        raise UserError(f"{path} is no checkpoint: it holds no model weights")
+        raise UserError(f"{path} is not a checkpoint: it contains no model weights")
     if state.get("format") != STATE_HEADER["format"] or state.get("version") != STATE_HEADER["version"]:
         raise UserError(
-            f"{path} is no checkpoint that can be read here: its format is {state.get('format')!r}, version "
-            f"{state.get('version')!r}, not {STATE_HEADER['format']!r}, version {STATE_HEADER['version']}"
+            f"{path} can't be read as a checkpoint: its format is {state.get('format')!r}, version "
+            f"{state.get('version')!r}; expected {STATE_HEADER['format']!r}, version {STATE_HEADER['version']}"
         )
     plain = {}
     for part in ("model", "average", "optimizer"):
         if isinstance(named := state.get(part), dict):
             plain[part] = {_plain_name(str(name)): value for name, value in named.items()}
             if len(plain[part]) < len(named):
-                raise UserError(f"{path} is no checkpoint: it holds weights twice, with and without a prefix")
+                raise UserError(f"{path} is not a valid checkpoint: it has weights twice, with and without a prefix")
     return {**state, **plain}
 
 
@@ -113,22 +114,22 @@ def load_newest(
 
 
 def is_plain(value: object) -> bool:
-    """Whether this is a tensor of floats that has all its numbers: not sparse, not one number shown as a million."""
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and _is_whole(value)
+    """Return whether this is a dense float tensor that stores all its elements (not sparse, not expanded)."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and _is_dense(value)
 
 
 def are_counts(value: object) -> bool:
-    """Whether this is a row of whole numbers from 0 up (int64) that has all of them."""
+    """Return whether this is a dense (N,) int64 tensor without negative elements."""
     return (
         isinstance(value, torch.Tensor)
         and value.dtype == torch.int64
         and value.dim() == 1
-        and _is_whole(value)
+        and _is_dense(value)
         and bool((value >= 0).all())
     )
 
 
-def _is_whole(value: torch.Tensor) -> bool:
+def _is_dense(value: torch.Tensor) -> bool:
     return (
         value.layout == torch.strided
         and value.device.type == "cpu"
@@ -137,41 +138,41 @@ def _is_whole(value: torch.Tensor) -> bool:
 
 
 def _why_not_open(path: Path) -> str:
-    """Why torch should not even look at a file, or nothing: it would make room for whatever sizes the file claims."""
+    """Return why torch must not open a file, or an empty string: torch allocates whatever sizes the file claims."""
     try:
         with zipfile.ZipFile(path) as parts:
             claimed = sum(part.file_size for part in parts.infolist())
             is_compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist())
         if claimed > path.stat().st_size:
-            return f"it claims to hold {claimed:,} bytes, more than the file has"
+            return f"it claims to contain {claimed:,} bytes, more than the file has"
         if is_compressed:
-            return "it is compressed, which no checkpoint is"
+            return "it is compressed, and checkpoints never are"
     except OSError as error:
         return error.strerror or str(error)
-    except Exception:  # noqa: BLE001  # what a parser raises on the bytes of others is not listed anywhere
-        return "damaged, or something else"
+    except Exception:  # noqa: BLE001  # a parser may raise anything for arbitrary bytes
+        return _DAMAGED_OR_OTHER
     return ""
 
 
 def _plain_name(name: str) -> str:
-    """The parameter's own name, without what DistributedDataParallel and torch.compile put before it."""
+    """Return the parameter name without the prefixes of DistributedDataParallel and torch.compile."""
     while name.startswith(("module.", "_orig_mod.")):
         name = name.split(".", 1)[1]
     return name
 
 
 def digest_path(path: Path) -> Path:
-    """The file beside `path` that holds its SHA-256, in the form that `sha256sum -c` reads."""
+    """Return the path of the file that contains the SHA-256 of `path`, in the format of `sha256sum -c`."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def fault_of(path: Path) -> str:
-    """Why the file's bytes are not those that were saved, or nothing. Without a digest it is taken as it is."""
+    """Return why the file's bytes are not the saved ones, or an empty string. Without a digest nothing is checked."""
     try:
         if sha256_of_file(path) not in [line.split(" ")[0] for line in _digests(path)]:
-            return "its bytes are not those that were saved (SHA-256 differs)"
+            return "its SHA-256 differs from the one saved with it"
     except OSError:
-        return ""  # without a digest it is taken as it is; what can't be read itself is found when it is opened
+        return ""  # there is no digest, or the file can't be read, which is noticed when it is opened
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Which device and dtype really work here: found out by trying, not by asking the build."""
+"""Choose a device and dtype by trying an operation, and set up torch for it."""
 
 import contextlib
 import ctypes
@@ -13,14 +13,14 @@ import torch
 from trainer.errors import UserError
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-"""Of `mallopt` in glibc's malloc.h."""
+"""Parameters of `mallopt`, from glibc's malloc.h."""
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `--device` names; `auto` takes the first of cuda, mps, cpu that works.
+    """Return the device that `--device` names; `auto` is the first of cuda, mps and cpu that works.
 
     Raises:
-        UserError: the named device is not there, or fails at its first operation.
+        UserError: the named device is missing, or a trial operation fails on it.
     """
     attend_without_cudnn()
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
@@ -37,11 +37,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def _fault(name: str) -> str:
-    """Why the device can't be used, or nothing. One operation is tried: a build may see a card that it can't run on."""
+    """Return why the device can't be used, or an empty string. A build may detect a GPU that it can't run on."""
     kind = name.partition(":")[0]
     if kind == "cuda":
         if not torch.cuda.is_available():
-            return "this torch sees no CUDA device" if torch.version.cuda else "this torch is a build without CUDA"
+            return "torch finds no CUDA device" if torch.version.cuda else "this torch build has no CUDA support"
         index = int(name.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
             return f"there are {torch.cuda.device_count()} CUDA devices, numbered from 0"
@@ -51,12 +51,12 @@ def _fault(name: str) -> str:
         ones = torch.ones(8, 8, device=name)
         (ones @ ones).sum().item()
     except (RuntimeError, AssertionError) as error:
-        return f"it fails at its first operation ({str(error).splitlines()[0]})"
+        return f"a trial operation failed ({str(error).splitlines()[0]})"
     return ""
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """True where bf16 products run in hardware; an emulation is slower than fp32."""
+    """Return whether bf16 products run in hardware; emulated ones are slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -65,33 +65,33 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`, `bf16` or `fp32` → the dtype of the weights that compute."""
+    """Return the dtype to compute in for `auto`, `bf16` or `fp32`."""
     if name == "auto":
         return torch.bfloat16 if has_native_bf16(device) else torch.float32
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
 def make_deterministic() -> None:
-    """Have torch, for the whole process, take only kernels that give the same bits each time. Before a GPU is used."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, with the first product
+    """Restrict torch to deterministic kernels in this process. Call this before a GPU is used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first product
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module property
 
 
 def attend_without_cudnn() -> None:
-    """Have torch, for the whole process, attend on a GPU by kernels of its own.
+    """Turn off cuDNN's attention kernels in this process.
 
-    By itself it takes cuDNN's on an H100, which is given a plan of its own for each length that it has not seen: 40 ms
-    for every token that is written, when it is written for the first time.
+    torch prefers them on an H100, but cuDNN plans each new sequence length: 40 ms for every generated token at a
+    length that has not occurred before.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def keep_freed_memory() -> None:
-    """Have the C library, for the whole process, keep up to 1 GB of what tensors give back, for the next ones.
+    """Let the C library keep up to 1 GB of freed memory in this process, for the next tensors.
 
-    A step asks for the same tensors as the one before. glibc gives the larger ones back to the system each time, which
-    must fill their pages with zeros before it lends them again: a quarter of an eager step of `small` on two threads.
+    Each step allocates tensors of the same sizes. By default glibc returns large ones to the system, which zeroes their
+    pages before it hands them out again: a quarter of the time of an eager step of `small` on two threads.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
@@ -100,21 +100,21 @@ def keep_freed_memory() -> None:
 
 
 def multiply_fp32_by_onednn() -> None:
-    """Have torch, for the whole process, multiply fp32 matrices on a CPU by oneDNN, where that stays as exact.
+    """Let torch multiply fp32 matrices on a CPU with oneDNN in this process, if the results stay as exact.
 
-    By itself torch takes MKL, which takes a fifth longer for a step's products on an AMD CPU. It takes oneDNN, on CPUs
-    with AVX-512, only if products may be made in bf16. Without AMX oneDNN computes in fp32 all the same: that is tried
-    here, and undone where a product is less exact.
+    By default torch uses MKL, which takes a fifth longer for a step's products on an AMD CPU. On CPUs with AVX-512,
+    torch uses oneDNN only if products may be computed in bf16. Without AMX, oneDNN computes in fp32 anyway. This tries
+    it, and restores the setting if a product is less exact.
 
-    What it comes to follows from CPU and torch, which are kept with each checkpoint (`provenance.kernels`).
-    `torch.get_float32_matmul_precision` raises from then on: it has no word for this.
+    The outcome follows from the CPU and the torch version, which each checkpoint records (`provenance.kernels`). From
+    then on `torch.get_float32_matmul_precision` raises, because it has no name for this setting.
     """
     setting: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if not hasattr(setting, "fp32_precision"):  # the name may change: torch then keeps its own choice
         return
     before, setting.fp32_precision = setting.fp32_precision, "bf16"
     generator = torch.Generator().manual_seed(0)
-    # As a step has them: a layer's, one of many outputs, attention's; each with those of both gradients.
+    # The products of a step: of a layer, of the output layer and of attention, each with those of both gradients.
     for sizes in (((256, 384), (384, 1152)), ((255, 64), (64, 8192)), ((6, 256, 64), (6, 64, 256))):
         left, right = (torch.randn(size, generator=generator) for size in sizes)
         gradient = torch.randn(*left.shape[:-1], right.shape[-1], generator=generator)
@@ -126,7 +126,7 @@ def multiply_fp32_by_onednn() -> None:
 
 
 def describe_cpu() -> str:
-    """Its model, and the instructions that torch uses of it: both decide which kernels are chosen."""
+    """Return the CPU model and the instruction set that torch uses on it; both determine which kernels are chosen."""
     model = platform.machine()
     with contextlib.suppress(OSError):  # not on macOS
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
@@ -135,7 +135,7 @@ def describe_cpu() -> str:
 
 
 def describe_device(device: torch.device) -> str:
-    """What a person calls it: the card's name, or the number of threads used on the CPU."""
+    """Return the device with the GPU's name, or with the number of CPU threads."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "cpu":
@@ -144,5 +144,5 @@ def describe_device(device: torch.device) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. On a CPU torch says so by a plain RuntimeError."""
+    """Return whether an allocation failed. On a CPU, torch raises a plain RuntimeError for that."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

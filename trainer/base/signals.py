@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: before the first step they end the process, then they are a flag that the loop reads."""
+"""Ctrl-C, SIGTERM and SIGHUP: before the first step they end the process; later they set a flag that the loop reads."""
 
 import contextlib
 import os
@@ -10,27 +10,30 @@ NOTHING_TRAINED = "interrupted before the first step; nothing was trained"
 
 
 class StopSignals:
-    """While entered, the first signal raises KeyboardInterrupt, or after `hold` only sets `received`, so that a step is
-    finished and saved before the end. A second one ends the process at once."""
+    """A context manager that handles stop signals.
+
+    The first signal raises KeyboardInterrupt. After `hold`, it only sets `received`, so that the current step is
+    completed and saved. A second signal ends the process immediately.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        """The signal's number, or None."""
+        """The signal number, or None."""
         self._is_held = False
         self._ends_at_once = False
         self._previous: dict[int, object] = {}
 
     def is_set(self) -> bool:
-        """Whether the run was asked to stop."""
+        """Return whether the run was asked to stop."""
         return self.received is not None
 
     def hold(self) -> None:
-        """From here on there is something to save: a signal is only noted."""
+        """From now on there is something to save: the first signal only sets the flag."""
         self._is_held = True
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """In here the first signal, too, ends the process at once: for what swallows a KeyboardInterrupt."""
+        """Let the first signal end the process immediately: for code that swallows a KeyboardInterrupt."""
         self._ends_at_once = True
         try:
             yield
@@ -39,12 +42,12 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells have it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+        """128 + the signal number, as in shells: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + (self.received or signal.SIGINT)
 
     def __enter__(self) -> "StopSignals":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # `nohup` has SIGHUP ignored, and means it. That a background job has SIGINT ignored means nothing.
+            # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT in background jobs, which is no such request.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -57,16 +60,20 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None or self._ends_at_once:
-            # Everything on disk is whole at every moment, so there is nothing to tidy up: leave as asked.
-            _tell("Stopped at once; --resume goes on from the last checkpoint" if self._is_held else NOTHING_TRAINED)
+            # Files on disk are complete at every moment, so nothing needs to be cleaned up.
+            _print(
+                "Stopped without saving; --resume continues from the last checkpoint"
+                if self._is_held
+                else NOTHING_TRAINED
+            )
             os._exit(128 + number)
         self.received = number
         if not self._is_held:
             raise KeyboardInterrupt
-        _tell("Stopping after this step, and saving; once more stops at once, without")
+        _print("Stopping after this step and saving; press Ctrl-C again to quit without saving")
 
 
-def _tell(line: str) -> None:
-    # Not by print: the signal may have come in the middle of one.
+def _print(line: str) -> None:
+    # Not with print(): the signal may have interrupted another call of it.
     with contextlib.suppress(OSError):
         os.write(2, f"\n{line}\n".encode())

@@ -1,1 +1,1 @@
-"""The data: sources, document streams and tokenizers."""
+"""The training data: sources, document streams and tokenizers."""

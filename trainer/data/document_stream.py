@@ -1,4 +1,4 @@
-"""The stream of documents: one source, row after row, from a cursor on, through broken connections and broken rows."""
+"""Stream the documents of a source from a cursor on, despite broken connections and broken rows."""
 
 import json
 import queue
@@ -19,40 +19,43 @@ SLIMPAJAMA = ("cerebras/SlimPajama-627B", "DKYoon/SlimPajama-6B")
 FIRST_DOCUMENT_SECONDS = 60.0
 NETWORK_SECONDS = 10.0
 TRIES_FOR_DAMAGE = 3
-"""So often a shard on the Hub is read to the same damaged place before it counts as damaged there."""
+"""How often a shard on the Hub must fail at the same row before it counts as damaged."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentStream:
-    """The documents of a source behind a cursor. Each `iter()` of it begins at the cursor again.
+    """The documents of a source from a cursor on. Each `iter()` starts at the cursor again.
 
-    A row that can't be read is a document with a `fault`, and so is the rest of a shard that is damaged; its cursor
-    stands at the next shard. The same bytes always give the same documents. Iterating raises UserError for a first row
-    without the text column, and SourceUnreachable for a local file that can't be read and when a source on the Hub
-    gives nothing for `max_stall` seconds. It ends early once `should_stop` says so.
+    A row that can't be read becomes a document with a `fault`. So does the rest of a damaged shard; its cursor is the
+    start of the next shard. The same bytes always give the same documents. Iterating ends early once `should_stop`
+    returns true.
+
+    Iterating raises UserError if the first row lacks the text column, and SourceUnreachable if a local file can't be
+    read or a source on the Hub delivers nothing for `max_stall` seconds.
     """
 
     source: DataSource
     text_column: str = "text"
     repeat: bool = False
-    """Begin again at the end. The cursors say which epoch it is."""
+    """Start over at the end. The cursor counts the epochs."""
     cursor: Cursor = field(default_factory=Cursor)
     on_event: Callable[[str, str], None] = lambda kind, detail: None
-    """Called with ("retry", what failed and what now) in the thread that iterates."""
+    """Called with ("retry", what failed and when the next attempt follows) in the iterating thread."""
     max_stall: float = 1800.0
-    """Seconds without a document, or a quarter of a megabyte on the way to one, before the Hub counts as lost."""
+    """Seconds without a document (or a quarter of a megabyte of one) before the Hub counts as unreachable."""
     should_stop: Callable[[], bool] = lambda: False
     timing: RetryTiming = field(default_factory=RetryTiming)
+    """Of requests to the Hub."""
 
     def at(self, cursor: Cursor) -> "DocumentStream":
-        """The same documents from another cursor on."""
+        """Return the same stream from another cursor on."""
         return replace(self, cursor=cursor)
 
     def __iter__(self) -> Iterator[Document]:
         position = self.cursor
-        # A stream that goes on has seen the column; from then on a row without it is that row's fault.
+        # A resumed stream has seen the column before: a row without it is only a broken row.
         column_seen = position != Cursor()
         while True:
             found = position != replace(position, shard=0, row=0)
@@ -67,7 +70,7 @@ class DocumentStream:
                 return
             except EventFailed as error:
                 raise error.__cause__ or error from None
-            if not self.repeat or not found:  # a source without a single document would go round for ever
+            if not self.repeat or not found:  # a source without documents would repeat forever
                 return
             position = Cursor(epoch=position.epoch + 1)
 
@@ -76,9 +79,9 @@ class DocumentStream:
             yield from self._shard(replace(position, shard=index, row=position.row if index == position.shard else 0))
 
     def _shard(self, position: Cursor) -> Iterator[tuple[Document, RowOrFault]]:
-        """One file's documents from `position` on, and, where the rest of it is damaged, one that stands for the rest.
+        """Yield one file's documents from `position` on; if the rest is damaged, one document stands for all of it.
 
-        A shard on the Hub is read again from there some times before that is believed: it may be the way that is bad.
+        A shard on the Hub is first read again a few times, because the transfer may be at fault.
         """
         shard = self.source.shards[position.shard]
         patience = Patience(
@@ -103,21 +106,21 @@ class DocumentStream:
                     patience.wait(error)
                     continue
                 fault = f"the rest of the shard is damaged ({error})"
-                behind = Cursor(position.epoch, position.shard + 1)
-                yield Document(None, self.source.name, Origin(shard.name, position.row), behind, fault), fault
+                after = Cursor(position.epoch, position.shard + 1)
+                yield Document(None, self.source.name, Origin(shard.name, position.row), after, fault), fault
                 return
 
-    def _document(self, row: RowOrFault, origin: Origin, behind: Cursor) -> Document:
+    def _document(self, row: RowOrFault, origin: Origin, after: Cursor) -> Document:
         if isinstance(row, str):
-            return Document(None, self.source.name, origin, behind, fault=row)
+            return Document(None, self.source.name, origin, after, fault=row)
         if self.text_column not in row:
-            return Document(None, self._part(row), origin, behind, fault=f"no {self.text_column!r}")
-        return Document(row[self.text_column], self._part(row), origin, behind)
+            return Document(None, self._part(row), origin, after, fault=f"no {self.text_column!r}")
+        return Document(row[self.text_column], self._part(row), origin, after)
 
     def _part(self, row: Mapping[str, object]) -> str:
-        """Which part of the source a row is from: SlimPajama says it in `meta`, the embedded library in `source`."""
+        """Return the part of the source that a row is from: `meta` in SlimPajama, `source` in the embedded library."""
         meta = row.get("meta")
-        if isinstance(meta, str) and "redpajama_set_name" in meta:  # some conversions to Parquet keep it as JSON
+        if isinstance(meta, str) and "redpajama_set_name" in meta:  # some Parquet conversions store it as JSON
             try:
                 meta = json.loads(meta)
             except ValueError:
@@ -132,7 +135,7 @@ class DocumentStream:
         if self.text_column not in row:
             raise UserError(
                 f"{self.source.name} has no column {self.text_column!r}: "
-                f"it has {', '.join(map(repr, row)) or 'none'}. Name one with --text-column"
+                f"it has {', '.join(map(repr, row)) or 'none'}. Choose one with --text-column"
             )
 
 
@@ -153,14 +156,16 @@ def open_documents(
     timing: RetryTiming = RetryTiming(),  # noqa: B008  # frozen
     first_document_seconds: float = FIRST_DOCUMENT_SECONDS,
 ) -> DocumentStream:
-    """Open what `--dataset` names. Of a Hub dataset a first document has been read when this returns.
+    """Open what `--dataset` names. For a Hub dataset, a first document has been read when this returns.
 
-    `auto` is the first of SLIMPAJAMA that gives a document, or else the `embedded` source, which is said and noted in
-    the source; `slimpajama` has no such way out; anything else is never replaced. A run that goes on passes the name
-    and the revision that were resolved before, and gets the very same documents.
+    `auto` uses the first dataset of SLIMPAJAMA that delivers a document, otherwise the `embedded` source; it then calls
+    `say` and sets the source's `note`. `slimpajama` and all other names have no such fallback. A resumed run passes the
+    name and revision that were resolved at its start, and gets exactly the same documents.
 
-    Raises UserError for what can't be, SourceUnreachable when no document comes within 60 seconds (10 without a
-    network), Stopped within a second of `should_stop` saying so.
+    Raises:
+        UserError: the dataset does not exist, or not in this form.
+        SourceUnreachable: no document arrived within `first_document_seconds` (10 without a network).
+        Stopped: `should_stop` returned true; raised within a second.
     """
 
     def stream(source: DataSource) -> DocumentStream:
@@ -186,11 +191,11 @@ def open_documents(
 
     def reach(name: str, seconds: float) -> DataSource:
         source = resolve_source(name, config=config, split=split, revision=revision)
-        # From the beginning: a run that goes on may have read all there is.
+        # From the start of the data: a resumed run may have read all of them.
         attempt = replace(stream(source), cursor=Cursor(), on_event=lambda kind, detail: None, max_stall=seconds / 2)
         try:
             if next(iter(attempt), None) is None:
-                raise SourceUnreachable("it holds no document")
+                raise SourceUnreachable("it contains no document")
         except SourceUnreachable as error:
             raise SourceUnreachable(reason_of(error.__cause__ or error)) from error
         return source
@@ -200,18 +205,21 @@ def open_documents(
     except SourceUnreachable as error:
         reason = str(error)
     if dataset == "auto":
-        say(f"SlimPajama out of reach ({reason}). Using the embedded Python library. To insist: --dataset slimpajama")
-        return stream(replace(_embedded(embedded, None), note=f"SlimPajama out of reach ({reason})"))
+        note = f"SlimPajama is unreachable ({reason})"
+        say(f"{note}. Using the embedded Python library instead. To require SlimPajama: --dataset slimpajama")
+        return stream(replace(_embedded(embedded, None), note=note))
     name = "SlimPajama" if dataset == "slimpajama" else dataset
-    raise SourceUnreachable(f"{name} out of reach ({reason}). Without a network: --dataset {PYTHON_LIBRARY}, or a file")
+    raise SourceUnreachable(
+        f"{name} is unreachable ({reason}). Without a network, use --dataset {PYTHON_LIBRARY} or a local file"
+    )
 
 
 def _embedded(embedded: Callable[[], DataSource], revision: str | None) -> DataSource:
     source = embedded()
     if revision is not None and revision != source.revision:
         raise UserError(
-            f"--dataset {source.name} of this Python is revision {source.revision[:12]}, expected {revision[:12]}: "
-            "run it with the Python version of the first time"
+            f"--dataset {source.name} has revision {source.revision[:12]} with this Python, expected {revision[:12]}: "
+            "use the Python version that the run started with"
         )
     return source
 
@@ -222,12 +230,12 @@ def _first_of(
     should_stop: Callable[[], bool],
     first_document_seconds: float,
 ) -> DataSource:
-    """The first of the Hub datasets that can be reached. Raises SourceUnreachable with the reasons in a few words."""
+    """Return the first Hub dataset that can be reached. Raises SourceUnreachable with short reasons."""
     end = time.monotonic() + first_document_seconds
-    _within(NETWORK_SECONDS, _ask_hub, should_stop)
+    _within(NETWORK_SECONDS, _check_network, should_stop)
     reasons: list[str] = []
     for index, name in enumerate(names):
-        share = (end - time.monotonic()) / (len(names) - index)  # so that one that hangs leaves time for the others
+        share = (end - time.monotonic()) / (len(names) - index)  # one that hangs leaves time for the others
         try:
             return _within(share, partial(reach, name, share), should_stop)
         except SourceUnreachable as error:
@@ -235,8 +243,8 @@ def _first_of(
     raise SourceUnreachable(", then ".join(dict.fromkeys(reasons)))
 
 
-def _ask_hub() -> None:
-    """Whether there is a network: any answer will do. Asked through the Hub's own client, so that proxies count."""
+def _check_network() -> None:
+    """Raise SourceUnreachable if there is no network. Any response is enough; the Hub's own client respects proxies."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
@@ -250,17 +258,17 @@ def _ask_hub() -> None:
 
 
 def _within(seconds: float, work: Callable[[], Result], should_stop: Callable[[], bool]) -> Result:
-    """What `work` returns or raises, or SourceUnreachable after so many seconds.
+    """Return or raise what `work` does; raise SourceUnreachable after `seconds`.
 
-    The libraries below wait in `time.sleep`, which nothing interrupts: they do it in a thread that can be left behind.
+    It runs in a thread that can be abandoned, because libraries wait in `time.sleep`, which can't be interrupted.
     """
-    answers: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+    outcomes: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            answers.put((work(), None))
-        except BaseException as error:  # noqa: BLE001  # handed over, and raised by who waits
-            answers.put((None, error))
+            outcomes.put((work(), None))
+        except BaseException as error:  # noqa: BLE001  # raised in the waiting thread
+            outcomes.put((None, error))
 
     thread = threading.Thread(target=run, name="first document", daemon=True)
     thread.start()
@@ -269,11 +277,11 @@ def _within(seconds: float, work: Callable[[], Result], should_stop: Callable[[]
         if should_stop():
             raise Stopped
         try:
-            result, error = answers.get(timeout=POLL_SECONDS)
+            result, error = outcomes.get(timeout=POLL_SECONDS)
         except queue.Empty:
             continue
-        thread.join()  # it may be letting go of what Arrow holds: a process that ends beneath it is aborted
+        thread.join()  # it may still release Arrow's memory, and a process that ends meanwhile is aborted
         if error is not None:
             raise error
-        return result  # type: ignore[return-value]  # of the kind that work returns
-    raise SourceUnreachable(f"no answer within {seconds:.0f} seconds")
+        return result  # type: ignore[return-value]  # the type that work returns
+    raise SourceUnreachable(f"no response within {seconds:.0f} seconds")

@@ -1,7 +1,7 @@
-"""One file of a Hub dataset as a file to read from: one request at a time, asked again for as long as patience lasts.
+"""Read one file of a Hub dataset, one request at a time, and retry until the source has been silent for too long.
 
-Not read through `HfFileSystem`: it asks six times with pauses of its own, says nothing of it, throws away what came
-before an answer broke off, keeps "not found" for good once it was told so, and lists a folder before it opens a file.
+`HfFileSystem` can't be used here: it retries six times with its own pauses and does not report them, discards what
+arrived before a response broke off, caches "not found" forever, and lists a folder before it opens a file.
 """
 
 import io
@@ -17,18 +17,18 @@ from trainer.errors import SourceUnreachable
 HUB = "hf://datasets/"
 BLOCK_BYTES = 4 << 20
 PROGRESS_BYTES = 1 << 18
-"""A source that gave so much is no longer one that stays away: pauses begin at the shortest again."""
+"""A source that delivered this much is reachable again: the pauses start over at the shortest one."""
 POLL_SECONDS = 0.1
 TRIES_FOR_A_COMMIT = 4
-"""So often the Hub may say that it does not know a commit, before that is believed."""
+"""How often the Hub must deny that a commit exists before the run believes it."""
 
 
 class Stopped(Exception):
-    """`should_stop` said so while a source was waited for."""
+    """`should_stop` returned true while waiting for a source."""
 
 
 class EventFailed(Exception):
-    """`on_event` raised an OSError (its cause): told apart, because here an OSError is a failure of the network."""
+    """`on_event` raised an OSError (the cause). Any other OSError here is a network failure, which is retried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class RetryTiming:
 
 
 class Patience:
-    """How long a source may stay away, and the waiting for it. Not for several threads at once."""
+    """Tracks how long a source has been silent, and waits before each retry. Not thread-safe."""
 
     def __init__(
         self,
@@ -57,13 +57,15 @@ class Patience:
     ) -> None:
         """
         Args:
-            name: what a person calls the source.
-            max_stall: seconds without progress before it counts as lost.
-            where: what is being read just now, for the events.
-            on_event: called with ("retry", what failed and what now), in the thread that waits.
+            name: the source's name in messages.
+            max_stall: seconds without progress before the source counts as lost.
+            where: returns what is being read, for the events.
+            on_event: called with ("retry", what failed and when the next attempt follows) in the waiting thread.
+            should_stop: checked while waiting.
+            timing: pauses between attempts.
         """
         self.failures = 0
-        """Since the last progress."""
+        """Failed attempts since the last progress."""
         self.timing = timing
         self._name = name
         self._max_stall = max_stall
@@ -73,54 +75,54 @@ class Patience:
         self._since = time.monotonic()
 
     def progress(self) -> None:
-        """Something came, or what came was worked on: the time without an answer begins anew."""
+        """Restart the clock: data arrived, or data that arrived were processed."""
         self.failures, self._since = 0, time.monotonic()
 
     def left(self) -> float:
-        """Seconds until the source counts as lost."""
+        """Return the seconds until the source counts as lost."""
         return self._max_stall - (time.monotonic() - self._since)
 
     def check(self) -> None:
-        """Raise Stopped when that was asked for, TimeoutError when the time is over."""
+        """Raise Stopped if `should_stop` returns true, TimeoutError if the time is up."""
         if self._should_stop():
             raise Stopped
         if self.left() <= 0:
-            raise TimeoutError("no answer in time")
+            raise TimeoutError("no response in time")
 
     def wait(self, error: Exception) -> None:
-        """Wait 1, 2, 4 … 60 seconds, more or less, or as long as the Hub asks for; then it is time to try again.
+        """Wait before the next attempt: about 1, 2, 4 … 60 seconds, or as long as the Hub asks for.
 
-        Raises SourceUnreachable when there has been no progress for too long, Stopped when that was asked for, and
+        Raises SourceUnreachable if there has been no progress for too long, Stopped if `should_stop` returns true, and
         EventFailed.
         """
         left = self.left()
         if left <= 0:
             raise SourceUnreachable(
-                f"{self._name} gave no document for {self._max_stall - left:.0f} s: {reason_of(error)}. "
-                "Go on later with --resume"
+                f"{self._name} delivered no document for {self._max_stall - left:.0f} s: {reason_of(error)}. "
+                "Continue later with --resume"
             ) from error
-        # So that many runs do not come back at the same instant. A generator of its own: drawing from the global one
-        # would change what is learned.
+        # Random, so that many runs do not return at the same instant. Drawing from the global generator would change
+        # what the model learns.
         spread = random.SystemRandom().uniform(0.8, 1.2)
         seconds = min(self.timing.longest_pause, self.timing.first_pause * 2.0 ** min(self.failures, 10)) * spread
-        seconds = min(max(seconds, _asked_to_wait(error) * max(spread, 1.0)), left)
+        seconds = min(max(seconds, _requested_pause(error) * max(spread, 1.0)), left)
         self.failures += 1
         try:
-            self._on_event("retry", f"{self._where()}: {reason_of(error)}; trying again in {seconds:.0f} s")
+            self._on_event("retry", f"{self._where()}: {reason_of(error)}; retrying in {seconds:.0f} s")
         except OSError as failed:
             raise EventFailed from failed
         end = time.monotonic() + seconds
-        while (still := end - time.monotonic()) > 0:
+        while (remaining := end - time.monotonic()) > 0:
             if self._should_stop():
                 raise Stopped
-            time.sleep(min(POLL_SECONDS, still))
+            time.sleep(min(POLL_SECONDS, remaining))
 
 
 class HubFile(io.RawIOBase):
-    """The bytes of an `hf://datasets/…@commit/…` address, for an `io.BufferedReader` of BLOCK_BYTES.
+    """The bytes at an `hf://datasets/…@commit/…` address, for an `io.BufferedReader` of BLOCK_BYTES.
 
-    A connection that breaks is waited for and what came before is kept. Reading raises what `Patience.wait` raises,
-    and SourceUnreachable for a commit that is gone.
+    After a broken connection, reading continues where it stopped. Reading raises what `Patience.wait` raises, and
+    SourceUnreachable if the Hub no longer has the commit.
     """
 
     def __init__(self, address: str, patience: Patience) -> None:
@@ -128,12 +130,12 @@ class HubFile(io.RawIOBase):
 
         match = re.fullmatch(HUB + r"([^@]+)@([^/]+)/(.+)", address)
         if match is None:
-            raise ValueError(f"{address} names no file of a Hub dataset with its revision")
+            raise ValueError(f"{address} is not the address of a file in a Hub dataset with its revision")
         self._repository, self._commit, path = match.groups()
         self._url = hf_hub_url(self._repository, path, repo_type="dataset", revision=self._commit)
         self._patience = patience
         self._position = 0
-        self._size: int | None = None  # known from the first answer on
+        self._size: int | None = None  # known after the first response
 
     def readable(self) -> bool:
         return True
@@ -153,7 +155,7 @@ class HubFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as the file goes; the number of bytes."""
+        """Fill the buffer, or as much of it as the file has left, and return the number of bytes."""
         from huggingface_hub.errors import HTTPError, RevisionNotFoundError  # type: ignore[attr-defined]
 
         view = memoryview(buffer).cast("B")
@@ -165,19 +167,19 @@ class HubFile(io.RawIOBase):
             except (HTTPError, OSError) as error:
                 failure: Exception = error
             except RuntimeError as error:
-                if "closed" not in str(error):  # by another thread, whose own connection failed
+                if "closed" not in str(error):  # closed by another thread whose connection failed
                     raise
                 failure = error
             if isinstance(failure, RevisionNotFoundError) and self._patience.failures >= TRIES_FOR_A_COMMIT - 1:
                 raise SourceUnreachable(
                     f"the Hub no longer has commit {self._commit[:12]} of {self._repository}, which this run reads. "
-                    "If it comes back, go on with --resume"
+                    "If it is restored, continue with --resume"
                 ) from failure
             self._patience.wait(failure)
         return got
 
     def _request(self, view: memoryview) -> None:
-        """Ask once for the bytes from the position on; the position stands behind what came, also when it raises."""
+        """Request the bytes at the position once. The position advances past what arrived, even if this raises."""
         from huggingface_hub import get_session
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -185,29 +187,29 @@ class HubFile(io.RawIOBase):
         headers = {
             **build_hf_headers(),
             "Range": f"bytes={first}-{first + len(view) - 1}",
-            "Accept-Encoding": "identity",  # a range of what is compressed on the way would be of no use
+            "Accept-Encoding": "identity",  # a range of a compressed response would be useless
         }
         timeout = min(self._patience.timing.stall, max(self._patience.left(), 0.1))
-        with get_session().stream("GET", self._url, headers=headers, timeout=timeout) as answer:
-            total = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", answer.headers.get("Content-Range", ""))
-            if answer.status_code == 416 and total:  # nothing there: an empty file
+        with get_session().stream("GET", self._url, headers=headers, timeout=timeout) as response:
+            total = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
+            if response.status_code == 416 and total:  # an empty file has no range
                 self._size = int(total[2])
                 return
-            hf_raise_for_status(answer)
-            if answer.status_code == 206 and (not total or total[1] is None or int(total[1]) != first):
-                raise OSError("the answer holds other bytes than were asked for")
-            whole = answer.status_code != 206  # a server that knows no ranges begins at the first byte
-            length = answer.headers.get("Content-Length") if whole else total[2] if total else None
+            hf_raise_for_status(response)
+            if response.status_code == 206 and (not total or total[1] is None or int(total[1]) != first):
+                raise OSError("the response contains other bytes than requested")
+            whole = response.status_code != 206  # a server without ranges starts at the first byte
+            length = response.headers.get("Content-Length") if whole else total[2] if total else None
             self._size = int(length) if length is not None else self._size
-            self._take(view, answer.iter_bytes(), first if whole else 0)
+            self._copy(view, response.iter_bytes(), first if whole else 0)
             if whole and length is None:
                 self._size = self._position
             if self._position < min(first + len(view), self._size or 0):
-                raise OSError("the answer ended early")
+                raise OSError("the response ended early")
         self._patience.progress()
 
-    def _take(self, view: memoryview, pieces: Iterator[bytes], to_skip: int) -> None:
-        """Copy what comes into the view, moving the position along."""
+    def _copy(self, view: memoryview, pieces: Iterator[bytes], to_skip: int) -> None:
+        """Copy the pieces into the view and advance the position."""
         taken = counted = 0
         for piece in pieces:
             self._patience.check()
@@ -224,8 +226,8 @@ class HubFile(io.RawIOBase):
                 return
 
 
-def _asked_to_wait(error: Exception) -> float:
-    """Seconds that the Hub asks to stay away: `Retry-After`, or the reset of its rate limit. 0 where it does not."""
+def _requested_pause(error: Exception) -> float:
+    """Return the pause in seconds that the Hub asks for (`Retry-After` or its rate limit), otherwise 0."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
@@ -240,7 +242,7 @@ def _asked_to_wait(error: Exception) -> float:
 
 
 def reason_of(error: BaseException) -> str:
-    """A failure of the network or the Hub in a few words."""
+    """Describe a failure of the network or the Hub in a few words."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     if isinstance(error, OfflineModeIsEnabled) or isinstance(error.__cause__, OfflineModeIsEnabled):
@@ -250,15 +252,15 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return "not found on the Hub, or not public"
     if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return f"the Hub answers {error.response.status_code}"
+        return f"the Hub responded with status {error.response.status_code}"
     if "timeout" in type(error).__name__.lower():
-        return "the Hub does not answer in time"
+        return "the Hub did not respond in time"
     if type(error).__name__ in {"ConnectError", "ProxyError"}:
         return f"no connection to the Hub: {short_message(error)}"
     return short_message(error) or type(error).__name__
 
 
 def short_message(error: BaseException) -> str:
-    """The message of an error of a library, as the middle of a sentence."""
+    """Return a library's error message as one line that fits into a sentence."""
     text = re.sub(r"\[Errno -?\d+\] ", "", str(error).split("Example of usage")[0])
     return " ".join(text.split())[:200].rstrip(" .")

@@ -1,4 +1,4 @@
-"""The tokenizer that a pretrained model brings along: a byte-level `tokenizer.json`, used like one of our own."""
+"""The tokenizer of a pretrained model: a byte-level `tokenizer.json` with the interface of our own tokenizer."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ from trainer.errors import UserError
 
 
 def _byte_of_character() -> dict[str, int]:
-    """What each character of a byte-level vocabulary stands for.
+    """Return the byte that each character of a byte-level vocabulary represents.
 
-    The format, since GPT-2: bytes that print in Latin-1 stand for themselves, the others, in order, for the characters
-    from U+0100 on.
+    The format dates from GPT-2: characters printable in Latin-1 represent themselves; the characters from U+0100 on
+    represent the remaining bytes in order.
     """
     printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(0x100)) - set(printing))
@@ -24,30 +24,29 @@ def _byte_of_character() -> dict[str, int]:
 _BYTES = _byte_of_character()
 
 _LONGEST_TEXT = 1_000_000
-"""Characters. Qwen3's pattern gives up on ten million spaces in a row, and a megabyte takes a second."""
+"""Characters. Qwen3's pattern fails on ten million consecutive spaces, and a megabyte takes a second."""
 
 
 class PretrainedTokenizer(Tokenizer):
-    """A byte-level BPE of Hugging Face's `tokenizers`. Encodes and decodes as `AutoTokenizer` does, adding nothing.
+    """A byte-level BPE of Hugging Face's `tokenizers`. Encodes and decodes as `AutoTokenizer` does, adding no tokens.
 
-    Special tokens that a text spells (`<|endoftext|>`) become those tokens. The text comes back as the tokenizer's own
-    normalization has it (Qwen3: NFC).
+    Special tokens spelled in a text (`<|endoftext|>`) become those tokens. Decoding gives the text after the
+    tokenizer's normalization (Qwen3: NFC).
     """
 
-    # Nothing is known of the words of somebody else's pattern, except that they are short: where the text was cut has
-    # no effect as far back as this.
+    # The pattern that splits words is unknown, but words are short: a cut affects no tokens this far before it.
     _spare = 4
 
     def __init__(self, model_bytes: bytes, vocab_size: int) -> None:
         """
         Args:
             model_bytes: the content of a `tokenizer.json`.
-            vocab_size: rows of the model's embedding; those behind the last token spell nothing.
+            vocab_size: rows of the model's embedding; rows after the last token spell nothing.
 
         Raises:
-            ValueError: it is no such file, or has more tokens than that.
+            ValueError: it is another kind of file, or it has more tokens than that.
         """
-        import tokenizers  # here, because most runs do without it
+        import tokenizers  # imported here because most runs do not need it
 
         if not is_byte_level(model_bytes):
             raise ValueError("not the tokenizer.json of a byte-level BPE")
@@ -72,48 +71,48 @@ class PretrainedTokenizer(Tokenizer):
         self._splits_at_words = True
 
     def EncodeAsIds(self, text: str) -> list[int]:
-        text.encode()  # a lone surrogate raises what the other tokenizer raises
+        text.encode()  # a lone surrogate raises the same error as in the other tokenizer
         try:
             ids: list[int] = self._encoder.encode(text, add_special_tokens=False).ids
         except BaseException as error:
             if not _is_panic(error):
                 raise
-            raise UserError(f"the pretrained tokenizer fails on a text of {len(text):,} characters: {error}") from None
+            raise UserError(f"the pretrained tokenizer failed on a text of {len(text):,} characters: {error}") from None
         return ids
 
     def encode_prefix(self, text: str, max_tokens: int) -> list[int]:
-        """As `Tokenizer.encode_prefix`, of the first `_LONGEST_TEXT` characters."""
+        """Like `Tokenizer.encode_prefix`, for the first `_LONGEST_TEXT` characters."""
         return super().encode_prefix(text[:_LONGEST_TEXT], max_tokens)
 
     def DecodeIds(self, ids: list[int]) -> str:
         if any(not 0 <= token < self.vocab_size for token in ids):
-            raise IndexError(f"ids go from 0 to {self.vocab_size - 1}")
+            raise IndexError(f"token ids must be from 0 to {self.vocab_size - 1}")
         return b"".join(self._spelling[token] for token in ids).decode(errors="replace")
 
 
 def tokenizer_of(model_bytes: bytes, vocab_size: int, name: str) -> Tokenizer:
-    """The tokenizer whose `model_bytes` a checkpoint or a folder kept, whichever kind it is.
+    """Load the tokenizer, of either kind, whose `model_bytes` a checkpoint or folder contains.
 
     Args:
-        vocab_size: of the model that goes with it.
-        name: of the checkpoint or folder that they come from.
+        vocab_size: of the model in the same checkpoint or folder.
+        name: of the checkpoint or folder, for messages.
 
     Raises:
-        UserError: they are damaged, or are not of this model.
+        UserError: the bytes are damaged, or the tokenizer does not fit the model.
     """
-    if model_bytes.startswith(b"{"):  # which no SentencePiece model does
+    if model_bytes.startswith(b"{"):  # no SentencePiece model starts like this
         try:
             return PretrainedTokenizer(model_bytes, vocab_size)
         except ValueError as error:
             raise UserError(f"{name}: its tokenizer can't be used: {error}") from None
     found = Tokenizer.from_bytes(model_bytes)
     if found.vocab_size != vocab_size:
-        raise UserError(f"{name}: its tokenizer has {found.vocab_size:,} pieces, its model {vocab_size:,}")
+        raise UserError(f"{name}: its tokenizer has {found.vocab_size:,} pieces, but its model {vocab_size:,}")
     return found
 
 
 def is_byte_level(model_bytes: bytes) -> bool:
-    """Whether this is the `tokenizer.json` of a byte-level BPE that gives a text the same tokens each time."""
+    """Return whether this is the `tokenizer.json` of a deterministic byte-level BPE (without dropout)."""
     try:
         content: Any = json.loads(model_bytes)
         model = content["model"]
@@ -123,12 +122,12 @@ def is_byte_level(model_bytes: bytes) -> bool:
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Whether the Rust library has failed in a way that it did not foresee, which is no `Exception`."""
+    """Return whether this is a panic of the Rust library, which is not an `Exception`."""
     return type(error).__name__ == "PanicException"
 
 
 def _spell(token: str) -> bytes:
     try:
         return bytes(_BYTES[character] for character in token)
-    except KeyError:  # a token that was added and not learned
+    except KeyError:  # an added token, not a learned one
         return token.encode()

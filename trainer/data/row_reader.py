@@ -117,7 +117,7 @@ class _LocalFile(io.FileIO):
         except OSError as error:
             raise _unreadable(str(self.name), error) from error
         if has_changed:
-            raise UserError(f"{self.name} has changed while it was read: put the old file back, then --resume goes on")
+            raise UserError(f"{self.name} changed while it was read: restore the old file, then continue with --resume")
         return count
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -128,7 +128,8 @@ class _LocalFile(io.FileIO):
 
 
 def _unreadable(path: str, error: OSError) -> SourceUnreachable:
-    return SourceUnreachable(f"can't read {path}: {error.strerror or error}. Once it can be read, go on with --resume")
+    reason = error.strerror or error
+    return SourceUnreachable(f"can't read {path}: {reason}. Continue with --resume once it can be read")
 
 
 def _open(address: str, patience: Patience | None) -> BinaryIO:
@@ -255,7 +256,7 @@ def _lines(chunks: Iterator[bytes], longest: int) -> Iterator[bytes | None]:
 def _json_rows(chunks: Iterator[bytes], address: str, first: int, longest: int) -> Iterator[tuple[int, RowOrFault]]:
     start = next(chunks, b"").removeprefix(_BYTE_ORDER_MARK)
     if ".jsonl" not in address.lower() and start.lstrip().startswith(b"["):
-        raise UserError(f"{address} is one JSON array: expected one JSON object per line (`jq -c '.[]'` writes them)")
+        raise UserError(f"{address} is one JSON array; expected one JSON object per line (convert it: `jq -c '.[]'`)")
     for number, line in islice(enumerate(_lines(chain([start], chunks), longest)), first, None):
         if line is None:
             yield number, too_long(longest)

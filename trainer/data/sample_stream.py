@@ -1,4 +1,4 @@
-"""Documents → samples: reads ahead and tokenizes in a thread; skips, holds out, and carries the state behind each."""
+"""Turn documents into samples: a thread reads ahead and tokenizes; each sample carries the state to resume after it."""
 
 import math
 import queue
@@ -16,9 +16,16 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.errors import SourceUnreachable, UserError
 from trainer.records import Cursor, Document, Sample
 
-PASSED_BY = "passed by after a roll-back"
+ROLLED_BACK = "skipped after a rollback"
+"""The reason for skipping a document that the run had to roll back from."""
+_OLD_REASONS = {
+    "text is no string": "text is not a string",
+    "half a surrogate pair": "lone surrogate",
+    "passed by after a roll-back": ROLLED_BACK,
+}
+"""Reason in an older checkpoint → its present wording."""
 LONGEST_TEXT_KEPT = 100_000
-"""Characters. The text of a prepared sample is cut there: many are ready at once, and its ids are made by then."""
+"""Characters. The text of a prepared sample is cut to this: many samples wait at once, and they have their ids."""
 
 
 def held_out_samples(
@@ -30,15 +37,15 @@ def held_out_samples(
     own_split: bool,
     seconds: float = math.inf,
 ) -> list[Sample]:
-    """The first `count` samples that training never sees, fewer where there are no more.
+    """Return the first `count` samples that training never sees, or fewer if there are no more.
 
     Args:
-        documents: the training documents from their first, of which one in 100 is held out. They are read in a thread.
-        own_split: they are a split of their own instead, all of it held out.
-        seconds: how long they are waited for.
+        documents: the training documents from the first one, of which one in 100 is held out. A thread reads them.
+        own_split: the documents are a separate split instead, and all of them are held out.
+        seconds: how long to wait for them.
 
     Raises:
-        SourceUnreachable: they have not all come by then. A part of them would be another set each time.
+        SourceUnreachable: some did not arrive in time. Using only a part would mean another set in each run.
         Exception: what `documents` raise.
     """
     end = time.monotonic() + seconds
@@ -58,14 +65,14 @@ def held_out_samples(
     samples = list(islice(stream, count))
     stream.close()
     if len(samples) < count and time.monotonic() > end:
-        raise SourceUnreachable(f"{count} held-out documents have not come within {seconds:.0f} seconds")
+        raise SourceUnreachable(f"{count} held-out documents did not arrive within {seconds:.0f} seconds")
     return samples
 
 
 class SampleStream:
-    """An iterator of `Sample`s that a thread prepares ahead of the training step.
+    """An iterator over `Sample`s that a thread prepares ahead of the training step.
 
-    What is fetched ahead is invisible to `state_dict()`: it is the state behind the sample last handed out.
+    `state_dict()` is the state after the last sample returned; it does not include what was read ahead.
     """
 
     def __init__(
@@ -82,16 +89,16 @@ class SampleStream:
     ) -> None:
         """
         Args:
-            documents: a stream that stands at the cursor of `state`.
-            hold_out: leave one document in 100 out of training.
-            should_stop: asked while waiting; once true the iteration ends.
-            state: of an earlier `state_dict()`, whose `passed_by` may have grown since.
-            ahead: samples prepared in advance.
-            on_fault: told of each row that could not be read (`shard row 17: not JSON`), in the thread that iterates,
-                just before the sample behind it; the last ones at the end.
+            documents: a stream positioned at the cursor of `state`.
+            hold_out: exclude one document in 100 from training.
+            should_stop: checked while waiting; the iteration ends once it returns true.
+            state: an earlier `state_dict()`, to whose `passed_by` entries may have been added.
+            ahead: number of samples prepared in advance.
+            on_fault: called for each row that can't be read (`shard row 17: not JSON`), in the iterating thread, just
+                before the next sample; for the last rows, at the end.
         """
         self.waited_seconds = 0.0
-        """Seconds that the last sample was waited for."""
+        """Seconds spent waiting for the last sample."""
         self._documents = documents
         self._tokenizer = tokenizer
         self._max_seq_length = max_seq_length
@@ -125,18 +132,18 @@ class SampleStream:
     def state_dict(self) -> dict[str, Any]:
         """`cursor` (the next document to read), `trained`, `held_out` and `skipped` (reason → count) so far.
 
-        `passed_by`: [epoch, shard, row] of the cursors just behind documents that are not to be trained on, because
-        the run had to go back from them. What stands there is counted as skipped.
+        `passed_by`: [epoch, shard, row] of the cursors just after documents that the run had to roll back from. They
+        are skipped, and counted as such.
         """
         return dict(self._state)
 
     def again(self, state: Mapping[str, Any]) -> "SampleStream":
-        """Close this stream; a new one over the same documents that stands at `state`.
+        """Close this stream and return a new one over the same documents, positioned at `state`.
 
-        Raises TypeError where the documents can't be read again from a cursor.
+        Raises TypeError if the documents can't be read again from a cursor.
         """
         if not isinstance(self._documents, DocumentStream):
-            raise TypeError(f"{type(self._documents).__name__} has no `at(cursor)`, so there is no going back in it")
+            raise TypeError(f"{type(self._documents).__name__} has no `at(cursor)`, so it can't be rolled back")
         self.close()
         return SampleStream(
             self._documents.at(Cursor(**state["cursor"])),
@@ -150,7 +157,7 @@ class SampleStream:
         )
 
     def close(self) -> None:
-        """Let the thread end; it may be waiting for the network, so it is not waited for."""
+        """Tell the thread to end, without waiting for it: it may be waiting for the network."""
         self._closed.set()
 
     def _next(self) -> "_Ready | _End | None":
@@ -181,15 +188,15 @@ class SampleStream:
                         return
                     faults = []
                 if document.cursor.epoch > last_epoch + 1:
-                    raise UserError("a whole round of the documents held none to train on")
+                    raise UserError("no document of a complete epoch can be trained on")
                 if self._closed.is_set():
                     return
-        except BaseException as caught:  # noqa: BLE001  # handed over, and raised where the sample would have been
+        except BaseException as caught:  # noqa: BLE001  # raised where the next sample would have been
             error = caught
         self._put(_End(counts.state_dict(cursor), error, faults))
 
     def _until_closed(self) -> Iterable[Document]:
-        """The documents; a stream of them also stops waiting for the network, and saying so, once this is closed."""
+        """Return the documents; a `DocumentStream` also stops waiting for the network once this stream is closed."""
         documents = self._documents
         if not isinstance(documents, DocumentStream):
             return documents
@@ -197,9 +204,9 @@ class SampleStream:
         return replace(documents, should_stop=lambda: self._closed.is_set() or should_stop())
 
     def _prepare(self, document: Document, counts: "_Counts") -> tuple[Sample | None, str]:
-        """The sample of a document, or None and the reason (empty when it is held out)."""
-        passed_by = document.cursor in counts.passed_by
-        reason = PASSED_BY if passed_by else why_unusable(document)
+        """Return a document's sample, or None and the reason (empty if it is held out)."""
+        is_rolled_back = document.cursor in counts.passed_by
+        reason = ROLLED_BACK if is_rolled_back else why_unusable(document)
         if reason:
             counts.skipped[reason] += 1
             return None, reason
@@ -223,7 +230,7 @@ class SampleStream:
         ), ""
 
     def _put(self, item: "_Ready | _End") -> bool:
-        """Queue an item; False when the stream was closed instead."""
+        """Queue an item; return False if the stream was closed meanwhile."""
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=0.2)
@@ -237,7 +244,7 @@ class SampleStream:
 class _Ready:
     sample: Sample
     faults: list[str]
-    """Of the rows between the sample before and this one."""
+    """Of the rows between the previous sample and this one."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +255,7 @@ class _End:
 
 
 class _Counts:
-    """What became of the documents so far."""
+    """How many documents were trained on, held out and skipped so far."""
 
     def __init__(
         self, trained: int, held_out: int, skipped: Mapping[str, int], passed_by: Iterable[Sequence[int]]
@@ -262,7 +269,10 @@ class _Counts:
     def from_state(cls, state: Mapping[str, Any] | None) -> "_Counts":
         if state is None:
             return cls(0, 0, {}, ())
-        return cls(state["trained"], state["held_out"], state["skipped"], state.get("passed_by", ()))
+        skipped: Counter[str] = Counter()
+        for reason, count in state["skipped"].items():
+            skipped[_OLD_REASONS.get(reason, reason)] += count
+        return cls(state["trained"], state["held_out"], skipped, state.get("passed_by", ()))
 
     def state_dict(self, cursor: Cursor) -> dict[str, Any]:
         return {

@@ -28,16 +28,17 @@ from trainer.data.document_filter import hash_text
 from trainer.errors import MachineError
 
 FORMAT = 1
-"""Counts up whenever the same library would give other documents; older caches are then left alone."""
+"""Increased whenever the same library would give other documents. Caches of other formats are ignored."""
 SHARDS = 4
 MANIFEST = "manifest.json"
 SHORTEST, LONGEST = 200, 4000
 """Characters in a document."""
 EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data", "encodings"}
-"""Folders left out: tests come with some installations only, packages are not the library's, `encodings` is tables."""
+"""Excluded folders: only some installations include tests, packages are not part of the library, and `encodings`
+consists of tables."""
 
 Lines = list[tuple[int, str]]
-"""A piece of text: its lines, each with its 1-based number in the file it comes from."""
+"""A piece of text: its lines, each with its 1-based number in its file."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the cache
@@ -45,23 +46,26 @@ Lines = list[tuple[int, str]]
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedLibrary:
-    """The shards made of this interpreter's standard library."""
+    """The shards made from this interpreter's standard library."""
 
     folder: Path
     shards: tuple[Path, ...]
-    """`.jsonl.zst` files of rows `{"text", "source", "origin"}`, shuffled over all shards."""
+    """`.jsonl.zst` files with rows `{"text", "source", "origin"}`, shuffled across all shards."""
     revision: str
-    """SHA-256 hex of all rows (not of their compression, so that another zstd release makes no other data of them)."""
+    """SHA-256 (hexadecimal) of all rows before compression, so that it does not depend on the zstd release."""
     documents: int
-    """Rows in all."""
+    """Total number of rows."""
 
 
 def prepare(cache: Path | None = None) -> EmbeddedLibrary:
-    """Return the library's shards: made on first use (about 2 s), checked against their digests afterwards (some ms).
+    """Return the shards of the standard library. The first call makes them (about 2 s); later calls verify them.
 
-    `cache` is the folder to keep them under, the user's cache folder by default; one that can't be written is replaced
-    by the system's temporary folder. Raises MachineError where this Python has no source files, or no folder can be
-    written.
+    Args:
+        cache: the folder to keep them in; default: the user's cache folder. If it is not writable, the system's
+            temporary folder is used.
+
+    Raises:
+        MachineError: this Python has no source files, or neither folder is writable.
     """
     version = ".".join(map(str, sys.version_info[:3]))
     key = f"{sys.implementation.name}-{version}-format{FORMAT}"
@@ -76,18 +80,18 @@ def prepare(cache: Path | None = None) -> EmbeddedLibrary:
             place.parent.mkdir(parents=True, exist_ok=True)
             building = Path(tempfile.mkdtemp(prefix=".building-", dir=place.parent))
         except OSError:
-            continue  # a read-only home is common in containers; the next folder serves as well
+            continue  # containers often have a read-only home; the next folder is as good
         try:
             _write(building)
             _move_into_place(building, place)
         except OSError as error:
-            raise MachineError(f"can't keep the embedded library in {place}: {error.strerror or error}") from error
+            raise MachineError(f"can't store the embedded library in {place}: {error.strerror or error}") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
         library = _open(place)
         if library is not None:
             return library
-    raise MachineError(f"no folder for the embedded library: neither {folders[0]} nor {folders[1]} can be written")
+    raise MachineError(f"can't store the embedded library: neither {folders[0]} nor {folders[1]} is writable")
 
 
 def _user_cache() -> Path:
@@ -99,7 +103,7 @@ def _user_cache() -> Path:
 
 
 def _open(place: Path) -> EmbeddedLibrary | None:
-    """What stands in `place`, or None if it is absent or damaged in any way: then it is made again."""
+    """Return the library in `place`, or None if it is missing or damaged in any way (it is then made again)."""
     try:
         manifest = json.loads((place / MANIFEST).read_bytes())
         shards = tuple(place / name for name in manifest["shards"])
@@ -112,8 +116,8 @@ def _open(place: Path) -> EmbeddedLibrary | None:
 
 
 def _move_into_place(building: Path, place: Path) -> None:
-    """Give `building` its name. Where another process was first, its folder stays; a damaged one goes."""
-    for _ in range(5):  # each round is lost only to another process that made a change in the same instant
+    """Rename `building` to `place`. If another process was first, its folder stays; a damaged folder is replaced."""
+    for _ in range(5):  # a round fails only if another process makes a change at the same moment
         try:
             building.rename(place)
             return
@@ -130,8 +134,8 @@ def _move_into_place(building: Path, place: Path) -> None:
 
 
 def _write(folder: Path) -> None:
-    """Make all documents and write shards and manifest into the empty `folder`."""
-    with _undisturbed():
+    """Make all documents, and write the shards and the manifest to the empty `folder`."""
+    with _without_gc_and_warnings():
         rows = _rows()
     digest = hashlib.sha256()
     digests = {}
@@ -147,8 +151,8 @@ def _write(folder: Path) -> None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No garbage collection, which would walk the growing trees again and again, and no warnings about old modules."""
+def _without_gc_and_warnings() -> Iterator[None]:
+    """Disable garbage collection, which would traverse the growing trees repeatedly, and warnings about old modules."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -161,12 +165,12 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _rows() -> list[str]:
-    """All documents as JSON lines, each text once, in an order that only the texts decide."""
+    """Return all documents as JSON lines, each text once, in an order that depends only on the texts."""
     rows: dict[bytes, str] = {}
     for source, origin, text in library_documents():
         try:
             key = hash_text(text)
-        except UnicodeEncodeError:  # a docstring that shows a lone surrogate: no text that a file could hold
+        except UnicodeEncodeError:  # a docstring with a lone surrogate, which no file can contain
             continue
         if key not in rows:
             rows[key] = json.dumps({"text": text, "source": source, "origin": origin}, ensure_ascii=False) + "\n"
@@ -177,13 +181,13 @@ def _rows() -> list[str]:
 
 
 def library_documents() -> Iterator[tuple[str, str, str]]:
-    """(source, origin, text) of every document: topics first, then the files in the order of their names.
+    """Yield (source, origin, text) of every document: topics first, then the files in the order of their names.
 
-    The origin is `Lib/json/decoder.py:123`, the text's first line (for a docstring, the line it begins in), or
-    `Lib/pydoc_data/topics.py#assert:1`, the line within a topic. Some texts come several times, from several files.
-    Raises MachineError where this Python came without source files.
+    The origin is `Lib/json/decoder.py:123`, the first line of the text (for a docstring, the line it starts in), or
+    `Lib/pydoc_data/topics.py#assert:1`, the line within a topic. Some texts occur in several files and are repeated.
+    Raises MachineError if this Python has no source files.
     """
-    from pydoc_data.topics import topics  # here, because half a megabyte of text is needed only where shards are made
+    from pydoc_data.topics import topics  # imported here: half a megabyte that is needed only to make the shards
 
     for topic, text in sorted(topics.items()):
         for lines in _sized([list(enumerate(text.strip("\n").split("\n"), 1))]):
@@ -192,7 +196,7 @@ def library_documents() -> Iterator[tuple[str, str, str]]:
     files = _source_files(library)
     if not files:
         raise MachineError(
-            f"Python has no source files of its library in {library}. Name your own data: --dataset FILE"
+            f"this Python has no source files of the standard library in {library}. Use your own data: --dataset FILE"
         )
     for path in files:
         module = _read_module(path)
@@ -213,11 +217,11 @@ def _source_files(library: Path) -> list[Path]:
 
 @dataclass(slots=True)
 class _Module:
-    """What one file of the library holds, each piece in the order of the file."""
+    """The pieces of one file of the library, in the order of the file."""
 
     lines: list[str]
     code: list[list[Lines]] = field(default_factory=list)
-    """Functions without their docstrings, one list for the module and one for each class."""
+    """Functions without their docstrings: one list for the module and one for each class."""
     docstrings: list[Lines] = field(default_factory=list)
 
 
@@ -226,7 +230,7 @@ _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _read_module(path: Path) -> _Module | None:
-    """Take a file apart, or return None if it is no Python of this version (lib2to3 has such)."""
+    """Split a file into its pieces, or return None if it is not valid for this Python version (as some in lib2to3)."""
     data = path.read_bytes()
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
@@ -234,17 +238,17 @@ def _read_module(path: Path) -> _Module | None:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return None
-    # str.splitlines would also cut at form feeds, which the parser does not count as ends of lines.
+    # str.splitlines would also split at form feeds, which are no line ends for the parser.
     module = _Module(text.split("\n"))
     docstring = _docstring(module, tree)
     if docstring is not None:
         module.docstrings.append(_clean(docstring))
-    _take_apart(module, tree, group=None)
+    _collect(module, tree, group=None)
     return module
 
 
-def _take_apart(module: _Module, scope: ast.AST, group: list[Lines] | None) -> None:
-    """Collect the functions and docstrings below a module or class; `group` takes those of the scope itself."""
+def _collect(module: _Module, scope: ast.AST, group: list[Lines] | None) -> None:
+    """Collect the functions and docstrings in a module or class; those directly in it are added to `group`."""
     if group is None:
         group = []
         module.code.append(group)
@@ -253,32 +257,32 @@ def _take_apart(module: _Module, scope: ast.AST, group: list[Lines] | None) -> N
             docstring = _docstring(module, statement)
             if docstring is not None:
                 module.docstrings.append(_clean(docstring))
-            _take_apart(module, statement, group=None)
+            _collect(module, statement, group=None)
         elif isinstance(statement, _Function):
-            _take_function(module, statement, group)
+            _collect_function(module, statement, group)
         else:
-            _take_apart(module, statement, group)
+            _collect(module, statement, group)
 
 
-def _take_function(module: _Module, function: _Function, group: list[Lines]) -> None:
+def _collect_function(module: _Module, function: _Function, group: list[Lines]) -> None:
     docstrings = [found for node in _definitions(function) if (found := _docstring(module, node)) is not None]
     module.docstrings += [_clean(docstring) for docstring in docstrings]
-    left_out = {number for docstring in docstrings for number in range(docstring.lineno, _end(docstring) + 1)}
+    excluded = {number for docstring in docstrings for number in range(docstring.lineno, _end(docstring) + 1)}
     first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
     indent = module.lines[first - 1][: len(module.lines[first - 1]) - len(module.lines[first - 1].lstrip())]
-    if len(function.body) > 1 or _docstring(module, function) is None:  # else nothing but the docstring is in it
-        numbers = (number for number in range(first, _end(function) + 1) if number not in left_out)
+    if len(function.body) > 1 or _docstring(module, function) is None:  # otherwise it contains only the docstring
+        numbers = (number for number in range(first, _end(function) + 1) if number not in excluded)
         group.append([(number, module.lines[number - 1].removeprefix(indent)) for number in numbers])
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """The statements (and their clauses) right below a node. Most of a tree is expressions, which hold none."""
+    """Yield the statements and clauses directly below a node. Most of a tree is expressions, which contain none."""
     for name in ("body", "handlers", "orelse", "finalbody", "cases"):
         yield from getattr(node, name, ())
 
 
 def _definitions(function: _Function | ast.ClassDef) -> Iterator[_Function | ast.ClassDef]:
-    """A function and all functions and classes within it."""
+    """Yield a function and all functions and classes in it."""
     yield function
     nodes = list(_statements(function))
     while nodes:
@@ -289,7 +293,7 @@ def _definitions(function: _Function | ast.ClassDef) -> Iterator[_Function | ast
 
 
 def _docstring(module: _Module, node: _Documented) -> ast.Expr | None:
-    """The statement that is the node's docstring, if it has its lines to itself; else it stays a part of the code."""
+    """Return the node's docstring statement if nothing else is on its lines; otherwise it remains part of the code."""
     first = node.body[0] if node.body else None
     if not (
         isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
@@ -314,7 +318,7 @@ def _text(lines: Lines) -> str:
 
 
 def _sized(pieces: Iterable[Lines]) -> Iterator[Lines]:
-    """Documents of SHORTEST to LONGEST characters: short pieces are joined with the next, long ones cut at lines."""
+    """Yield documents of SHORTEST to LONGEST characters: join short pieces, and cut long ones at line ends."""
     joined: Lines = []
     for piece in pieces:
         joined = [*joined, (piece[0][0], ""), *piece] if joined else piece
@@ -324,7 +328,7 @@ def _sized(pieces: Iterable[Lines]) -> Iterator[Lines]:
 
 
 def _cut(lines: Lines) -> Iterator[Lines]:
-    """Cut into the fewest parts of about equal length, at an empty line where one is near."""
+    """Cut into as few parts as possible, of about equal length, at an empty line if one is near."""
     total = len(_text(lines))
     if total <= LONGEST:
         yield lines

@@ -1,4 +1,4 @@
-"""Text to token ids and back, losing nothing: a SentencePiece model, loaded or trained on the first documents."""
+"""Convert text to token ids and back without loss: a SentencePiece model, loaded or trained on the first documents."""
 
 import codecs
 import hashlib
@@ -14,34 +14,34 @@ import sentencepiece
 
 from trainer.errors import UserError
 
-# SentencePiece writes a space as this character. The two can't be told apart afterwards: it is the one character that
-# does not survive encoding and decoding (it comes back as a space).
+# SentencePiece writes a space as this character. It is the only character that does not survive encoding and decoding:
+# it becomes a space.
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
-# Between a non-space and a space, where no piece of a model that splits words there can reach across.
+# Between a non-space and a space. If a model splits words there, none of its pieces spans this point.
 _WORD_END = re.compile(f"(?<=[^ {_SPACE}])(?= )")
 
-# Items for the trainer, up to a word's end where there is one. It drops an item above 4,192 bytes without a word (1,000
-# characters are at most 4,000 bytes) and aborts on 65,535 characters in a row without a break.
+# Items for SentencePiece's trainer, cut at the end of a word where possible. It silently drops items above 4,192 bytes
+# (1,000 characters are at most 4,000) and aborts at 65,535 characters without a break.
 _CHUNK = re.compile(rf".{{1,1000}}(?:{_WORD_END.pattern}|\Z)|.{{1,1000}}", re.DOTALL)
 
-# Share of the text whose characters get a piece of their own (the others are spelt in bytes): SentencePiece's default,
-# then the least it accepts, for a small vocabulary.
+# Share of the text whose characters get their own pieces (the others are spelled in bytes): SentencePiece's default,
+# then the minimum it accepts, for a small vocabulary.
 _CHARACTER_COVERAGES = (0.9995, 0.98)
 
 
 class Tokenizer:
     """One SentencePiece model. Token ids are indices of its pieces, 0 <= id < `vocab_size`.
 
-    The method names with capitals are those of SentencePiece's own processor, which callers of this project know.
+    Method names in capitals are those of SentencePiece's own processor.
     """
 
-    _spare = 1  # times as many tokens as are asked for are encoded of a text that is cut
+    _spare = 1  # a text that is cut must give at least this many times the tokens asked for
 
     def __init__(self, model_bytes: bytes) -> None:
-        """`model_bytes`: a serialized SentencePiece model. Raises ValueError when it is not one."""
-        if not model_bytes:  # SentencePiece takes nothing for "load later"
-            raise ValueError("an empty file is no SentencePiece model")
+        """Load a serialized SentencePiece model. Raises ValueError if `model_bytes` are something else."""
+        if not model_bytes:  # SentencePiece takes empty bytes as "load later"
+            raise ValueError("an empty file is not a SentencePiece model")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         except RuntimeError as error:
@@ -53,17 +53,16 @@ class Tokenizer:
         self.piece_bytes: npt.NDArray[np.int32] = np.array(
             [len(spelling) for spelling in self._spelling], dtype=np.int32
         )
-        """(V,) int32: UTF-8 bytes of the text that each piece spells; 0 for control pieces and the unknown piece."""
+        """(V,) int32: number of UTF-8 bytes that each piece spells; 0 for control pieces and the unknown piece."""
         self.is_lossless = self._is_lossless()
-        """Whether every character reaches the pieces as it is, spaces as U+2581, and what has no piece is spelt in
-        bytes."""
-        # Then a text may be cut at a word's end, and its parts encoded one by one, if no piece spans such a point.
+        """Whether the model keeps every character (spaces as U+2581) and spells characters without a piece in bytes."""
+        # If so, and if no piece spans the end of a word, a text may be cut there and its parts encoded separately.
         spans = any(re.search(rb"[^ ] ", spelling) for spelling in self._spelling)
         self._splits_at_words = self.is_lossless and not spans
 
     @classmethod
     def from_bytes(cls, model_bytes: bytes) -> "Tokenizer":
-        """The tokenizer whose `model_bytes` a checkpoint or a store kept. Raises UserError when they are damaged."""
+        """Load the `model_bytes` kept in a checkpoint or a store. Raises UserError if they are damaged."""
         try:
             return cls(model_bytes)
         except ValueError as error:
@@ -71,24 +70,24 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a SentencePiece model file. Raises UserError when it is missing or something else."""
+        """Read a SentencePiece model file. Raises UserError if it is missing or something else."""
         try:
             return cls(Path(path).read_bytes())
         except OSError as error:
             raise UserError(f"tokenizer {path} can't be read: {error.strerror}") from None
         except ValueError as error:
-            raise UserError(f"tokenizer {path}: {error} (expected the .model file that SentencePiece writes)") from None
+            raise UserError(f"tokenizer {path}: {error} (expected a .model file written by SentencePiece)") from None
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 8192) -> "Tokenizer":
-        """Learn a lossless BPE model: up to `vocab_size` pieces, fewer where the texts hold no more.
+        """Train a lossless BPE model with up to `vocab_size` pieces, fewer if the texts do not yield more.
 
-        Texts with a lone surrogate are passed by. The same texts give the same bytes, in every process.
+        Texts with a lone surrogate are skipped. The same texts give the same bytes in every process.
 
         Raises:
-            UserError: nothing to learn from, or more kinds of characters than the vocabulary has room for.
+            UserError: there is no text, or the vocabulary is too small for the characters.
         """
-        # A list, because SentencePiece takes an exception inside an iterator for its end.
+        # A list, because SentencePiece takes an exception inside an iterator for the end of the data.
         chunks = [chunk for text in texts if _is_unicode(text) for chunk in _CHUNK.findall(text)]
         for coverage in _CHARACTER_COVERAGES:
             model = io.BytesIO()
@@ -100,18 +99,18 @@ class Tokenizer:
                     vocab_size=vocab_size,
                     hard_vocab_limit=False,
                     character_coverage=coverage,
-                    required_chars=_SPACE,  # where the texts have no space it would be spelt, and decoded, as this
+                    required_chars=_SPACE,  # otherwise texts without spaces give a model that decodes a space as this
                     byte_fallback=True,
                     normalization_rule_name="identity",
                     add_dummy_prefix=False,
                     remove_extra_whitespaces=False,
                     allow_whitespace_only_pieces=True,
-                    num_threads=1,  # is written into the model: another number, other bytes
+                    num_threads=1,  # part of the model file: another number gives other bytes
                     minloglevel=2,
                 )
             except RuntimeError as error:
                 if "sentences_.empty()" in str(error):
-                    raise UserError("the documents hold no text to train a tokenizer on") from None
+                    raise UserError("the documents contain no text to train a tokenizer on") from None
                 too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
                 if too_small is None:
                     raise
@@ -119,28 +118,28 @@ class Tokenizer:
             else:
                 return cls(model.getvalue())
         raise UserError(
-            f"a vocabulary of {vocab_size} pieces is too small for these documents: single characters and bytes alone "
-            f"take {needed}"
+            f"a vocabulary of {vocab_size} pieces is too small for these documents: their characters and the "
+            f"bytes alone need {needed}"
         )
 
     def EncodeAsIds(self, text: str) -> list[int]:
-        """Token ids of the whole text. Raises UnicodeEncodeError (a ValueError) when it holds a lone surrogate."""
+        """Return the token ids of the whole text. Raises UnicodeEncodeError (a ValueError) at a lone surrogate."""
         ids: list[int] = self._processor.EncodeAsIds(text.encode())
         return ids
 
     def DecodeIds(self, ids: list[int]) -> str:
-        """The text that `ids` spell; bytes that are no UTF-8 become U+FFFD. Raises IndexError for an unknown id."""
+        """Return the text that `ids` spell; invalid UTF-8 becomes U+FFFD. Raises IndexError for an unknown id."""
         text: str = self._processor.DecodeIds(ids)
         return text
 
     def GetPieceSize(self) -> int:
-        """Number of pieces, `vocab_size`."""
+        """Return the number of pieces, `vocab_size`."""
         return self.vocab_size
 
     def encode_prefix(self, text: str, max_tokens: int) -> list[int]:
-        """`EncodeAsIds(text)[:max_tokens]`, having read only as much of a long text as that takes.
+        """Return `EncodeAsIds(text)[:max_tokens]`, reading only as much of a long text as necessary.
 
-        A lone surrogate behind the part that is read goes unnoticed.
+        A lone surrogate after that part is not noticed.
         """
         if self._splits_at_words:
             enough = self._spare * max_tokens
@@ -153,14 +152,14 @@ class Tokenizer:
         return self.EncodeAsIds(text)[:max_tokens]
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Decode ids as they come, one string each, maybe empty: a character is given once all its bytes are there."""
+        """Yield a string for each id, possibly empty: a character follows once all its bytes have arrived."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token in ids:
             yield decoder.decode(self._spelling[token])
         yield decoder.decode(b"", final=True)
 
     def _spell_pieces(self) -> list[bytes]:
-        """The bytes that each piece stands for."""
+        """Return the bytes that each piece spells."""
         ids = list(range(self.vocab_size))
         return [
             bytes([int(piece[3:5], 16)])  # <0x41>
@@ -178,7 +177,7 @@ class Tokenizer:
         ]
 
     def _is_lossless(self) -> bool:
-        # Every switch of the normalizer that touches spaces shows in this one text.
+        # This text reveals every normalizer setting that affects spaces.
         spaces_are_kept = self._processor.Normalize(" a  b ") == f"{_SPACE}a{_SPACE}{_SPACE}b{_SPACE}"
         try:
             rewrites = sentencepiece.SentencePieceNormalizer(model_proto=self.model_bytes).Decompile()
@@ -193,10 +192,10 @@ class Tokenizer:
 def collect_training_texts(
     texts: Iterable[object], max_bytes: int = 8_000_000, max_documents: int = 2_000
 ) -> list[str]:
-    """What a tokenizer is trained on: the first `max_bytes` of UTF-8 or `max_documents`, whichever comes first.
+    """Return the texts that a tokenizer is trained on: the first `max_bytes` of UTF-8 or `max_documents`.
 
-    No document is taken from `texts` beyond that. The last text is cut to fit. What is no text, or holds a lone
-    surrogate, counts as a document and is left out.
+    Nothing is read from `texts` beyond that. The last text is cut to fit. An item that is not a string or contains a
+    lone surrogate counts as a document but is omitted.
     """
     collected = []
     for text in islice(texts, max_documents):
@@ -210,7 +209,7 @@ def collect_training_texts(
 
 
 def _is_unicode(text: str) -> bool:
-    """False for a text with a lone surrogate, which has no UTF-8."""
+    """Return False for a text with a lone surrogate, which can't be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""A checkpoint as the commands on it use it: found, opened, its model and its tokenizer ready."""
+"""Open a checkpoint for a command: find it, read it, and build its model and tokenizer."""
 
 import sys
 from collections.abc import Mapping
@@ -15,25 +15,26 @@ from trainer.model.language_model import LanguageModel, shape_of
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     path: Path
     state: Mapping[str, Any]
-    """All of it: `step`, `config` and `source` too where a run wrote it."""
+    """The complete state. A run's checkpoint includes `step`, `config` and `source`."""
     model: LanguageModel
     """float32 on the CPU."""
     tokenizer: Tokenizer
 
 
 def open_trained_model(checkpoint: Path | None, folder: Path) -> TrainedModel:
-    """The model of a checkpoint.
+    """Open a checkpoint and build its model and tokenizer.
 
     Args:
-        checkpoint: a file, or a folder: the newest in it that is whole. What is passed by is said on standard error.
-        folder: where to look if that is None.
+        checkpoint: a file, or a folder whose newest complete checkpoint is used; skipped ones are reported on standard
+            error.
+        folder: the folder to use if `checkpoint` is None.
 
     Raises:
-        UserError: there is none, it can't be read, or it holds no tokenizer.
+        UserError: there is no checkpoint, it can't be read, or it has no tokenizer.
         Diverged: its weights are not finite.
     """
     path = checkpoint or folder
@@ -46,15 +47,15 @@ def open_trained_model(checkpoint: Path | None, folder: Path) -> TrainedModel:
 
 
 def stored_tokenizer(state: Mapping[str, Any], name: str) -> Tokenizer:
-    """The tokenizer that a checkpoint was trained with. Raises UserError where it holds none, or a damaged one."""
+    """Return the tokenizer in a checkpoint. Raises UserError if it is missing or damaged."""
     if not isinstance(state.get("tokenizer"), bytes):
-        raise UserError(f"{name} holds weights but no tokenizer: name a checkpoint that a training run wrote")
+        raise UserError(f"{name} contains weights but no tokenizer: use a checkpoint written by a training run")
     _, vocab_size = shape_of(state, name)
     return tokenizer_of(state["tokenizer"], vocab_size, name)
 
 
 def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    newest = load_newest(folder, lambda why: print(f"Passed by: {why}", file=sys.stderr))
+    newest = load_newest(folder, lambda reason: print(f"Skipped checkpoint: {reason}", file=sys.stderr))
     if newest is None:
         raise UserError(f"no checkpoint in {folder}: train one first (python train_slimpajama.py), or name a file")
     return newest

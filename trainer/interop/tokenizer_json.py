@@ -1,4 +1,4 @@
-"""A tokenizer as the `tokenizer.json` of Hugging Face's `tokenizers`: one that gives every text the same tokens."""
+"""Convert a tokenizer to a `tokenizer.json` of Hugging Face's `tokenizers` that gives every text the same tokens."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ from trainer.data.pretrained_tokenizer import PretrainedTokenizer
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import UserError
 
-# Of SentencePiece's `sentencepiece_model.proto`.
+# From SentencePiece's `sentencepiece_model.proto`: kinds of pieces, and a kind of model.
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _BPE = 2
 
@@ -26,23 +26,23 @@ _HOSTILE = (
     "a" * 1000,
 )
 _PROBE = 50
-"""Pieces in a row that are decoded for a text to try."""
+"""Number of consecutive pieces that are decoded to get a text for the comparison."""
 
 
 def to_tokenizer_json(tokenizer: Tokenizer, texts: Iterable[str] = ()) -> str:
-    """The `tokenizer.json` that encodes and decodes as `tokenizer` does.
+    """Return a `tokenizer.json` that encodes and decodes as `tokenizer` does.
 
-    Where ids spell no UTF-8, both decode them to U+FFFD, though maybe not to as many.
+    Both decode invalid UTF-8 to U+FFFD, though the number of these characters may differ.
 
     Args:
-        texts: to try it on, beside hostile ones and all pieces.
+        texts: texts to compare the two on, besides built-in difficult texts and all pieces.
 
     Raises:
-        UserError: there is none, because the two libraries do not do the same with such a model.
+        UserError: the two libraries treat such a model differently.
     """
     if isinstance(tokenizer, PretrainedTokenizer):
         content = json.loads(tokenizer.model_bytes)
-        # What would be put before or behind a text, or cut off it, is not what the model was trained on.
+        # The model was trained on texts without added tokens, padding or truncation.
         made = json.dumps({**content, "truncation": None, "padding": None, "post_processor": None}, ensure_ascii=False)
     else:
         made = _from_sentencepiece(tokenizer)
@@ -51,7 +51,7 @@ def to_tokenizer_json(tokenizer: Tokenizer, texts: Iterable[str] = ()) -> str:
 
 
 def special_tokens(tokenizer: Tokenizer, ids: Collection[int]) -> list[str]:
-    """The special tokens that the tokenizer finds in text and whose ids are among these."""
+    """Return the special tokens with these ids that the tokenizer recognizes in text."""
     if not isinstance(tokenizer, PretrainedTokenizer):
         return []
     added = json.loads(tokenizer.model_bytes).get("added_tokens") or []
@@ -59,14 +59,14 @@ def special_tokens(tokenizer: Tokenizer, ids: Collection[int]) -> list[str]:
 
 
 def refuse_difference(made: str, tokenizer: Tokenizer, texts: Iterable[str] = ()) -> None:
-    """Raise `UserError` where a `tokenizer.json` does not do as `tokenizer` does on one of many texts."""
+    """Raise UserError if a `tokenizer.json` and `tokenizer` treat any of many texts differently."""
     import tokenizers
 
     theirs = tokenizers.Tokenizer.from_str(made)
     for text in (*_HOSTILE, *texts, *_texts_of_pieces(tokenizer)):
         ids = tokenizer.EncodeAsIds(text)
         if theirs.encode(text).ids != ids or theirs.decode(ids, skip_special_tokens=False) != tokenizer.DecodeIds(ids):
-            raise UserError(f"this tokenizer can't be exported: transformers would read {text[:40]!r} otherwise")
+            raise UserError(f"this tokenizer can't be exported: transformers would tokenize {text[:40]!r} differently")
 
 
 def _texts_of_pieces(tokenizer: Tokenizer) -> Iterator[str]:
@@ -84,24 +84,24 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> str:
     merges = _merges(scores)
     reason = ""
     if model_type != _BPE:
-        reason = "it is no BPE model"
+        reason = "it is not a BPE model"
     elif not tokenizer.is_lossless:
-        reason = "it rewrites text (--tokenizer without normalization, dummy prefix and with byte fallback can be)"
+        reason = "it changes text (train it without normalization and dummy prefix, and with byte fallback)"
     elif any(kind not in (_NORMAL, _UNKNOWN, _CONTROL, _BYTE) for _, _, kind in pieces):
-        reason = "it has symbols of its user's own, or unused pieces"
+        reason = "it has user-defined or unused pieces"
     elif any(len(piece) < 2 for _, piece in named) or any(part not in scores for pair in merges for part in pair):
-        reason = "a control piece of it is a single character, or a piece has characters that are none"
+        reason = "a control piece is a single character, or a piece contains characters that are not pieces"
     elif len({scores[one + other] for one, other in merges}) < len(merges):
         reason = "two of its pieces have the same score"
     if reason:
-        raise UserError(f"this tokenizer can't be exported so that transformers reads text as it does: {reason}")
+        raise UserError(f"this tokenizer can't be exported for transformers: {reason}")
     made = Theirs(
         models.BPE(vocab={piece: token for token, (piece, *_) in enumerate(pieces)}, merges=merges, byte_fallback=True)
     )
     made.normalizer = normalizers.Replace(" ", "\N{LOWER ONE EIGHTH BLOCK}")
     made.decoder = decoders.Sequence(
         [
-            # Control pieces are no added tokens, because those would be found in text.
+            # Control pieces must not become added tokens, because those are recognized in text.
             *(
                 decoders.Replace(Regex(rf"\A{re.escape(piece)}\z"), tokenizer.DecodeIds([token]))
                 for token, piece in named
@@ -116,18 +116,18 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> str:
 
 
 def _merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The one pair that each piece is made of, best score first.
+    """Return the pair that each piece is merged from, best score first.
 
-    SentencePiece merges, again and again, the two neighbours that make the piece of the best score, the leftmost of
-    equals. Whatever stands around a piece, its own parts are merged in the order in which they would be if it stood
-    alone. So there is one last pair for each piece, and a list of these, ranked by score, does the same.
+    SentencePiece repeatedly merges the two neighbours that form the piece with the best score (the leftmost of equals).
+    The parts of a piece are merged in the same order whatever surrounds it. So each piece has one last pair, and a list
+    of these pairs, ranked by score, gives the same result.
     """
     ranked = sorted((piece for piece in scores if len(piece) > 1), key=lambda piece: -scores[piece])
     return [pair for piece in ranked if (pair := _last_pair(piece, scores))]
 
 
 def _last_pair(piece: str, scores: dict[str, float]) -> tuple[str, str] | None:
-    """The last merge on the way from the characters of `piece` to it; None where they never become it."""
+    """Return the last merge that turns the characters of `piece` into it, or None if merging never gives it."""
     parts = list(piece)
     while len(parts) > 2:
         joined = [one + other for one, other in itertools.pairwise(parts)]
@@ -140,7 +140,7 @@ def _last_pair(piece: str, scores: dict[str, float]) -> tuple[str, str] | None:
 
 
 def _read_model(model_bytes: bytes) -> tuple[list[tuple[str, float, int]], int]:
-    """(piece, score, kind) of every piece, and the kind of model, from SentencePiece's protocol buffer."""
+    """Return (piece, score, kind) of every piece, and the kind of model, from SentencePiece's protocol buffer."""
     pieces, model_type = [], 1
     for field, value in _fields(model_bytes):
         if field == 1:
@@ -153,7 +153,7 @@ def _read_model(model_bytes: bytes) -> tuple[list[tuple[str, float, int]], int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a message: an int, or bytes (protobuf.dev, "Encoding")."""
+    """Yield (number, value) of each field of a message; a value is an int or bytes (protobuf.dev, "Encoding")."""
     place = 0
 
     def number() -> int:

@@ -1,4 +1,4 @@
-"""A folder of Hugging Face's `transformers` with a Qwen3 in it: its `config.json` both ways, its weights read."""
+"""Read a Qwen3 folder of Hugging Face's `transformers`, and make the `config.json` of one."""
 
 import json
 import re
@@ -25,7 +25,7 @@ _SIZES = {
 }
 """Field of `ModelShape` → key of `config.json`."""
 
-# What our model is, and what transformers takes where the key is missing.
+# Key of `config.json` → (the value of our model, the value that transformers uses if the key is missing).
 _DESIGN: Mapping[str, tuple[Any, Any]] = {
     "model_type": ("qwen3", None),
     "hidden_act": ("silu", "silu"),
@@ -38,18 +38,19 @@ _DTYPES = ("F32", "BF16", "F16")
 _OUTPUT_LAYER = "lm_head.weight"
 _LONGEST_TOKENIZER = 50_000_000
 _LONGEST_JSON = 10_000_000
-"""Bytes. Of the largest models there are: 33 MB and 4 MB."""
+"""Bytes. The largest existing models need 33 MB and 4 MB."""
 
 CARRIED = {"max_position_embeddings": int, "eos_token_id": [int]}
-"""What a checkpoint keeps, under `pretrained`, of the folder that its run began with: training does not need it."""
+"""Settings of the original folder that a checkpoint keeps under `pretrained`; training does not need them."""
 
 
 def is_transformers_folder(folder: Path) -> bool:
+    """Return whether the folder has a `config.json`."""
     return (folder / "config.json").is_file()
 
 
 def model_config(shape: ModelShape, vocab_size: int) -> dict[str, Any]:
-    """The keys of `config.json` that say what the model is."""
+    """Return the keys of `config.json` that describe the model."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         **{key: wanted for key, (wanted, _) in _DESIGN.items() if wanted is not None},
@@ -61,13 +62,13 @@ def model_config(shape: ModelShape, vocab_size: int) -> dict[str, Any]:
 
 
 def read_transformers_folder(folder: Path) -> dict[str, Any]:
-    """The state of such a folder, as a checkpoint has it: `model` in float32, `shape`, `vocab_size`, `tokenizer`.
+    """Read a folder into a state like a checkpoint's: `model` in float32, `shape`, `vocab_size`, `tokenizer`.
 
-    Only JSON and safetensors are read, so that nothing in the folder can run code, and no file outside it but for what
-    its own links lead to (the Hub's cache is made of links).
+    Only JSON and safetensors are read, so nothing in the folder can run code. Files outside the folder are read only
+    through its own links (the Hub's cache consists of links).
 
     Raises:
-        UserError: a file is missing or damaged, or it holds a model of another design.
+        UserError: a file is missing or damaged, or the model has another design.
     """
     config = _read_json(folder / "config.json")
     shape = _shape(config, folder)
@@ -83,40 +84,46 @@ def read_transformers_folder(folder: Path) -> dict[str, Any]:
 
 
 def _shape(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields of a `ModelShape`, unchecked but for the design that they belong to."""
+    """Return the fields of a `ModelShape`. Only the design is checked here, not the sizes."""
     for key, (wanted, usual) in _DESIGN.items():
         if (found := config.get(key, usual)) != wanted:
             there, needed = (json.dumps(value)[:80] for value in (found, wanted))
-            raise UserError(f"{folder}: its config.json has {key} {there}, and this trainer needs {needed}")
-    # Before transformers 5 rope_theta stood by itself, and rope_scaling was null.
+            raise UserError(f"{folder}: config.json has {key} {there}, but this trainer needs {needed}")
+    # Before transformers 5, rope_theta was a separate key and rope_scaling was null.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = {"rope_theta": config.get("rope_theta"), "rope_type": "default", **(rope if isinstance(rope, dict) else {})}
     if rope.keys() != {"rope_theta", "rope_type"} or rope["rope_type"] != "default":
-        raise UserError(f"{folder}: its config.json scales the rotary embedding ({rope!r:.80}), which ours does not")
+        raise UserError(
+            f"{folder}: config.json scales the rotary embedding ({rope!r:.80}), which this trainer does not support"
+        )
     layers = config.get("layer_types") or []
     if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
-        raise UserError(f"{folder}: its config.json has layers with a sliding window, and this trainer has none")
+        raise UserError(f"{folder}: config.json has sliding-window layers, which this trainer does not support")
     missing = [theirs for theirs in ("vocab_size", *_SIZES.values()) if theirs not in config]
     if missing or rope["rope_theta"] is None:
-        raise UserError(f"{folder}: its config.json does not say {(*missing, 'rope_theta')[0]}")
+        raise UserError(f"{folder}: config.json does not set {(*missing, 'rope_theta')[0]}")
     return {**{ours: config[theirs] for ours, theirs in _SIZES.items()}, "rope_theta": rope["rope_theta"]}
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the folder, of which nothing is read yet."""
+    """Return the paths of the folder's safetensors files, without reading them."""
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if not (folder / "model.safetensors").is_file() and index.is_file():
         shards = _read_json(index).get("weight_map")
-        # A name that is a path could be any file of this machine.
+        # A name with a path could be any file on this machine.
         if not isinstance(shards, dict) or not shards or not all(_is_shard(name) for name in shards.values()):
-            raise UserError(f"{index} does not name the .safetensors files of its folder")
+            raise UserError(f"{index} must name .safetensors files in its own folder")
         names = set(shards.values())
     for name in sorted(names):
         if not (folder / name).is_file():
             others = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
-            found = f" ({others[0]} is a pickle, which is never opened here: save it as safetensors)" if others else ""
-            raise UserError(f"{folder} has a config.json and no {name}{found}")
+            found = (
+                f" ({others[0]} is a pickle file, which is never opened: save the weights as safetensors)"
+                if others
+                else ""
+            )
+            raise UserError(f"{folder} has a config.json but no {name}{found}")
     return [folder / name for name in sorted(names)]
 
 
@@ -125,7 +132,7 @@ def _is_shard(name: object) -> bool:
 
 
 def _headers(files: list[Path]) -> dict[str, torch.Tensor]:
-    """Every weight by name, without its numbers: the library refuses files that are smaller than they claim."""
+    """Return every weight by name, without its data. safetensors refuses files that are smaller than they claim."""
     found: dict[str, torch.Tensor] = {}
     for path in files:
         with _opened(path) as file:
@@ -133,10 +140,10 @@ def _headers(files: list[Path]) -> dict[str, torch.Tensor]:
                 part = file.get_slice(name)
                 if part.get_dtype() not in _DTYPES:
                     raise UserError(
-                        f"{path}: {name!r} is kept as {part.get_dtype()}, and only {', '.join(_DTYPES)} are read"
+                        f"{path}: {name!r} has dtype {part.get_dtype()}; only {', '.join(_DTYPES)} are supported"
                     )
                 if name in found:
-                    raise UserError(f"{path}: {name!r} is in another file of the folder too")
+                    raise UserError(f"{path}: {name!r} is also in another file of the folder")
                 found[name] = torch.empty(part.get_shape(), device="meta")
     return found
 
@@ -148,7 +155,9 @@ def _weights(files: list[Path], folder: Path) -> dict[str, torch.Tensor]:
             found |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     output, embedding = found.pop(_OUTPUT_LAYER, None), found.get("model.embed_tokens.weight")
     if output is not None and (embedding is None or not torch.equal(output, embedding)):
-        raise UserError(f"{folder}: its {_OUTPUT_LAYER} is not its embedding, and this trainer has one for both")
+        raise UserError(
+            f"{folder}: {_OUTPUT_LAYER} differs from the embedding, but this trainer uses one weight for both"
+        )
     return found
 
 
@@ -162,20 +171,20 @@ def _opened(path: Path) -> Any:
 
 
 def _tokenizer(folder: Path) -> bytes:
-    """The bytes of a byte-level `tokenizer.json`, else those of the SentencePiece model that an export of ours has."""
+    """Return the bytes of a byte-level `tokenizer.json`, otherwise of the SentencePiece model of our exports."""
     fast, own = folder / "tokenizer.json", folder / "tokenizer.model"
     if fast.is_file() and is_byte_level(content := _read(fast, _LONGEST_TOKENIZER).lstrip()):
         return content
     if own.is_file():
         return _read(own, _LONGEST_TOKENIZER)
     raise UserError(
-        f"{folder} has no tokenizer to use: neither a byte-level tokenizer.json nor a tokenizer.model "
-        "(transformers does not save that of an export of ours again: copy it from there)"
+        f"{folder} has no usable tokenizer: neither a byte-level tokenizer.json nor a tokenizer.model "
+        "(if it was saved from an export of this project, copy tokenizer.model from that export)"
     )
 
 
 def _carried(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """See `CARRIED`."""
+    """Return the settings listed in `CARRIED`."""
     generation = folder / "generation_config.json"
     eos = (_read_json(generation) if generation.is_file() else config).get("eos_token_id")
     longest = config.get("max_position_embeddings")
@@ -189,7 +198,7 @@ def _carried(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _read(path: Path, longest: int) -> bytes:
     try:
         if (size := path.stat().st_size) > longest:
-            raise UserError(f"{path} is too large to be what its name says ({size:,} bytes)")
+            raise UserError(f"{path} is too large: {size:,} bytes, expected at most {longest:,}")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from None
@@ -201,5 +210,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object")
+        raise UserError(f"{path} is not a JSON object")
     return content

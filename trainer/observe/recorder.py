@@ -102,7 +102,7 @@ class Recorder:
         if result.fault:
             kind, what = ("spike", "Spike") if result.finite else ("skipped update", "Skipped update")
             ending = ", update skipped" if result.finite and not result.updated else ""
-            self.note_often(step, kind, f"{what} at step {step:,}: {result.fault}{ending} ({sample.where})")
+            self.note_often(step, kind, f"{what} at step {step:,} ({sample.where}): {result.fault}{ending}")
 
     def record_evaluation(self, found: Sequence[Evaluation], *, done: int) -> None:
         """Record an evaluation under the document last trained on, and print it.

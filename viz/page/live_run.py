@@ -105,7 +105,7 @@ class LiveRun:
                 averages.extend(new)
         except FileNotFoundError as error:
             self._forget()
-            raise NoRun("gone", f"{self.record / 'run.db'} does not exist any more") from error
+            raise NoRun("gone", f"{self.record / 'run.db'} no longer exists") from error
         except (ValueError, KeyError, TypeError, OSError, sqlite3.Error) as error:
             self._forget()
             raise NoRun("unreadable", str(error)) from error

@@ -56,7 +56,7 @@ class OtherRuns:
         for other in self._others:
             try:
                 places.append(record_of(other))
-            except ValueError:  # does not exist yet, or not any more
+            except ValueError:  # does not exist (yet)
                 continue
         return {run.run_id: run for place in dict.fromkeys(places) for run in find_runs(place) if run.run_id}
 
@@ -76,7 +76,7 @@ class OtherRuns:
             with answers.live.reading():
                 found = answers.live.run.get("run_id")
         except NoRun as error:
-            raise NotThere(f"run {run_id} can't be read any more: {error}") from error
+            raise NotThere(f"run {run_id} can no longer be read: {error}") from error
         if found != run_id:  # another run took its place
             del self._opened[run_id]
             return self._answers_of(run_id)

@@ -53,21 +53,21 @@ def opening_lines(port: int) -> list[str]:
 
 
 @contextmanager
-def page_beside(folder: Path, listening: socket.socket, say: Callable[[str], None]) -> Iterator[None]:
+def page_beside(folder: Path, listening: socket.socket, report: Callable[[str], None]) -> Iterator[None]:
     """Serve the page while this process trains. If the page's process can't start, print why and train without it."""
     try:
         page = PageProcess(folder, listening)
     except OSError as error:
         listening.close()
-        say(f"No page for this run: its process could not be started ({error})")
+        report(f"No page for this run: its process could not be started ({error})")
         yield
         return
-    say("\n".join(opening_lines(page.port)))
+    report("\n".join(opening_lines(page.port)))
     try:
         yield
     finally:
         failure = page.stop()
-        say(f"The page stopped early ({failure})" if failure else "The page stopped with the run")
+        report(f"The page stopped early ({failure})" if failure else "The page stopped with the run")
 
 
 class PageProcess:

@@ -121,3 +121,12 @@ def test_a_cpu_that_would_compute_them_in_bf16_is_left_alone(monkeypatch: pytest
     monkeypatch.setattr(torch.Tensor, "__matmul__", as_with_amx)
     multiply_fp32_by_onednn()
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
+@pytest.mark.parametrize("matmul", [None, object()], ids=["no settings", "another name"])
+def test_a_torch_without_the_private_setting_computes_the_same(monkeypatch: pytest.MonkeyPatch, matmul: object) -> None:
+    left, right = torch.randn(64, 64), torch.randn(64, 64)
+    before = left @ right
+    monkeypatch.setattr(torch.backends.mkldnn, "matmul", matmul)
+    multiply_fp32_by_onednn()
+    assert torch.equal(left @ right, before) and torch.backends.mkldnn.matmul is matmul

@@ -1,4 +1,4 @@
-"""A byte-level tokenizer of others, used like ours, against `AutoTokenizer` on the same file."""
+"""A pretrained byte-level tokenizer gives the same tokens as `AutoTokenizer` on the same file."""
 
 import random
 
@@ -55,7 +55,7 @@ def test_any_text_is_equal_tokens(tokenizer: PretrainedTokenizer, theirs: PreTra
 def test_any_ids_are_equal_text(
     tokenizer: PretrainedTokenizer, theirs: PreTrainedTokenizerBase, ids: list[int]
 ) -> None:
-    """Also bytes that are no UTF-8, and the rows of the embedding that no token has."""
+    """Including invalid UTF-8, and rows of the embedding without a token."""
     text = tokenizer.DecodeIds(ids)
     assert text == theirs.decode(ids)
     assert text == "".join(tokenizer.decode_stream(ids))
@@ -65,7 +65,9 @@ def test_any_ids_are_equal_text(
     parts=st.lists(st.one_of(TEXT, st.sampled_from(make_texts(5)), st.just("z" * 300)), min_size=1, max_size=8),
     max_tokens=st.integers(2, 40),
 )
-def test_a_prefix_is_that_of_the_whole(tokenizer: PretrainedTokenizer, parts: list[str], max_tokens: int) -> None:
+def test_a_prefix_equals_the_start_of_all_tokens(
+    tokenizer: PretrainedTokenizer, parts: list[str], max_tokens: int
+) -> None:
     text = " ".join(parts) * 3
     assert tokenizer.encode_prefix(text, max_tokens) == tokenizer.EncodeAsIds(text)[:max_tokens]
 
@@ -74,15 +76,15 @@ def test_a_prefix_of_a_long_text_does_not_read_all_of_it(tokenizer: PretrainedTo
     assert tokenizer.encode_prefix("word " * 10_000 + "\ud800", 50) == tokenizer.EncodeAsIds("word " * 50)[:50]
 
 
-def test_a_text_that_the_pattern_gives_up_on(tokenizer: PretrainedTokenizer) -> None:
-    """Ten million spaces: alone they are a mistake of whoever typed them, in a document its beginning is read."""
+def test_a_text_that_the_pattern_fails_on(tokenizer: PretrainedTokenizer) -> None:
+    """Ten million spaces: encoding all of them fails; of a document, only the beginning is encoded."""
     spaces = " " * 11_000_000
-    with pytest.raises(UserError, match="fails on a text of 11,000,000 characters"):
+    with pytest.raises(UserError, match="failed on a text of 11,000,000 characters"):
         tokenizer.EncodeAsIds(spaces)
     assert tokenizer.encode_prefix(spaces, 40) == tokenizer.EncodeAsIds(" " * 1000)[:40]
 
 
-def test_what_is_no_text_and_no_token(tokenizer: PretrainedTokenizer) -> None:
+def test_invalid_texts_and_ids_raise(tokenizer: PretrainedTokenizer) -> None:
     assert tokenizer.GetPieceSize() == tokenizer.vocab_size == VOCAB > TOKENS
     assert tokenizer.piece_bytes[TOKENS:].sum() == 0
     with pytest.raises(UnicodeEncodeError):
@@ -92,7 +94,7 @@ def test_what_is_no_text_and_no_token(tokenizer: PretrainedTokenizer) -> None:
             tokenizer.DecodeIds([1, token])
 
 
-def test_truncation_and_padding_of_others_are_off() -> None:
+def test_truncation_and_padding_are_turned_off() -> None:
     made = make_tokenizer()
     made.enable_truncation(3)
     made.enable_padding(length=8)
@@ -102,14 +104,14 @@ def test_truncation_and_padding_of_others_are_off() -> None:
     )
 
 
-def test_kept_bytes_say_which_kind_they_are(tokenizer: PretrainedTokenizer) -> None:
+def test_the_kind_of_tokenizer_follows_from_its_bytes(tokenizer: PretrainedTokenizer) -> None:
     again = tokenizer_of(tokenizer.model_bytes, VOCAB, "c.bin")
     assert isinstance(again, PretrainedTokenizer) and again.sha256 == tokenizer.sha256
     ours = Tokenizer.train(make_texts(20), vocab_size=400)
     assert tokenizer_of(ours.model_bytes, ours.vocab_size, "c.bin").sha256 == ours.sha256
     for content, rows, says in [
         (CONTENT, TOKENS - 1, f"token {TOKENS - 1} .* is outside a vocabulary of {TOKENS - 1}"),
-        (ours.model_bytes, 401, "its tokenizer has 400 pieces, its model 401"),
+        (ours.model_bytes, 401, "its tokenizer has 400 pieces, but its model 401"),
         (b"{}", VOCAB, "c.bin: .* not the tokenizer.json of a byte-level BPE"),
         (b"[]", VOCAB, "stored tokenizer"),
         (CONTENT.replace(b'"ByteLevel"', b'"Fuse"'), VOCAB, "byte-level"),

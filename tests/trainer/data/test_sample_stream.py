@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import make_texts, write_jsonl
 from trainer.data.document_filter import hash_text, is_held_out, usable_texts
 from trainer.data.document_stream import DocumentStream
-from trainer.data.sample_stream import LONGEST_TEXT_KEPT, PASSED_BY, SampleStream
+from trainer.data.sample_stream import LONGEST_TEXT_KEPT, ROLLED_BACK, SampleStream
 from trainer.data.sources import DataSource, Shard, resolve_source
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import SourceUnreachable, UserError
@@ -49,7 +49,7 @@ def test_unusable_documents_are_counted_by_reason(tokenizer: Tokenizer) -> None:
     trained = [sample.document.origin.row for sample in samples]
     assert trained == [4, 7, 8, 9]
     state = samples.state_dict()
-    assert state["skipped"] == {"text is no string": 3, "shorter than 10 characters": 2, "half a surrogate pair": 1}
+    assert state["skipped"] == {"text is not a string": 3, "shorter than 10 characters": 2, "lone surrogate": 1}
     assert state["cursor"]["row"] == len(odd), "documents skipped after the last sample are counted too"
     one_piece = Tokenizer.train(["abcdefghij abcdefghij"] * 50, vocab_size=300)
     samples = stream(documents(["abcdefghij", "abcdefghij abcdefghij"]), one_piece)
@@ -79,7 +79,7 @@ def test_the_state_is_that_of_the_last_sample_and_ignores_what_was_read_ahead(to
         first.close()
         second = stream(documents(texts, state["cursor"]["row"]), tokenizer, state=state)
         assert taken + [sample.ids for sample in second] == whole
-        assert second.state_dict()["skipped"] == {"text is no string": 60}
+        assert second.state_dict()["skipped"] == {"text is not a string": 60}
         assert second.state_dict()["trained"] == 60
 
 
@@ -103,14 +103,14 @@ def test_more_than_a_thousand_skips_in_a_row_end_the_run(tokenizer: Tokenizer) -
     rest = good + [None] * 1000 + good + [None] * 600 + ["short"] * 401
     samples = stream(documents(rest), tokenizer)
     seen: list[Sample] = []
-    with pytest.raises(UserError, match="600 text is no string, 401 shorter than 10 characters"):
+    with pytest.raises(UserError, match="600 text is not a string, 401 shorter than 10 characters"):
         seen.extend(samples)
     with pytest.raises(UserError, match="1,001 documents in a row"):
         list(usable_texts(documents(rest)))
 
 
 def test_data_without_a_usable_document_are_refused_with_the_reasons() -> None:
-    with pytest.raises(UserError, match="2 text is no string, 1 shorter than 10 characters"):
+    with pytest.raises(UserError, match="2 text is not a string, 1 shorter than 10 characters"):
         list(usable_texts(documents([None, 3, "short"])))
     with pytest.raises(UserError, match="the data are empty"):
         list(usable_texts(documents([])))
@@ -119,7 +119,7 @@ def test_data_without_a_usable_document_are_refused_with_the_reasons() -> None:
 def test_an_epoch_without_a_sample_ends_the_run(tokenizer: Tokenizer) -> None:
     held_out = next(text for text in make_texts(2000) if is_held_out(hash_text(text)))
     epochs = (Document(held_out, "here", Origin("f", 0), Cursor(epoch, 0, 1)) for epoch in range(10**9))
-    with pytest.raises(UserError, match="held none to train on"):
+    with pytest.raises(UserError, match="no document of a complete epoch"):
         list(stream(epochs, tokenizer, hold_out=True))
 
 
@@ -221,7 +221,7 @@ def test_a_document_that_caused_a_rollback_is_skipped(half_bad: DocumentStream, 
     after = list(samples)
     assert [sample.ids for sample in after] == [sample.ids for sample in whole[6:]]
     found = samples.state_dict()
-    assert found["skipped"] == {"not JSON": 62, PASSED_BY: 1} and found["trained"] == 59
+    assert found["skipped"] == {"not JSON": 62, ROLLED_BACK: 1} and found["trained"] == 59
     assert found["passed_by"] == state["passed_by"] == after[3].stream_state["passed_by"]
     old = {key: value for key, value in before[-1].stream_state.items() if key != "passed_by"}
     assert [sample.ids for sample in samples.again(old)] == [sample.ids for sample in whole[5:]]

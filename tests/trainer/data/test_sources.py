@@ -68,8 +68,8 @@ def test_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("missing.jsonl", "missing.jsonl: no such file"),
         ("data/*.csv", "no such file"),
-        ("data/notes.md", r"has \.md: expected \.jsonl"),
-        ("data/*.md", r"has \.md: expected \.jsonl"),
+        ("data/notes.md", r"has only \.md: expected \.jsonl"),
+        ("data/*.md", r"has only \.md: expected \.jsonl"),
         ("no/such/folder", "no such file"),
         ("data/empty", "an empty folder"),
     ],

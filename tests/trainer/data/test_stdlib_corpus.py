@@ -130,5 +130,5 @@ def test_the_temporary_folder_is_used_if_the_cache_is_not_writable(
     library = prepare(blocked)
     assert library.folder.is_relative_to(tmp_path) and library.documents >= 10_000
     monkeypatch.setattr("tempfile.tempdir", str(blocked))
-    with pytest.raises(MachineError, match=r"neither .* nor .* can be written"):
+    with pytest.raises(MachineError, match=r"neither .* nor .* is writable"):
         prepare(blocked)

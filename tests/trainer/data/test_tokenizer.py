@@ -158,13 +158,13 @@ def test_rare_characters_are_spelled_in_bytes() -> None:
     text = "the cat sat on the mat " * 400 + "".join(map(chr, range(0x4E00, 0x4E64)))
     small = Tokenizer.train([text], vocab_size=300)
     assert small.DecodeIds(small.EncodeAsIds(text)) == text
-    with pytest.raises(UserError, match=r"vocabulary of 300 pieces is too small .* take 1264$"):
+    with pytest.raises(UserError, match=r"vocabulary of 300 pieces is too small .* need 1264$"):
         Tokenizer.train(["".join(map(chr, range(0x4E00, 0x5200)))], vocab_size=300)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["\n"], ["\ud800"]])
 def test_nothing_to_learn_from_is_one_line(texts: list[str]) -> None:
-    with pytest.raises(UserError, match=r"^the documents hold no text to train a tokenizer on$"):
+    with pytest.raises(UserError, match=r"^the documents contain no text to train a tokenizer on$"):
         Tokenizer.train(texts)
 
 

@@ -105,9 +105,9 @@ def encoded(piece: str, score: float) -> bytes:
 def test_a_different_tokenizer_is_detected(tokenizer: Tokenizer) -> None:
     made = to_tokenizer_json(tokenizer)
     refuse_difference(made, tokenizer)
-    with pytest.raises(UserError, match="transformers would read"):
+    with pytest.raises(UserError, match="transformers would tokenize"):
         refuse_difference(made, Tokenizer.train(CORPUS, vocab_size=590))
     content = json.loads(made)
     content["model"]["merges"].pop()
-    with pytest.raises(UserError, match="transformers would read"):
+    with pytest.raises(UserError, match="transformers would tokenize"):
         refuse_difference(json.dumps(content), tokenizer)

@@ -166,7 +166,7 @@ def test_reading_held_out_documents_has_a_time_limit(tokenizer: Tokenizer) -> No
         gate.wait(60)
 
     since = time.monotonic()
-    with pytest.raises(SourceUnreachable, match="8 held-out documents have not come within 1 seconds"):
+    with pytest.raises(SourceUnreachable, match="8 held-out documents did not arrive within 1 seconds"):
         held_out_samples(stalled(), tokenizer, 32, 8, own_split=False, seconds=1)
     assert time.monotonic() - since < 20
     gate.set()

@@ -45,7 +45,7 @@ def test_a_chart_shows_the_run_as_of_its_step(filled: Path, tmp_path_factory: An
     assert draw_picture(other) == draw_picture(filled, 10) == early
 
 
-def test_the_latest_is_the_newest_of_the_numbered(filled: Path) -> None:
+def test_the_latest_chart_is_the_newest_numbered_one(filled: Path) -> None:
     with StoreReader(filled / "run.db") as store:
         chart, viewer = Chart((400, 250)), Viewer(store)
         for step in (10, 20, 5):
@@ -62,7 +62,7 @@ def test_the_latest_is_the_newest_of_the_numbered(filled: Path) -> None:
     assert files_of(filled) == {}
 
 
-def test_what_is_drawn_as_the_run_goes_on_is_what_is_drawn_from_the_whole(filled: Path, metrics: Metrics) -> None:
+def test_a_chart_drawn_during_the_run_equals_one_drawn_afterwards(filled: Path, metrics: Metrics) -> None:
     with StoreReader(filled / "run.db") as store:
         viewer, chart = Viewer(store), Chart()
         before = chart.draw(viewer.look(20))
@@ -71,11 +71,11 @@ def test_what_is_drawn_as_the_run_goes_on_is_what_is_drawn_from_the_whole(filled
             writer.add_rows(rows_of(metrics(step)))
         writer.close()
         assert chart.draw(viewer.look(60)) == draw_picture(filled)
-        assert chart.draw(viewer.look(20)) == before  # what was drawn once is never drawn anew
+        assert chart.draw(viewer.look(20)) == before  # an older chart is still the same
 
 
 @pytest.mark.parametrize("most", [2, 3, 20])
-def test_beyond_so_many_pictures_they_thin_out_evenly(tmp_path: Path, most: int) -> None:
+def test_charts_beyond_the_limit_are_thinned_evenly(tmp_path: Path, most: int) -> None:
     for number in range(50, 50 * 400 + 1, 50):
         (tmp_path / f"training_step_{number:06d}.png").touch()
         thin_charts(tmp_path, most)
@@ -86,9 +86,9 @@ def test_beyond_so_many_pictures_they_thin_out_evenly(tmp_path: Path, most: int)
     assert len(thinned(list(range(50, 5_000_001, 50)), 500)) == 500  # a hundred thousand at once
 
 
-def test_every_interval_of_a_long_run_is_thinned_as_its_pictures_were(tmp_path: Path, metrics: Metrics) -> None:
+def test_redrawing_a_long_run_thins_its_intervals_too(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {"config": {"viz_interval": 1, "keep_charts": 6}})
-    for step in range(7, 60):  # a record that was lost and begins again
+    for step in range(7, 60):  # a record that starts late because its beginning was lost
         writer.add_rows(rows_of(metrics(step)))
     writer.close()
     with StoreReader(tmp_path / "run.db") as store:
@@ -100,6 +100,6 @@ def test_every_interval_of_a_long_run_is_thinned_as_its_pictures_were(tmp_path: 
 
 
 @pytest.mark.parametrize("step", [-1, 21])
-def test_no_picture_of_documents_that_there_are_not(filled: Path, step: int) -> None:
+def test_a_step_beyond_the_run_is_refused(filled: Path, step: int) -> None:
     with pytest.raises(ValueError, match="has 20 documents"):
         draw_picture(filled, step)

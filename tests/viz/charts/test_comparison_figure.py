@@ -1,4 +1,4 @@
-"""What the picture of a comparison shows is asked of the figure; where it shows it, of the renderer."""
+"""The content of a comparison is read from the figure, positions from the renderer."""
 
 import io
 import math
@@ -20,7 +20,7 @@ from viz.views.comparison import WINDOW, Comparison
 
 
 def simulated(count: int, sources: int = 5, difference: float = 0.05, name: str = "RedPajamaCommonCrawl") -> Comparison:
-    """Two runs of `count` documents that learn; heavy tails, and the rarer a source, the later its number."""
+    """Return two learning runs of `count` documents with heavy tails; sources with higher numbers are rarer."""
     random = np.random.default_rng(count)
     steps = np.arange(count)
     document = 3 + 5 * np.exp(-steps / 300) + random.normal(0, 1.0, count)
@@ -71,7 +71,7 @@ def test_nothing_overlaps_at_any_length(count: int, sources: int) -> None:
 
 
 @pytest.mark.parametrize(("dark", "size"), [(True, (1600, 900)), (False, (801, 450)), (False, (3200, 1801))])
-def test_a_picture_of_a_million_documents(dark: bool, size: tuple[int, int]) -> None:
+def test_any_size_and_a_million_documents(dark: bool, size: tuple[int, int]) -> None:
     picture = draw_comparison(simulated(1_000_000 if dark else 1000), dark=dark, size=size)
     with Image.open(io.BytesIO(picture)) as image:
         assert image.size == size and image.format == "PNG"
@@ -99,14 +99,14 @@ def test_many_documents_are_a_density() -> None:
     assert not [line for line in each.lines if line.get_marker() == "o"]
 
 
-def test_the_average_is_seen_beside_spikes() -> None:
+def test_spikes_do_not_flatten_the_average() -> None:
     comparison = simulated(1000)
     comparison.differences[::100] = 1e4
     low, high = figure_of(comparison).axes[2].get_ylim()
     assert high - low < 2
 
 
-def test_a_source_of_too_few_documents_is_hollow_and_has_no_interval() -> None:
+def test_a_source_with_too_few_documents_is_hollow_and_has_no_interval() -> None:
     comparison = simulated(60, sources=5)
     sources = figure_of(comparison).axes[1]
     assert f"hollow: under {FEWEST}" in sources.get_title(loc="left")
@@ -116,7 +116,7 @@ def test_a_source_of_too_few_documents_is_hollow_and_has_no_interval() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "_", HOSTILE, "W" * 300])
-def test_hostile_names_are_only_text(name: str) -> None:
+def test_hostile_names_are_drawn_as_text(name: str) -> None:
     comparison = replace(simulated(1000, 12, name=name), names=(name, name), moved=0.5, left_out=((HOSTILE, 3),))
     figure = figure_of(comparison)
     assert find_overlaps(figure) == []
@@ -125,7 +125,7 @@ def test_hostile_names_are_only_text(name: str) -> None:
     assert figure_of(unnamed).axes[1].texts[0].get_text().startswith("unknown, ")
 
 
-def test_long_names_are_told_apart_by_both_their_ends() -> None:
+def test_long_names_keep_both_ends() -> None:
     names = ("20261126-005857-2cf3" * 3, "20261126-005857-9ab1" * 3)
     labels = [
         text.get_text() for text in figure_of(replace(simulated(100), names=names)).axes[0].get_legend().get_texts()
@@ -134,7 +134,7 @@ def test_long_names_are_told_apart_by_both_their_ends() -> None:
     assert "2cf3: " in labels[0] and "9ab1: " in labels[1]
 
 
-def test_the_test_for_overlaps_can_fail() -> None:
+def test_the_overlap_check_can_fail() -> None:
     figure = figure_of(simulated(1000))
     figure.axes[0].set_title("far too long a title " * 20, loc="left")
     found = " ".join(find_overlaps(figure))
@@ -160,7 +160,7 @@ def test_equal_runs_and_other_units_are_drawn() -> None:
     assert "same loss on each" in figure.texts[0].get_text()
 
 
-def test_the_users_settings_are_neither_used_nor_changed() -> None:
+def test_the_users_matplotlib_settings_are_neither_used_nor_changed() -> None:
     comparison = simulated(100)
     plain = draw_comparison(comparison)
     with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "black"}):
@@ -185,4 +185,4 @@ def test_the_rarest_of_many_sources_are_counted() -> None:
     assert [bar.lines[0].get_xdata()[0] for bar in sources.containers] == [
         found.value for found in (comparison.overall, *comparison.sources[:SOURCES])
     ]
-    assert len(figure_of(simulated(100, sources=1)).axes[1].texts) == 1  # one source is not shown twice
+    assert len(figure_of(simulated(100, sources=1)).axes[1].texts) == 1  # a single source is not shown twice

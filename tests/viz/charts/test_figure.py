@@ -1,4 +1,4 @@
-"""What a chart shows is asked of the figure; where it shows it, of the renderer."""
+"""The content of a chart is read from the figure, positions from the renderer."""
 
 import io
 import math
@@ -81,7 +81,7 @@ def test_nothing_overlaps_at_any_size(size: tuple[int, int]) -> None:
     assert overlaps(chart) == []
 
 
-def test_the_test_for_overlaps_can_fail(chart: Chart) -> None:
+def test_the_overlap_check_can_fail(chart: Chart) -> None:
     chart.draw(view_of(columns_of(100)))
     chart.loss.texts[-1].set_text("far too long a label " * 10)
     chart.latest.texts[-1].set_text("W" * 100)
@@ -91,10 +91,10 @@ def test_the_test_for_overlaps_can_fail(chart: Chart) -> None:
     assert any("leaves the figure" in line for line in wrong)
 
 
-def test_a_million_documents_are_a_density_in_which_each_one_counts(chart: Chart) -> None:
+def test_one_of_a_million_documents_is_visible_in_the_density(chart: Chart) -> None:
     columns = columns_of(1_000_000)
     columns["loss"][:] = np.clip(columns["loss"], 1.6, 4.4)
-    columns["loss"][654_321] = 6.5  # alone up there
+    columns["loss"][654_321] = 6.5  # the only one at this height
     picture = chart.draw(view_of(columns, evaluations=evaluations_of([999_999])))
     assert overlaps(chart) == [] and len(picture) < 320_000
     counts, (left, right), (bottom, top) = density_of(chart).counts, chart.loss.get_xlim(), chart.loss.get_ylim()
@@ -107,7 +107,7 @@ def test_a_million_documents_are_a_density_in_which_each_one_counts(chart: Chart
     with Image.open(io.BytesIO(picture)) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     alone = pixels[SIZE[1] - 1 - (round(box.y0) + row), round(box.x0) + column]
-    assert alone.sum() < 3 * 255 - 100  # seen, although it is one of a million
+    assert alone.sum() < 3 * 255 - 100  # visible, although it is one of a million
     assert line_of(chart.loss, "average").get_xdata()[-1] == 999_999
     assert len(line_of(chart.loss, "average").get_xdata()) <= 2 * places(chart.loss) + 2
 
@@ -120,7 +120,7 @@ def test_few_documents_are_points(chart: Chart) -> None:
         assert len(points[0].get_xdata()) == count
 
 
-def test_the_loss_is_held_against_knowing_nothing_and_knowing_frequencies(chart: Chart) -> None:
+def test_reference_losses_are_the_uniform_guess_and_token_frequencies(chart: Chart) -> None:
     columns = columns_of(500)
     chart.draw(view_of(columns))
     ends = written_in(chart.loss)
@@ -141,7 +141,7 @@ def test_the_band_is_two_standard_errors(chart: Chart) -> None:
     assert band.ymin == pytest.approx(np.nanmin(average - 2 * error))
 
 
-def test_the_average_over_all_data_is_drawn_not_one_of_the_reduced(chart: Chart) -> None:
+def test_the_average_covers_all_documents_not_the_downsampled_ones(chart: Chart) -> None:
     columns = columns_of(100_000)
     columns["loss"][:] = np.where(np.arange(100_000) % 100 == 0, 100.0, 1.0)  # mean 1.99; of extremes: 50.5
     chart.draw(view_of(columns))
@@ -158,10 +158,10 @@ def test_held_out_losses_are_drawn_over_the_others(chart: Chart, count: int, ugl
     assert f"held out {rows[-1]['loss']:.2f}" in written_in(chart.loss)
     assert "held out (validation)" in legend_of(chart)
     chart.draw(view_of(columns_of(count, 3, ugly)))
-    assert line_of(chart.loss, "held out") is None  # a figure is used again and again
+    assert line_of(chart.loss, "held out") is None  # the figure is reused
 
 
-def test_held_out_losses_are_in_the_picture_wherever_they_are(chart: Chart) -> None:
+def test_held_out_losses_are_inside_the_panel_wherever_they_are(chart: Chart) -> None:
     chart.draw(view_of(columns_of(500), evaluations=evaluations_of([99, 499], above=40.0)))
     low, high = chart.loss.get_ylim()
     assert low < 40 < 46 < high
@@ -174,7 +174,7 @@ def test_held_out_losses_are_in_the_picture_wherever_they_are(chart: Chart) -> N
     assert list(line_of(chart.loss, "held out (validation)").get_xdata()) == [499]
 
 
-def test_what_lies_outside_is_marked_with_its_step(chart: Chart) -> None:
+def test_values_outside_the_panel_are_marked_with_their_step(chart: Chart) -> None:
     columns = columns_of(100_000)
     columns["loss"][54_321], columns["loss"][60_000], columns["loss"][777] = 41.25, -7.5, np.nan
     chart.draw(view_of(columns, evaluations=evaluations_of([99_999])))
@@ -194,7 +194,7 @@ def test_where_documents_repeat_the_curve_is_not_called_held_out(chart: Chart) -
     assert chart.titles[chart.loss].get_text().endswith("a held-out curve")
 
 
-def test_a_hairs_breadth_is_no_fall(chart: Chart) -> None:
+def test_a_tiny_difference_does_not_look_like_a_fall(chart: Chart) -> None:
     columns = columns_of(2)
     columns["loss"] = np.array([9.02, 9.0])
     chart.draw(view_of(columns))
@@ -203,17 +203,17 @@ def test_a_hairs_breadth_is_no_fall(chart: Chart) -> None:
         assert high - low >= 0.5 and low < 9.0 < 9.02 < high
 
 
-def test_letters_that_the_font_lacks_are_said_to_be_missing(chart: Chart) -> None:
+def test_characters_missing_from_the_font_are_reported(chart: Chart) -> None:
     chart.draw(view_of(columns_of(20), sample=SAMPLE | {"output": "日本語 עברית مرحبا"}))
-    said = written_in(chart.latest)
-    assert "prompt  (�: not in this font)" in said and not set("日本語עברית مرحبا") - {" "} & set(said)
-    chart.draw(view_of(columns_of(20), sample=SAMPLE | {"output": "naïve \ufffd"}))  # the model's own
+    printed = written_in(chart.latest)
+    assert "prompt  (�: not in this font)" in printed and not set("日本語עברית مرحبا") - {" "} & set(printed)
+    chart.draw(view_of(columns_of(20), sample=SAMPLE | {"output": "naïve \ufffd"}))  # written by the model
     assert "not in this font" not in written_in(chart.latest)
 
 
-def test_a_document_that_stood_out_has_a_ring_a_number_and_its_words(chart: Chart) -> None:
+def test_a_document_that_stands_out_has_a_ring_a_number_and_its_first_words(chart: Chart) -> None:
     columns = columns_of(500)
-    columns["loss"][[300, 302, 499]] = 9.5, 9.4, 9.3  # two so near that their numbers must give way
+    columns["loss"][[300, 302, 499]] = 9.5, 9.4, 9.3  # two are so close that their numbers must move apart
     chart.draw(view_of(columns))
     rings = [line for line in chart.loss.lines if line.get_markerfacecolor() == "none"]
     assert sorted(int(line.get_xdata()[0]) for line in rings) == [300, 302, 499]
@@ -226,7 +226,7 @@ def test_a_document_that_stood_out_has_a_ring_a_number_and_its_words(chart: Char
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_each_source_has_its_line_its_name_and_a_weight_by_its_share(dark: bool) -> None:
+def test_each_source_has_a_line_a_label_and_a_width_by_its_share(dark: bool) -> None:
     chart = Chart(dark=dark)
     columns = columns_of(900, sources=7)
     columns["source"][:600] = "RedPajamaCommonCraw0"
@@ -239,7 +239,7 @@ def test_each_source_has_its_line_its_name_and_a_weight_by_its_share(dark: bool)
     assert labels == [f"…maCommonCraw{number}" for number in range(7)]
 
 
-def test_the_early_and_the_newest_documents_by_position(chart: Chart) -> None:
+def test_loss_by_position_for_the_first_and_the_newest_documents(chart: Chart) -> None:
     flat, falling = [np.full(255, 8.0)] * 200, [8 - np.log(np.arange(1.0, 256.0))] * 200
     positions = [by_position(flat), by_position(falling)]
     chart.draw(view_of(columns_of(1000), positions=positions))
@@ -252,7 +252,7 @@ def test_the_early_and_the_newest_documents_by_position(chart: Chart) -> None:
 
 
 @pytest.mark.parametrize("part", ["prompt", "output", "reference", "error", "source", "note", "model", "words"])
-def test_hostile_text_is_only_text(chart: Chart, part: str) -> None:
+def test_hostile_text_is_drawn_as_text(chart: Chart, part: str) -> None:
     columns = columns_of(100)
     if part == "source":
         columns["source"][:] = HOSTILE
@@ -260,11 +260,11 @@ def test_hostile_text_is_only_text(chart: Chart, part: str) -> None:
     if part == "words":
         shown["stand_outs"] = [StandOut(step, 5.0, 1.0, HOSTILE, HOSTILE) for step in (60, 61, 62)]
     chart.draw(view_of(columns, run={part: HOSTILE}, **shown))
-    if part != "model":  # a model's name is ours
+    if part != "model":  # the name of a model is always short
         assert overlaps(chart) == []
 
 
-def test_the_verdict_tells_a_change_from_noise() -> None:
+def test_the_verdict_distinguishes_a_change_from_noise() -> None:
     falling = verdict(view_of(columns_of(300)))
     assert "the last half of the run" in falling and " lower than the half before" in falling
     level = columns_of(2000)
@@ -283,7 +283,7 @@ def test_the_verdict_tells_a_change_from_noise() -> None:
 
 
 def test_the_verdict_is_rarely_wrong_about_noise() -> None:
-    """Where nothing changes it says so 95 times in 100."""
+    """If nothing changes, the verdict says so in 95 of 100 cases."""
     random, wrong, columns = np.random.default_rng(0), 0, columns_of(1000)
     for _ in range(200):
         columns["loss"] = random.normal(3, 1, 1000)
@@ -291,13 +291,13 @@ def test_the_verdict_is_rarely_wrong_about_noise() -> None:
     assert 2 <= wrong <= 20
 
 
-def test_the_same_chart_does_not_depend_on_what_was_drawn_before(chart: Chart) -> None:
+def test_a_chart_does_not_depend_on_the_one_drawn_before(chart: Chart) -> None:
     chart.draw(view_of(columns_of(3000, 7, ugly=True), evaluations=evaluations_of([2999])))
     again = chart.draw(view_of(columns_of(100)))
     assert again == Chart().draw(view_of(columns_of(100)))
 
 
-def test_the_users_settings_are_neither_used_nor_changed(chart: Chart) -> None:
+def test_the_users_matplotlib_settings_are_neither_used_nor_changed(chart: Chart) -> None:
     plain = chart.draw(view_of(columns_of(100)))
     with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "black"}):
         assert chart.draw(view_of(columns_of(100))) == plain
@@ -348,7 +348,7 @@ def test_the_most_frequent_of_many_sources_are_shown(chart: Chart) -> None:
     assert len(chart.sources.lines) == 7 and "7 of 30 sources" in chart.titles[chart.sources].get_text()
 
 
-def test_a_spike_of_the_gradient_norm_survives_the_reduction(chart: Chart) -> None:
+def test_a_spike_of_the_gradient_norm_survives_downsampling(chart: Chart) -> None:
     columns = columns_of(200_000)
     columns["gradient_norm"][123_456] = 1e6
     view = view_of(columns)

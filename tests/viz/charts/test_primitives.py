@@ -7,7 +7,7 @@ from viz.charts.primitives import padded, push_apart, robust_range, short_number
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
-def test_labels_are_pushed_apart_and_stay_in_order_and_inside(heights: list[float]) -> None:
+def test_labels_are_moved_apart_and_stay_ordered_and_inside(heights: list[float]) -> None:
     heights = sorted(heights)
     moved = push_apart(np.array(heights), 7.0, 0.0, 100.0)
     assert len(moved) == len(heights)
@@ -15,7 +15,7 @@ def test_labels_are_pushed_apart_and_stay_in_order_and_inside(heights: list[floa
     assert moved[0] >= -1e-9 and moved[-1] <= 100 + 1e-9
 
 
-def test_labels_with_room_stay_where_they_are_and_others_move_as_little_as_need_be() -> None:
+def test_labels_move_as_little_as_possible() -> None:
     assert push_apart(np.array([10.0, 50.0]), 7, 0, 100).tolist() == [10, 50]
     assert push_apart(np.array([50.0, 50.0]), 8, 0, 100).tolist() == [46, 54]
     assert push_apart(np.array([0.0, 1.0, 90.0]), 10, 0, 100).tolist() == [0, 10, 90]
@@ -23,7 +23,7 @@ def test_labels_with_room_stay_where_they_are_and_others_move_as_little_as_need_
     assert np.diff(crowded) == pytest.approx(5.0)
 
 
-def test_some_spikes_flatten_no_curve_and_few_values_are_all_shown() -> None:
+def test_a_few_spikes_do_not_flatten_a_curve() -> None:
     losses = np.linspace(9, 3, 1000)
     low, high = robust_range(losses, 0.002, 0.995)
     assert (low, high) == pytest.approx((3, 9), abs=0.05)
@@ -32,7 +32,7 @@ def test_some_spikes_flatten_no_curve_and_few_values_are_all_shown() -> None:
     assert robust_range(np.array([3.0, 1e6, np.nan]), 0.002, 0.995) == (3, 1e6)
 
 
-def test_a_range_of_one_value_has_some_room() -> None:
+def test_the_range_of_one_value_is_padded() -> None:
     low, high = padded(2.0, 2.0)
     assert low < 2 < high
     low, high = padded(0.0, 0.0)

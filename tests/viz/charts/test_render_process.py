@@ -1,4 +1,4 @@
-"""The drawing process is killed, stopped and broken here, and the run goes back under it: training is untouched."""
+"""The drawing process is killed, stopped and broken, and the run is rolled back: training is not affected."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def is_gone(process: int) -> bool:
 
 
 def train(viz: TrainingVisualizer, metrics: Metrics, steps: range, every: int, **changed: Any) -> float:
-    """Record steps as a trainer does, a chart `every` so many; returns the longest that a call took, in seconds."""
+    """Record steps like a trainer, with a chart every `every` steps; return the longest call in seconds."""
     longest = 0.0
     for step in steps:
         row = metrics(step, **changed)
@@ -52,34 +52,34 @@ def train(viz: TrainingVisualizer, metrics: Metrics, steps: range, every: int, *
     return longest
 
 
-def test_a_process_that_hangs_is_replaced_and_that_is_said(tmp_path: Path, metrics: Metrics) -> None:
-    said: list[str] = []
-    warm = DrawingOptions(start=Forked, answer_seconds=5.0)  # a cold start may take longer beside other tests
-    viz = TrainingVisualizer(tmp_path, say=said.append, drawing=warm)
+def test_a_process_that_hangs_is_replaced_and_that_is_reported(tmp_path: Path, metrics: Metrics) -> None:
+    messages: list[str] = []
+    warm = DrawingOptions(start=Forked, answer_seconds=5.0)  # a cold start may take longer next to other tests
+    viz = TrainingVisualizer(tmp_path, say=messages.append, drawing=warm)
     stopped = worker_of_after_a_chart(viz, metrics)
     os.kill(stopped, signal.SIGSTOP)
     longest = train(viz, metrics, range(1, 20), every=10)
     viz.flush()
-    wait_for(lambda: said)
+    wait_for(lambda: messages)
     wait_for(lambda: (tmp_path / "training_step_000020.png").exists(), 60)
     assert longest < 0.5 and is_gone(stopped)
     viz.close()
-    assert len(said) == 1 and "hung (no answer while drawing training_step_0000" in said[0]
+    assert len(messages) == 1 and "hung (no answer while drawing training_step_0000" in messages[0]
     assert events_of(tmp_path) == ["drawing_restarted"]
     assert pictures_in(tmp_path) == [1, 10, 20]
 
 
 @pytest.mark.parametrize("when", ["before a chart", "before the end"])
 def test_a_process_that_dies_is_replaced_and_that_is_reported(tmp_path: Path, metrics: Metrics, when: str) -> None:
-    said: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=said.append)
+    messages: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=messages.append)
     os.kill(worker_of_after_a_chart(viz, metrics), signal.SIGKILL)
     viz.update(metrics(1))
     if when == "before a chart":
         viz.generate_charts(2)
         wait_for(lambda: (tmp_path / "training_step_000002.png").exists())
     viz.close()
-    assert len(said) == 1 and "died" in said[0] and "\n" not in said[0]
+    assert len(messages) == 1 and "died" in messages[0] and "\n" not in messages[0]
     assert events_of(tmp_path) == ["drawing_restarted"]
     assert names_in(tmp_path) == FILES | {"training_step_000001.png", "training_step_000002.png"}
     assert history_of(tmp_path)["steps"] == [0, 1]
@@ -87,8 +87,8 @@ def test_a_process_that_dies_is_replaced_and_that_is_reported(tmp_path: Path, me
 
 @pytest.mark.parametrize("when", ["in the middle", "just before the end"])
 def test_a_process_that_hangs_does_not_cost_the_last_chart(tmp_path: Path, metrics: Metrics, when: str) -> None:
-    said: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=said.append, drawing=DrawingOptions(last_answer_seconds=2.0))
+    messages: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=messages.append, drawing=DrawingOptions(last_answer_seconds=2.0))
     stopped = worker_of_after_a_chart(viz, metrics)
     if when == "in the middle":
         os.kill(stopped, signal.SIGSTOP)
@@ -102,7 +102,7 @@ def test_a_process_that_hangs_does_not_cost_the_last_chart(tmp_path: Path, metri
     viz.close()
     assert 1.5 < time.monotonic() - began < 30
     assert longest < 0.5 and is_gone(stopped)
-    assert len(said) == 1 and "hung" in said[0]
+    assert len(messages) == 1 and "hung" in messages[0]
     last = 30 if when == "in the middle" else 31
     assert pictures_in(tmp_path)[-1] == last
     assert (tmp_path / "training_latest.png").read_bytes() == (tmp_path / f"training_step_{last:06d}.png").read_bytes()
@@ -110,26 +110,26 @@ def test_a_process_that_hangs_does_not_cost_the_last_chart(tmp_path: Path, metri
     assert names_in(tmp_path) >= FILES
 
 
-def test_processes_that_all_hang_hold_up_the_end_for_a_known_time_only(
+def test_if_every_process_hangs_closing_takes_a_limited_time(
     tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    said: list[str] = []
+    messages: list[str] = []
     short = DrawingOptions(answer_seconds=1.0, last_answer_seconds=1.0, close_seconds=5.0)
-    viz = TrainingVisualizer(tmp_path / "viz", say=said.append, drawing=short)
+    viz = TrainingVisualizer(tmp_path / "viz", say=messages.append, drawing=short)
     assert train(viz, metrics, range(30), every=10) < 0.5
     worker = worker_of(viz)
     began = time.monotonic()
     viz.close()
     assert time.monotonic() - began < 5 + 3 and is_gone(worker)
-    assert len(said) <= 3 and "python -m viz chart" in said[-1]
+    assert len(messages) <= 3 and "python -m viz chart" in messages[-1]
     with StoreReader(tmp_path / "viz" / "run.db") as store:
         assert len(store.columns()["steps"]) == 30
 
 
-def test_a_trainer_that_was_stopped_itself_takes_the_answer_that_lies_there(tmp_path: Path) -> None:
+def test_a_trainer_that_was_stopped_accepts_a_late_answer(tmp_path: Path) -> None:
     run = (
         "import sys, time; from viz.charts.render_process import DrawingOptions\n"
         "from viz.visualizer import TrainingVisualizer\n"
@@ -143,30 +143,30 @@ def test_a_trainer_that_was_stopped_itself_takes_the_answer_that_lies_there(tmp_
         try:
             assert trainer.stdout is not None
             assert trainer.stdout.readline() == "asked\n"
-            trainer.send_signal(signal.SIGSTOP)  # Ctrl-Z: the drawing process is of another session and goes on
+            trainer.send_signal(signal.SIGSTOP)  # Ctrl-Z: the drawing process is in another session and continues
             wait_for((tmp_path / "training_latest.png").exists, 60)
             time.sleep(4.5)
             trainer.send_signal(signal.SIGCONT)
-            said = trainer.communicate("\n", timeout=60)[0]
+            messages = trainer.communicate("\n", timeout=60)[0]
         finally:
             trainer.kill()
-    assert "hung" not in said and events_of(tmp_path) == []
+    assert "hung" not in messages and events_of(tmp_path) == []
 
 
-def test_a_corrupt_row_costs_its_charts_only(tmp_path: Path, metrics: Metrics) -> None:
-    said: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=said.append)
+def test_a_corrupt_row_affects_only_its_charts(tmp_path: Path, metrics: Metrics) -> None:
+    messages: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=messages.append)
     worker_of_after_a_chart(viz, metrics)
     viz.update(metrics(1))
     viz.flush()
     spoil(tmp_path, "UPDATE steps SET loss = 'spoiled' WHERE step = 1")
     longest = train(viz, metrics, range(2, 30), every=10)
     viz.flush()
-    wait_for(lambda: said)
+    wait_for(lambda: messages)
     assert longest < 0.5
     spoil(tmp_path, "UPDATE steps SET loss = 2.5 WHERE step = 1")
     viz.close()
-    assert len(said) == 1 and "training_step_000010.png failed: ValueError" in said[0]
+    assert len(messages) == 1 and "training_step_000010.png failed: ValueError" in messages[0]
     assert events_of(tmp_path) == ["drawing_failed"] and pictures_in(tmp_path)[-1] == 30
     assert history_of(tmp_path)["loss"][1] == 2.5
 
@@ -178,24 +178,24 @@ def spoil(folder: Path, sql: str) -> None:
     database.close()
 
 
-def test_a_full_disk_costs_the_pictures_only(tmp_path: Path, metrics: Metrics) -> None:
-    said: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=said.append)
+def test_a_full_disk_affects_only_the_charts(tmp_path: Path, metrics: Metrics) -> None:
+    messages: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=messages.append)
     worker = worker_of_after_a_chart(viz, metrics)
     before = (tmp_path / "training_latest.png").read_bytes()
     resource.prlimit(worker, resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
     longest = train(viz, metrics, range(1, 30), every=10)  # two charts fail: it is reported once
     viz.flush()
-    wait_for(lambda: said)
+    wait_for(lambda: messages)
     assert longest < 0.5 and (tmp_path / "training_latest.png").read_bytes() == before
-    wait_for(lambda: not [name for name in names_in(tmp_path) if name.endswith(".tmp")])  # JSON may be on its way
+    wait_for(lambda: not [name for name in names_in(tmp_path) if name.endswith(".tmp")])  # JSON may still be written
     resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     viz.close()
-    assert len(said) == 1 and "training_step_000010.png failed: OSError" in said[0]
+    assert len(messages) == 1 and "training_step_000010.png failed: OSError" in messages[0]
     assert pictures_in(tmp_path)[-1] == 30 and len(history_of(tmp_path)["steps"]) == 30
 
 
-def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path, metrics: Metrics) -> None:
+def test_temporary_files_of_a_killed_process_are_removed_at_the_next_start(tmp_path: Path, metrics: Metrics) -> None:
     viz = TrainingVisualizer(tmp_path)
     viz.update(metrics(0))
     viz.close()
@@ -215,7 +215,7 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path,
     others = {f".notes.txt.{dead.pid}.tmp", f".training_step_000050.png.{dead.pid}.tmp.txt", "training.tmp"}
     for name in others:
         (tmp_path / name).write_text("a user's own")
-    # Another run's process, or `python -m viz chart`, is just writing: it lives.
+    # The process of another run, or `python -m viz chart`, is alive and still writing.
     command = [sys.executable, "-c", leave, str(tmp_path / "training_step_000099.png")]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alive:
         assert alive.stdout is not None
@@ -227,22 +227,22 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path,
     assert (tmp_path / "training_step_000099.png").stat().st_size == 100_003
 
 
-def test_a_rewind_in_the_middle_with_charts_in_flight(tmp_path: Path, metrics: Metrics) -> None:
-    said: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=said.append)
+def test_a_rewind_while_charts_are_being_drawn(tmp_path: Path, metrics: Metrics) -> None:
+    messages: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=messages.append)
     worker = worker_of_after_a_chart(viz, metrics)
     train(viz, metrics, range(1, 35), every=10)
     viz.flush()
     wait_for(lambda: (tmp_path / "training_step_000030.png").exists())
     wait_for(lambda: (tmp_path / "metrics_history.json").exists() or not viz._drawing._commands)
     os.kill(worker, signal.SIGSTOP)
-    train(viz, metrics, range(35, 80), every=5)  # 35 or 40 is in flight, the others and an export wait
+    train(viz, metrics, range(35, 80), every=5)  # 35 or 40 is being drawn, the others and an export wait
     viz.record_evaluation(79, [{"split": "held_out", "loss": 3.0}, {"split": "held_out", "source": "a", "loss": 3.0}])
     viz.record_evaluation(31, [{"split": "held_out", "loss": 3.5}])
     viz.flush()
     began = time.monotonic()
     viz.rewind(32)
-    assert time.monotonic() - began < 2  # though the process stands still
+    assert time.monotonic() - began < 2  # although the process is stopped
     viz.record_event(32, "rollback", "to step 32")
     train(viz, metrics, range(32, 45), every=10, loss=77.0)
     viz.save_metrics_json()
@@ -259,24 +259,24 @@ def test_a_rewind_in_the_middle_with_charts_in_flight(tmp_path: Path, metrics: M
     assert history["steps"] == list(range(45))
     assert [loss == 77 for loss in history["loss"]] == [False] * 32 + [True] * 13
     assert json.loads((tmp_path / "run.json").read_bytes())["json_through_step"] == 44
-    assert said == [] and [kind for kind in events_of(tmp_path) if kind != "chart_dropped"] == ["rollback"]
+    assert messages == [] and [kind for kind in events_of(tmp_path) if kind != "chart_dropped"] == ["rollback"]
     database = sqlite3.connect(tmp_path / "run.db")
     assert database.execute("SELECT step FROM evaluations").fetchall() == [(31,)]
     database.close()
 
 
-def test_the_export_after_a_rewind_holds_no_forgotten_row(tmp_path: Path, metrics: Metrics) -> None:
+def test_an_export_after_a_rewind_has_no_deleted_row(tmp_path: Path, metrics: Metrics) -> None:
     viz = TrainingVisualizer(tmp_path)
     worker = worker_of_after_a_chart(viz, metrics)
     train(viz, metrics, range(1, 40), every=100)
     viz._drawing.ask({"export": True, "force": True})
     viz.generate_charts(39)
-    wait_for(lambda: viz._drawing._drawn == 39)  # the export is made, and every answer was read
+    wait_for(lambda: viz._drawing._drawn == 39)  # the export is done, and every answer was read
     os.kill(worker, signal.SIGSTOP)
     viz.generate_charts(39)
     viz.flush()
     wait_for(lambda: not viz._drawing._commands)
-    viz._drawing.ask({"export": True, "force": True})  # it waits, and would be made of what the process remembers
+    viz._drawing.ask({"export": True, "force": True})  # waits, and would use rows that the process has read
     viz.rewind(20)
     train(viz, metrics, range(20, 30), every=100, loss=77.0)
     viz.flush()
@@ -287,15 +287,15 @@ def test_the_export_after_a_rewind_holds_no_forgotten_row(tmp_path: Path, metric
     viz.close()
 
 
-def test_a_rewind_reaches_a_process_that_comes_later(tmp_path: Path, metrics: Metrics) -> None:
-    said: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=said.append)
-    for first in (0, 20):  # it dies twice, and is given up
+def test_a_rewind_reaches_a_process_started_later(tmp_path: Path, metrics: Metrics) -> None:
+    messages: list[str] = []
+    viz = TrainingVisualizer(tmp_path, say=messages.append)
+    for first in (0, 20):  # it dies twice, so drawing is given up
         train(viz, metrics, range(first, first + 20), every=20)
         wait_for((tmp_path / f"training_step_{first + 20:06d}.png").exists, 60)
         os.kill(worker_of(viz), signal.SIGKILL)
     viz.generate_charts(40)
-    wait_for(lambda: len(said) == 2)
+    wait_for(lambda: len(messages) == 2)
     viz.rewind(25)
     train(viz, metrics, range(25, 30), every=5, loss=77.0)
     viz.close()
@@ -311,7 +311,7 @@ time.time = lambda: next(clock)
 """
 
 
-def test_a_clock_that_jumps_changes_stored_times_only(
+def test_a_clock_that_jumps_changes_only_stored_times(
     tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "site").mkdir()
@@ -320,9 +320,9 @@ def test_a_clock_that_jumps_changes_stored_times_only(
     clock: dict[str, Any] = {}
     exec(JUMP.replace("time.time = ", "jumping = "), clock)  # noqa: S102 - the same clock here
     monkeypatch.setattr(time, "time", clock["jumping"])
-    said: list[str] = []
+    messages: list[str] = []
     folder = tmp_path / "viz"
-    viz = TrainingVisualizer(folder, say=said.append)
+    viz = TrainingVisualizer(folder, say=messages.append)
     began = time.monotonic()
     train(viz, metrics, range(40), every=10)
     for step in range(10):
@@ -331,10 +331,10 @@ def test_a_clock_that_jumps_changes_stored_times_only(
     viz.rewind(35)
     train(viz, metrics, range(35, 40), every=10)
     viz.close()
-    assert time.monotonic() - began < 60 and said == []
+    assert time.monotonic() - began < 60 and messages == []
     with StoreReader(folder / "run.db") as store:
         assert [event["detail"] for event in store.events()] == [str(step) for step in range(10)]
-        assert len({event["time"] for event in store.events()}) > 3  # it did jump
+        assert len({event["time"] for event in store.events()}) > 3  # the clock did jump
     assert history_of(folder)["steps"] == list(range(40))
     assert pictures_in(folder)[-1] == 40
     run = json.loads((folder / "run.json").read_bytes())

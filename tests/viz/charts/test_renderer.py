@@ -49,7 +49,7 @@ def test_it_draws_exports_and_ends(filled: Path, process: subprocess.Popen[str],
     assert process.wait(10) == 0
 
 
-def test_it_keeps_as_many_pictures_as_it_was_given(filled: Path, ask: Ask) -> None:
+def test_it_keeps_the_given_number_of_charts(filled: Path, ask: Ask) -> None:
     for step in (5, 10, 15, 20):
         ask({"chart": step})
     assert sorted(path.name[-6:-4] for path in filled.glob("training_step_*")) == ["05", "15", "20"]
@@ -70,7 +70,7 @@ def test_it_sees_new_rows_and_a_rewind(filled: Path, ask: Ask, metrics: Metrics)
     assert history["loss"][-1] == 77.0
 
 
-def test_rewriting_json_takes_at_most_one_percent_of_the_time(filled: Path, ask: Ask) -> None:
+def test_json_exports_take_at_most_one_percent_of_the_time(filled: Path, ask: Ask) -> None:
     ask({"chart": 10})
     answers = [ask({"export": True, "force": False}) for _ in range(30)]
     done = [answer for answer in answers if "skipped" not in answer]
@@ -88,14 +88,14 @@ def test_a_chart_that_fails_is_reported_and_the_next_one_drawn(filled: Path, ask
     assert not [path for path in filled.iterdir() if path.name.endswith(".tmp")]
 
 
-def test_it_ends_when_its_input_does(process: subprocess.Popen[str], ask: Ask) -> None:
+def test_it_ends_with_its_input(process: subprocess.Popen[str], ask: Ask) -> None:
     ask({"chart": 10})
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(10) == 0
 
 
-def test_ctrl_c_does_not_reach_it_and_it_yields_to_training(process: subprocess.Popen[str], ask: Ask) -> None:
+def test_it_ignores_ctrl_c_and_has_a_low_priority(process: subprocess.Popen[str], ask: Ask) -> None:
     ask({"chart": 10})
     os.kill(process.pid, signal.SIGINT)
     assert "done" in ask({"chart": 20})

@@ -1,4 +1,4 @@
-"""Colours as colour-blind readers see them."""
+"""The colours as colour-blind readers see them."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1
 
 
 def nearest(colours: Sequence[str], eye: str) -> float:
-    """The smallest distance between two of the colours, CIELAB delta E 1976; 2.3 is just noticed side by side."""
+    """Return the smallest distance between two colours, CIELAB delta E 1976; 2.3 is just noticeable side by side."""
     rgb = np.array([to_rgb(colour) for colour in colours])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.array(SEEN_AS[eye]).T
     ratio = np.clip(linear, 0, 1) @ XYZ.T / [0.9505, 1, 1.089]
@@ -31,12 +31,12 @@ def nearest(colours: Sequence[str], eye: str) -> float:
 
 @pytest.mark.parametrize("eye", SEEN_AS)
 @pytest.mark.parametrize("palette", [LIGHT, DARK])
-def test_colours_are_told_apart(palette: Palette, eye: str) -> None:
+def test_colours_are_distinguishable(palette: Palette, eye: str) -> None:
     assert nearest(palette.sources, eye) > 25
-    assert nearest([palette.main, palette.second, palette.held_out], eye) > 10  # the last has points as well
+    assert nearest([palette.main, palette.second, palette.held_out], eye) > 10  # the last one has points too
     assert len(set(LINE_STYLES)) == len(palette.sources) == 7
 
 
-def test_the_test_can_fail() -> None:
+def test_the_distance_check_can_fail() -> None:
     assert nearest(["#d55e00", "#b98200"], "all cones") > 25  # orange and ochre
     assert nearest(["#d55e00", "#b98200"], "deuteranopia") < 5

@@ -17,12 +17,12 @@ from viz.charts.text import printable, wrap
         ("\ud800", "�"),
     ],
 )
-def test_what_the_font_lacks_is_replaced_and_the_rest_is_kept(text: str, shown: str) -> None:
+def test_only_characters_missing_from_the_font_are_replaced(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
 @given(st.text(), st.integers(4, 30), st.integers(1, 6))
-def test_wrapped_text_fits_and_says_where_it_was_cut(text: str, columns: int, lines: int) -> None:
+def test_wrapped_text_fits_and_shows_where_it_was_cut(text: str, columns: int, lines: int) -> None:
     text = printable(text)
     wrapped = wrap(text, columns, lines)
     assert 1 <= len(wrapped) <= lines
@@ -31,7 +31,7 @@ def test_wrapped_text_fits_and_says_where_it_was_cut(text: str, columns: int, li
     assert shown == whole or (wrapped[-1].endswith("…") and whole.startswith(shown[:-1]))
 
 
-def test_lines_break_at_spaces_where_there_are_some() -> None:
+def test_lines_break_at_spaces_if_possible() -> None:
     assert wrap("def parse(header): return header", 20, 9) == ["def parse(header):", "return header"]
     assert wrap("x" * 25, 10, 9) == ["x" * 10, "x" * 10, "x" * 5]
     assert wrap("one\n\n\n  two", 10, 9) == ["one", "  two"]

@@ -8,7 +8,7 @@ from viz.record.writer import StoreWriter
 
 
 @pytest.mark.parametrize("name", ["run.gif", "run.PNG"])
-def test_a_film_shows_the_run_from_its_beginning_to_its_end(filled: Path, name: str) -> None:
+def test_a_time_lapse_shows_the_run_from_start_to_end(filled: Path, name: str) -> None:
     assert make_timelapse(filled, filled / name, frames=4, seconds=1.2, size=(400, 250)) == 4
     with Image.open(filled / name) as film:
         assert film.n_frames == 4 and film.size == (400, 250)
@@ -22,10 +22,10 @@ def test_a_film_shows_the_run_from_its_beginning_to_its_end(filled: Path, name: 
 
 
 def test_a_short_run_has_a_frame_for_each_document(filled: Path) -> None:
-    assert make_timelapse(filled, filled / "run.gif", frames=60, size=(400, 250)) == 19  # from the second on
+    assert make_timelapse(filled, filled / "run.gif", frames=60, size=(400, 250)) == 19  # from the second document on
 
 
-def test_what_can_not_be_made_is_said(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_impossible_time_lapses_are_refused(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(ValueError, match=r"must end in \.gif or \.png"):
         make_timelapse(filled, filled / "run.mp4")
     for frames, seconds in ((1, 1.0), (601, 60.0), (100, 1.0)):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from tests.viz.runs_to_draw import HOSTILE, columns_of
+from tests.viz.page.test_http import ugly_run
 from tests.viz.views.test_token_text import MODELS
 from viz.page.answers import MOST_STEPS_OF_KIND, Answers
 from viz.page.api import QUERIES, Service
 from viz.page.live_run import LiveRun
 from viz.page.query import NotThere, Query
-from viz.record.schema import STEP, make_row, rows_of
+from viz.record.schema import make_row, rows_of
 from viz.record.writer import StoreWriter
 from viz.stats.series import FEWEST_OF_SOURCE
 
@@ -388,22 +388,9 @@ GIVEN = {"search": {"q": "one"}}
 
 
 @pytest.mark.parametrize("count", [1, 2, 25, 600])
-def test_every_answer_about_an_ugly_run_is_strict_json(tmp_path: Path, metrics: Metrics, count: int) -> None:
+def test_every_answer_about_an_ugly_run_is_strict_json(tmp_path: Path, count: int) -> None:
     """NaN, infinities, spikes of 1e12 and any texts: JavaScript can parse every answer."""
-    columns = columns_of(count, ugly=True)
-    config = {"clip": math.inf, "more": [math.nan]}
-    about = {"run_id": HOSTILE, "tokenizer": MODELS["ours"], "note": HOSTILE, "config": config}
-    writer = StoreWriter(tmp_path / "run.db", about)
-    for row in range(count):
-        answer = {name: columns[name][row].item() for name in STEP if name not in ("tokens", "bytes")}
-        losses = [(math.nan, math.inf, 2.0)[row % 3]] * 9
-        about = {"source": HOSTILE if row % 5 == 0 else None, "shard": HOSTILE, "text_hash": None}
-        sample = {"prompt": HOSTILE, "error": HOSTILE} if row % 50 == 0 else {}
-        ids = [5 + row % 300] * 10
-        writer.add_rows(rows_of({"step": row, **answer, **about, **sample, "token_ids": ids, "token_losses": losses}))
-    writer.add("events", {"time": 0.0, "step": 3, "kind": HOSTILE, "detail": HOSTILE})
-    writer.add("evaluations", {"step": 3, "split": HOSTILE, "source": "", "loss": math.inf})
-    writer.close()
+    ugly_run(tmp_path, count)
     service = Service.of(tmp_path)
     try:
         assert ask(service, "run")["run"]["config"] == {"clip": None, "more": [None]}

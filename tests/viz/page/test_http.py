@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import math
 import shutil
 import sqlite3
 import threading
@@ -32,21 +33,23 @@ COUNT = 400
 SECRET = b"the content of a file beside the record"
 
 
-def ugly_run(folder: Path) -> None:
-    """Write a run of 400 documents with NaN, infinities, hostile texts, prompts and events, as a trainer does."""
-    columns = columns_of(COUNT, ugly=True)
-    writer = StoreWriter(folder / "run.db", {"run_id": "ugly", "tokenizer": MODELS["ours"], "note": HOSTILE})
+def ugly_run(folder: Path, count: int = COUNT) -> None:
+    """Write a run with NaN, infinities, spikes of 1e12, hostile texts, prompts and events, as a trainer does."""
+    columns, config = columns_of(count, ugly=True), {"clip": math.inf, "more": [math.nan]}
+    about = {"run_id": "ugly", "tokenizer": MODELS["ours"], "note": HOSTILE, "config": config}
+    writer = StoreWriter(folder / "run.db", about)
     random = np.random.default_rng(0)
-    for step in range(COUNT):
+    for step in range(count):
         row: dict[str, Any] = {name: columns[name][step].item() for name in STEP if name not in ("tokens", "bytes")}
         row |= {"source": columns["source"][step], "shard": HOSTILE, "text_hash": random.bytes(32), "tokens": 9}
-        row |= {"token_ids": random.integers(3, 400, 10), "token_losses": random.gamma(1, 3, 9)}
-        sample = {"prompt": HOSTILE, "reference": "r"} if step % 20 == 0 else {}
+        row |= {"token_ids": random.integers(3, 400, 10), "token_losses": [(math.nan, math.inf, 2.0)[step % 3]] * 9}
+        sample = {"prompt": HOSTILE, "reference": "r", "error": HOSTILE} if step % 20 == 0 else {}
         writer.add_rows(rows_of({"step": step, **row, **sample}, "in" if sample else "", "out" if sample else ""))
         if step % 20 == 0:
             writer.add_rows(rows_of({"step": step, "prompt": "asked"}, "", "again"))
     for kind in ("spike", "resume", "checkpoint", HOSTILE):
         writer.add("events", {"time": 0.0, "step": 30, "kind": kind, "detail": HOSTILE})
+    writer.add("evaluations", {"step": 3, "split": HOSTILE, "source": "", "loss": math.inf})
     writer.close()
 
 

@@ -152,5 +152,15 @@ def test_a_zoomed_range_stays_while_rows_arrive(visit: Visit, address: str, fold
     """Last in this file: the store has more rows from here on."""
     page = drawn(visit(address, poll_faster=True))
     page.get_by_role("button", name="Zoom in", exact=True).click()
+    until(page, "document.getElementById('chart')._fullLayout.xaxis.range[0] > 40000")
+    held = shown_range(page)
+    points = page.evaluate("document.getElementById('chart').data[0].x")
+    with closing(open_store(folder)) as database:
+        fill(database, steps, steps + 5000)
+    expect(page.locator("#state")).to_contain_text(f"{steps + 5000:,} of {2 * steps:,} documents")
+    page.wait_for_timeout(500)  # a few more polls
+    assert shown_range(page) == held and page.evaluate("document.getElementById('chart').data[0].x") == points
+    in_the_curve(page)
+    page.get_by_role("button", name="All", exact=True).click()
     grown = "(steps) => document.getElementById('chart')._fullLayout.xaxis.range[1] >= steps"
     until(page, grown, steps + 5000)  # control
