@@ -71,7 +71,7 @@ def test_training_never_waits_for_a_process_that_locks_its_store(
         assert table(held, sql) == table(expected, sql)
     assert table(held, "SELECT count(*) FROM steps") == [(steps,)]
     said = capsys.readouterr()
-    assert (said.out + said.err).count("waiting for another program") <= 1
+    assert (said.out + said.err).count("waiting for another process") <= 1
 
 
 @pytest.mark.parametrize(

@@ -177,15 +177,13 @@ class StoreWriter:
         if resume:
             with StoreReader(path) as old:  # refuses what is missing, foreign or newer
                 if old.version < schema.VERSION:
-                    raise ValueError(
-                        f"{path} is the record of an earlier version, which can be read but not gone on with"
-                    )
+                    raise ValueError(f"{path} is the record of an earlier version: it can be viewed but not resumed")
             kept = {name: value for name, value in run.items() if name not in ("run_id", "started")}
             opening = [schema.update_statement(schema.make_row("run", kept | {"ended": None, "outcome": None}))]
         else:
             row = schema.make_row("run", {"started": time.time(), "note": ""} | dict(run))
             if path.exists() and not is_blank(path):
-                advice = "there is a run already: continue it (resume_from=N) or move it away"
+                advice = "there is a run already: resume it (resume_from=N) or move it away"
                 raise FileExistsError(errno.EEXIST, advice, str(path))
             opening = [*schema.create_statements(), schema.insert_statement("run", row)]
         if network_file_system is None:
@@ -213,31 +211,31 @@ class StoreWriter:
         return self._db.times_locked
 
     def add(self, table: str, values: Mapping[str, Any]) -> None:
-        """Queue one row. Returns at once, as `add_rows` does."""
+        """Queue one row. Returns at once, like `add_rows`."""
         self.add_rows([(table, schema.make_row(table, values))])
 
     def add_rows(self, rows: Iterable[tuple[str, Row]]) -> None:
-        """Queue rows of `rows_of`; they are committed together. Returns at once, unless hours of rows wait already."""
+        """Queue rows of `rows_of`, which are committed together. Returns at once, unless hours of rows are waiting."""
         self._put(list(rows))
 
     def update_run(self, **fields: Any) -> None:
-        """Queue a change to columns of the row of `run`."""
+        """Queue an update of columns of the row of `run`."""
         self._put((schema.update_statement(schema.make_row("run", fields)),))
 
     def after_commit(self, function: Call) -> None:
-        """Queue a call, made in the writer's thread once everything queued before it is on disk for good."""
+        """Queue a call, made in the writer's thread once everything queued before it is on disk."""
         self._put(function)
 
     def keep_up(self, next_change: Callable[[Fetch], Change]) -> None:
-        """Queue changes that follow from what is on disk: made one by one in the writer's thread, until one is empty.
+        """Queue changes that follow from what is on disk, applied one by one in the writer's thread until one is empty.
 
-        Rows queued meanwhile are committed in between. A change is committed before anything that was queued after it
-        was asked for, so that it never meets rows that it does not know.
+        Rows queued meanwhile are committed in between. A change is committed before anything queued after the call of
+        `next_change`, so that it never affects rows that the call did not see.
         """
         self._put(Upkeep(next_change))
 
     def flush(self) -> None:
-        """Return when all rows so far are on disk for good, however long another program holds the store."""
+        """Return when all rows so far are on disk, however long another process locks the store."""
         done = self._hasten()
 
         def is_committed() -> bool:
@@ -248,7 +246,7 @@ class StoreWriter:
         self._wait_until(is_committed)
 
     def _hasten(self) -> threading.Event:
-        """Set once all rows so far are on disk for good: soon."""
+        """Commit soon; return an event that is set once all rows so far are on disk."""
         done = threading.Event()
         self.after_commit(done.set)
         with self._wake:
@@ -257,10 +255,10 @@ class StoreWriter:
         return done
 
     def rewind(self, step: int, then: Call = lambda: None) -> None:
-        """Delete the rows from `step` on, never events, in one transaction; returns when that is on disk.
+        """Delete the rows from `step` on, never events, in one transaction; return when that is on disk.
 
-        While another program holds the store it returns at once; the rows then go before any row that is added later
-        comes. `then` is called in the writer's thread once they are gone.
+        While another process locks the store, it returns at once; the rows are deleted before rows that are added
+        later are written. `then` is called in the writer's thread once they are deleted.
         """
         self._put(tuple((f"DELETE FROM {table} WHERE step >= ?", (step,)) for table in schema.REWOUND), then)
         done = self._hasten()
@@ -268,20 +266,20 @@ class StoreWriter:
             self._raise_failure()
 
     def recover(self) -> None:
-        """Try once more to write all that waits after a failure; returns when it is on disk for good.
+        """Try again to write everything that waits after a failure; return when it is on disk.
 
-        Then the store works as before. Raises OSError if it still can't be written: what waits is kept.
+        Then the store works as before. Raises OSError if it still can't be written; the rows are kept.
         """
         with self._wake:
             failed = self._failure is not None and isinstance(self._surfaced(self._failure), OSError)
             if failed and not self._closing:
-                self._failure = None  # the thread goes on with what it kept
+                self._failure = None  # the thread continues with the rows it kept
         self.flush()
 
     def close(self) -> None:
-        """Write what is queued and leave one file, unless a reader still holds the store open. Twice is once.
+        """Write what is queued and leave one file, unless a reader has the store open. May be called twice.
 
-        After a failure nothing is written any more; OSError is raised, and the file is closed all the same.
+        After a failure nothing more is written: OSError is raised, but the file is closed.
         """
         with self._wake:
             self._closing = True
@@ -300,12 +298,12 @@ class StoreWriter:
             self._wait_until(lambda: self._has_room(0.05))
         with self._wake:
             if not self._closing:
-                self._queue += actions  # also after a failure: `recover` writes what the call was given
+                self._queue += actions  # also after a failure: `recover` writes these rows
             self._raise_failure()
             if self._closing:
                 raise RuntimeError(f"{self.path}: the store is closed")
             if len(self._queue) >= self._limits.commit_calls:
-                self._wake.notify_all()  # below that it wakes by itself: to wake it costs the trainer more than a row
+                self._wake.notify_all()  # otherwise it wakes by itself: waking it costs more than adding a row
 
     def _has_room(self, seconds: float) -> bool:
         with self._wake:
@@ -314,19 +312,19 @@ class StoreWriter:
             )
 
     def _wait_until(self, is_over: Callable[[], bool]) -> None:
-        """Ask `is_over`, which takes its time, until it is so; say it once if another program makes that long."""
+        """Call `is_over`, which waits a moment, until it returns True; report once if another process delays it."""
         began = time.monotonic()
         while not is_over():
             if self._db.is_locked and time.monotonic() - began > self._limits.patience:
                 self._warn_of_lock()
 
     def _warn_of_lock(self) -> None:
-        """Say that another program holds the store, once until it has let go."""
+        """Report that another process locks the store, once per lock."""
         if self._warned:
             return
         self._warned = True
-        names = ", ".join(lock_holders(self.path)) or "which one is not known"
-        self._say(f"waiting for another program that holds {self.path} ({names}); rows are kept until it lets go")
+        names = ", ".join(lock_holders(self.path)) or "unknown process"
+        self._say(f"waiting for another process that locks {self.path} ({names}); rows stay in memory until then")
 
     def _write(self) -> None:
         """The writer's thread: take in what is queued, commit it, run the queued calls."""
@@ -366,12 +364,12 @@ class StoreWriter:
             self._batch.append(action)
 
     def _carry_out(self) -> None:
-        """Commit the batch. What is committed leaves it, and nothing else does: a failure finds the rest whole."""
+        """Commit the batch. Only what was committed leaves it, so that nothing is lost in a failure."""
         while self._batch:
             first = self._batch[0]
             if isinstance(first, Upkeep):
                 change = first.next_change(self._db.fetch)
-                self._batch.popleft()  # not before: where reading fails, it is asked again
+                self._batch.popleft()  # not before: if reading fails, the call is repeated
                 if change:
                     self._batch.appendleft(change)
                     self._batch_bytes += _size(change)
@@ -398,11 +396,11 @@ class StoreWriter:
 
     def _surfaced(self, error: Exception) -> Exception:
         if isinstance(error, sqlite3.IntegrityError) or not isinstance(error, OSError | sqlite3.Error):
-            return RuntimeError(f"{self.path}: a row that breaks the schema ({error})")
+            return RuntimeError(f"{self.path}: a row breaks the schema ({error})")
         full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         return OSError(errno.ENOSPC if full else errno.EIO, f"the store can't be written ({error})", str(self.path))
 
 
 def _size(change: Change) -> int:
-    """Bytes of memory that a change takes, roughly: its texts and blobs, and Python's own share of each value."""
+    """Return roughly the bytes of memory of a change: texts, blobs and Python's overhead per value."""
     return sum(200 + sum(50 + (len(v) if isinstance(v, str | bytes) else 0) for v in values) for _, values in change)

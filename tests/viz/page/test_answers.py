@@ -103,7 +103,7 @@ def test_the_run(run: Path) -> None:
     assert answer["latest"]["throughput"] == pytest.approx(throughput, rel=1e-5)
     assert answer["latest"]["waited_share"] == pytest.approx(0.001 / 0.05)
     assert answer["verdict"].startswith("Loss 5.")
-    assert "1 update refused" in answer["verdict"] and "1 spike" in answer["verdict"]
+    assert "1 update skipped" in answer["verdict"] and "1 spike" in answer["verdict"]
     assert answer["run"]["run_id"] == "r1" and answer["run"]["config"]["warmup_steps"] == WARMUP
     assert "tokenizer" not in answer["run"] and "id" not in answer["run"]
     assert answer["repeats_from"] is None
@@ -123,7 +123,7 @@ def test_the_state_of_an_ended_run_and_of_one_without_steps(tmp_path: Path, metr
     assert empty["lanes"] == {} and empty["documents"] == 0 and empty["steps"] == 0
     for answer, key in (("sources", "sources"), ("spikes", "documents"), ("samples", "samples"), ("events", "events")):
         assert strict(getattr(answers, answer)())[key] == []
-    with pytest.raises(NotThere, match="none yet"):
+    with pytest.raises(NotThere, match="no steps yet"):
         answers.document(0)
     writer.add_rows(rows_of(metrics(0)))
     writer.update_run(ended=5.0, outcome="done")
@@ -274,7 +274,7 @@ def test_a_document_with_everything(run: Path) -> None:
 
 @pytest.mark.parametrize("step", [120, 2**53, 10**6])
 def test_a_missing_step_names_the_existing_ones(run: Path, step: int) -> None:
-    with pytest.raises(NotThere, match="they are 0 to 119"):
+    with pytest.raises(NotThere, match="its steps are 0 to 119"):
         answers_of(run).document(step)
 
 

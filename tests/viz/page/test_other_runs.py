@@ -109,7 +109,7 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path: Path, metrics: Metric
     there = make(tmp_path / "there", "ugly", metrics, ugly)
     answer = strict(OtherRuns(LiveRun(here), [there]).compare("ugly", 800))
     assert answer["documents"] == 16 and answer["half_width"] is None
-    assert "34 documents left out: their loss or number of tokens is not finite" in answer["notes"]
+    assert "34 documents excluded: their loss or number of tokens is not finite" in answer["notes"]
     all_ugly = make(tmp_path / "all", "all ugly", metrics, [math.nan] * 50)
     with pytest.raises(NotThere, match="no document that can be compared"):
         OtherRuns(LiveRun(here), [all_ugly]).compare("all ugly", 800)

@@ -37,8 +37,7 @@ def test_the_history_has_its_keys_in_order_and_equal_lengths(filled: Path) -> No
     assert tuple(history) == COLUMNS
     assert list(history)[:5] == ["steps", "loss", "accuracy", "throughput", "learning_rate"]
     assert {len(values) for values in history.values()} == {20}
-    assert history["steps"] == list(range(20))
-    assert history["source"][:2] == ["python-code", "python-docs"]
+    assert history["steps"] == list(range(20)) and history["source"][:2] == ["python-code", "python-docs"]
     assert history["throughput"][0] == 5123.46 and history["bytes"][0] == 1_234_567
     assert history["learning_rate"][:3] == [1e-6, 1e-6, 2e-6]
     with StoreReader(filled / "run.db") as store:

@@ -169,7 +169,7 @@ def test_a_running_run_is_detected_and_nothing_is_written(make: Make, root: Path
         assert run.is_running and run.resume_command is None and run.why_not == "it is running"
         assert "    running; " in describe_runs([run])
         before = files(root)
-        with pytest.raises(ValueError, match=r"in use by a run \(process 4711\): stop it first"):
+        with pytest.raises(ValueError, match=r"in use by a run \(process 4711\): stop the run first"):
             delete_run(run)
         assert files(root) - {root / "checkpoints" / ".run.lock"} == before
     assert not find_one().is_running
@@ -249,7 +249,7 @@ def test_the_table(make: Make) -> None:
     assert lines[0].split() == ["run", "started", "data", "model", "documents", "loss", "(last", "200)"]
     assert "a�[2J/lo" in lines[1] and "…" in lines[1] and "small 13.8 M" in lines[1]
     assert lines[1].split()[-4:] == ["3", "of", "10", "1.0000"]
-    assert lines[2].startswith("    done; ") and lines[5].startswith("    cut off; ") and len(lines) == 7
+    assert lines[2].startswith("    done; ") and lines[5].startswith("    ended unexpectedly; ") and len(lines) == 7
     assert all(line.isprintable() for line in lines)
     commands = [str(run.resume_command) for run in runs]
     assert all(len(line) <= 100 for line in lines if not line.endswith(tuple(commands)))

@@ -141,7 +141,7 @@ def test_documents_of_different_lengths_are_compared_on_the_tokens_that_both_pre
         assert found.overall.documents == 58 and [count for _, count in found.left_out] == [2]
         assert found.overall.value == pytest.approx(sign * 0.5 * 28 / 58, abs=1e-3)
         notes = " | ".join(found.notes())
-        assert "28 documents read to different lengths" in notes and "2 documents left out" in notes
+        assert "28 documents read to different lengths" in notes and "2 documents excluded" in notes
 
 
 def test_non_finite_documents_are_excluded_and_counted(write: Write) -> None:
@@ -210,4 +210,4 @@ def test_a_store_of_an_older_version(write: Write, tmp_path: Path) -> None:
 def test_numbers_have_two_digits_of_the_half_width(write: Write, value: float, half: float, shown: str) -> None:
     found = compare(write(documents_of(30)), write(documents_of(30, seed=1)))
     sentence = replace(found, overall=replace(found.overall, value=value, half_width=half)).sentence()
-    assert shown in sentence and ("; one of up to 0.00" in sentence) is (abs(value) < half)
+    assert shown in sentence and ("; a difference of up to 0.00" in sentence) is (abs(value) < half)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import sentencepiece
 import tokenizers
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.viz.small_tokenizers import END_TOKENS, JSON, MODELS
@@ -44,6 +44,7 @@ def test_pieces_of_an_odd_text_are_the_text(name: str, text: str) -> None:
 
 @given(text=TEXT)
 @example(text="a\u2581b")
+@settings(deadline=None)  # machines are shared
 def test_encoding_and_spelling_a_text_returns_the_text(text: str) -> None:
     # SentencePiece uses U+2581 for a space; the byte-level tokenizer normalizes its input.
     assert check(known(MODELS["ours"]), OURS.EncodeAsIds(text)) == text.replace("\u2581", " ")
@@ -54,6 +55,7 @@ def test_encoding_and_spelling_a_text_returns_the_text(text: str) -> None:
     ids=st.lists(st.one_of(st.integers(0, VOCAB + 5), st.integers(3, 258)), max_size=20),
     content=st.sampled_from([*MODELS.values(), JSON]),
 )
+@settings(deadline=None)
 @example(ids=[162], content=JSON)
 @example(ids=[VOCAB - 1, 162, VOCAB - 1, 245], content=JSON)
 def test_any_ids_can_be_spelled(ids: list[int], content: bytes) -> None:
