@@ -1,4 +1,4 @@
-"""The parts of a run, made from what it is told: documents, tokenizer, model in its step, evaluator."""
+"""Assembles a run: from the config to its parts (documents, tokenizer, training step, evaluator) and the `Trainer`."""
 
 import dataclasses
 import math
@@ -46,7 +46,7 @@ from trainer.run.provenance import changes, kernels
 from trainer.trainer import Trainer
 
 State = Mapping[str, Any]
-"""What a checkpoint holds."""
+"""The content of a checkpoint."""
 EVALUATION_DOCUMENTS = 64
 TYPICAL_DOCUMENTS = 20
 
@@ -69,25 +69,25 @@ class Builders:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a trainer is made of. The documents stand where training begins."""
+    """The parts of a trainer. The document stream is at the position where training starts."""
 
     config: TrainingConfig
-    """With everything decided that was left open."""
+    """With all automatic settings resolved."""
     documents: DocumentStream
     tokenizer: Tokenizer
     step: TrainingStep
     evaluator: Evaluator | None
     trial_seconds: float
-    """Of a step on a document as long as the first ones, or as those trained on before."""
+    """Seconds of a step on a document of typical length."""
     flops: Mapping[str, float]
-    """As `measure_flops` finds them."""
+    """Result of `measure_flops`."""
     pretrained: State | None
-    """What checkpoints carry on of the folder that the weights once came from (`CARRIED`)."""
+    """What checkpoints keep of the pretrained model that the weights came from (`CARRIED`)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StartingWeights:
-    """What a run's weights come from: the checkpoint that it goes on from, or a pretrained model."""
+    """The weights that a run starts from: those of the resumed checkpoint or of a pretrained model."""
 
     state: State
     name: str
@@ -98,10 +98,10 @@ class StartingWeights:
 def find_starting_weights(
     config: TrainingConfig, state: State | None, say: Callable[[str], None]
 ) -> StartingWeights | None:
-    """The weights of the run that goes on from `state`, or of a new one; None where that draws new weights.
+    """Return the weights of a run that resumes from `state`, or of a new run; None: it starts from random weights.
 
     Raises:
-        UserError: what `--pretrained-checkpoint` names can't be used, or `--model-size` is another.
+        UserError: `--pretrained-checkpoint` can't be used, or `--model-size` does not match it.
     """
     if state is not None:
         found, name = state, "the checkpoint"
@@ -112,7 +112,7 @@ def find_starting_weights(
     shape, vocab_size = shape_of(found, name)
     if config.model_size is not None and shape != config.shape:
         raise UserError(
-            f"--model-size {config.model_size} is not what {name} holds ({size_of(shape) or shape}): leave it out"
+            f"--model-size {config.model_size} does not match {name} ({size_of(shape) or shape}): omit --model-size"
         )
     return StartingWeights(found, name, shape, vocab_size)
 
@@ -127,16 +127,17 @@ def make_parts(
     *,
     compiling: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Parts:
-    """The parts of a new run, or those of the run that goes on from `state`.
+    """Make the parts of a new run, or of a run that resumes from `state`.
 
     Args:
-        weights: what `find_starting_weights` found for it.
-        note: told the kind and the detail of what happens on the way.
-        compiling: entered while the step is compiled, where an exception out of a signal would be swallowed.
+        weights: result of `find_starting_weights`.
+        note: called with kind and detail of each event.
+        builders: constructors of the parts.
+        compiling: context entered while the step is compiled, which swallows exceptions of signal handlers.
 
     Raises:
-        UserError: settings and files that do not go together.
-        SourceUnreachable: a named source, or that of the run that goes on, gives no document.
+        UserError: settings and files contradict each other.
+        SourceUnreachable: the requested source, or that of the resumed run, gives no document.
     """
     if config.deterministic:
         make_deterministic()
@@ -146,9 +147,9 @@ def make_parts(
     config, dtype = _decide(dataclasses.replace(config, model_size=size_of(shape)), device, state, say)
     if device.type == "cpu" and dtype == torch.float32:
         builders.use_onednn_for_fp32()
-    at_hand = _tokenizer_at_hand(config, weights)
+    existing = _existing_tokenizer(config, weights)
     documents = _open_documents(config, state, say, note, builders)
-    tokenizer = at_hand or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
+    tokenizer = existing or Tokenizer.train(collect_training_texts(usable_texts(documents)), config.vocab_size)
     if state is None:
         first = islice(usable_texts(documents), TYPICAL_DOCUMENTS)
         lengths = [len(tokenizer.encode_prefix(text, config.max_seq_length)) - 1 for text in first]
@@ -158,7 +159,7 @@ def make_parts(
         typical = tokens_done / max(documents_done, 1)
     model = LanguageModel(shape, tokenizer.vocab_size, seed=config.seed)
     if weights is not None:
-        model.take_weights(weights.state, weights.name)
+        model.copy_weights(weights.state, weights.name)
     step = builders.training_step(
         model.to(device),
         dtype=dtype,
@@ -180,7 +181,7 @@ def make_parts(
     if is_compiled:
         seconds = step.trial_seconds(max(1, round(typical)))
     if state is not None:
-        step.load_state_dict(state)  # here, so that what does not fit is refused before anything is touched
+        step.load_state_dict(state)  # here, so that an invalid state is refused before any file changes
     evaluator = _evaluator(config, documents, tokenizer, step.averaged, note, builders.automatic_evaluation)
     pretrained = weights.state.get("pretrained") if weights is not None else None
     flops = builders.measure_flops(shape, tokenizer.vocab_size, step.lengths[-1], dtype=dtype, device=device)
@@ -190,12 +191,12 @@ def make_parts(
 def _decide(
     config: TrainingConfig, device: torch.device, state: State | None, say: Callable[[str], None]
 ) -> tuple[TrainingConfig, torch.dtype]:
-    """What is decided once per run before its parts are made: dtype, how many threads compute."""
+    """Decide the dtype and the number of threads, once per run."""
     if state is not None and state["kernels"]["threads"] <= (os.cpu_count() or 1):
         torch.set_num_threads(state["kernels"]["threads"])
     dtype = choose_dtype(config.dtype, device)
     if dtype == torch.bfloat16 and not has_native_bf16(device):
-        say(f"bf16 is emulated on {device}, which is slower than fp32: --dtype fp32 is faster here")
+        say(f"bf16 is emulated on {device}: --dtype fp32 is faster")
     return dataclasses.replace(config, dtype="bf16" if dtype == torch.bfloat16 else "fp32"), dtype
 
 
@@ -206,7 +207,7 @@ def _open_documents(
     note: Callable[[str, str], None],
     builders: Builders,
 ) -> DocumentStream:
-    """The stream: of a new run from its first document, of a resumed one from its cursor in the very same data."""
+    """Open the stream at the first document, or for a resumed run at its cursor in the same data."""
 
     def embedded() -> DataSource:
         library = python_library.prepare()
@@ -215,7 +216,7 @@ def _open_documents(
     old = state["source"] if state is not None else None
     name = old["name"] if old else config.dataset
     if old and is_local(name) and old["folder"] != str(Path.cwd()):
-        name = str(Path(old["folder"], name))  # resumed from another folder than it was started in
+        name = str(Path(old["folder"], name))  # the run was started in another folder
     documents = builders.open_documents(
         name,
         embedded=embedded,
@@ -235,35 +236,35 @@ def _open_documents(
 
 
 def _pretrained(path: Path, say: Callable[[str], None]) -> tuple[State, str]:
-    """The state that `--pretrained-checkpoint` names, and the file or folder that it is of."""
+    """Return the state that `--pretrained-checkpoint` names, and its file or folder."""
     if is_transformers_folder(path):
         if checkpoints_in(path):
-            say(f"{path} holds a transformers model and checkpoints: the model is taken (name a checkpoint to have it)")
+            say(f"{path} contains a transformers model and checkpoints: using the model (to use a checkpoint, name it)")
         return read_transformers_folder(path), str(path)
     if not path.is_dir():
         return read_state(path), str(path)
-    found = load_newest(path, lambda why: say(f"Passed by: {why}"))
+    found = load_newest(path, lambda why: say(f"Skipped checkpoint: {why}"))
     if found is None:
         raise UserError(
-            f"--pretrained-checkpoint {path}: neither a whole checkpoint in this folder nor a transformers config.json"
+            f"--pretrained-checkpoint {path}: the folder contains no valid checkpoint and no transformers config.json"
         )
     path, state = found
     return state, str(path)
 
 
-def _tokenizer_at_hand(config: TrainingConfig, weights: StartingWeights | None) -> Tokenizer | None:
-    """The one that the weights were trained with, or the file named; None where one is to be trained."""
+def _existing_tokenizer(config: TrainingConfig, weights: StartingWeights | None) -> Tokenizer | None:
+    """Return the tokenizer of the weights or of `--tokenizer`; None: it has to be trained."""
     if weights is not None:
         found = stored_tokenizer(weights.state, weights.name)
     elif config.tokenizer is not None:
         found = Tokenizer.load(Path(config.tokenizer))
     else:
         return None
-    is_asked_for = config.vocab_size != FIELDS["vocab_size"].default
-    if is_asked_for and (config.tokenizer or config.pretrained_checkpoint) and config.vocab_size != found.vocab_size:
+    is_set = config.vocab_size != FIELDS["vocab_size"].default
+    if is_set and (config.tokenizer or config.pretrained_checkpoint) and config.vocab_size != found.vocab_size:
         raise UserError(
-            f"--vocab-size {config.vocab_size} is for a tokenizer that is trained here; this one has "
-            f"{found.vocab_size} pieces: leave it out"
+            f"--vocab-size {config.vocab_size} is for training a tokenizer, but this tokenizer has a vocabulary of "
+            f"{found.vocab_size}: omit --vocab-size"
         )
     return found
 
@@ -276,7 +277,7 @@ def _evaluator(
     note: Callable[[str, str], None],
     automatic: AutomaticEvaluation,
 ) -> Evaluator | None:
-    """What judges the model on held-out documents; None where that is off, or comes by itself and can't be had."""
+    """Return the evaluator; None if evaluation is disabled, or is automatic and there are no held-out documents."""
     if not evaluation_interval(config.evaluation_interval, config.num_steps, automatic):
         return None
     try:
@@ -285,26 +286,26 @@ def _evaluator(
     except (RunError, OSError) as error:
         if config.evaluation_interval:
             raise
-        note("no evaluation", f"No evaluation in this run: {error}")
+        note("no evaluation", f"This run is not evaluated: {error}")
         return None
 
 
 def _held_out(
     config: TrainingConfig, documents: DocumentStream, tokenizer: Tokenizer, patience: float = math.inf
 ) -> list[Sample]:
-    """The first documents of a source's own validation split, else of what training leaves out: always the same.
+    """Return the first documents of the source's validation split, or else of those held out from training.
 
     Raises:
-        UserError: there is none.
-        SourceUnreachable: they can't be read, or not within `patience` seconds.
+        UserError: there are none.
+        SourceUnreachable: they can't be read within `patience` seconds.
     """
     source, own_split = documents.source, documents.source.has_validation
     if source.split == "validation":
-        raise UserError(f"{source.name} is trained on its validation split, so that nothing is held out")
+        raise UserError(f"{source.name} trains on its validation split, so nothing is held out")
     end = time.monotonic() + patience
 
     def read() -> Iterator[Document]:
-        # Resolved here, in the thread that reads: the Hub may take its time over that, too.
+        # Resolved here, in the reading thread, because the Hub may be slow to answer.
         found = source
         if own_split:
             found = resolve_source(source.name, config=source.config, split="validation", revision=source.revision)
@@ -316,14 +317,14 @@ def _held_out(
         read(), tokenizer, config.max_seq_length, EVALUATION_DOCUMENTS, own_split=own_split, seconds=patience
     )
     if not samples:
-        raise UserError(f"{source.name} has no document to hold out for an evaluation (one in 100 is)")
+        raise UserError(f"{source.name} has no held-out document to evaluate on (one document in 100 is held out)")
     return samples
 
 
 def held_out_of_run(
     config: TrainingConfig, state: State, tokenizer: Tokenizer, say: Callable[[str], None]
 ) -> list[Sample]:
-    """What the run that `state` is of measures itself on. Raises as `make_parts` does."""
+    """Return the held-out documents of the run that `state` belongs to. Raises like `make_parts`."""
     documents = _open_documents(config, state, say, lambda kind, detail: say(detail), Builders())
     return _held_out(config, documents, tokenizer)
 
@@ -374,7 +375,7 @@ def assemble_trainer(
                 "name": source.name,
                 "revision": source.revision,
                 "note": source.note,
-                "folder": str(Path.cwd()),  # what a relative name is relative to
+                "folder": str(Path.cwd()),  # that relative names refer to
             },
             "kernels": kernels(parts.step.device),
             "pretrained": parts.pretrained,
@@ -384,10 +385,10 @@ def assemble_trainer(
     if state is not None:
         trainer.load_state_dict(state)
         changed, is_exact = changes(state, parts.config, parts.step.device)
-        exactness = "" if is_exact else "not exact to the last bit"
+        exactness = "" if is_exact else "not bit-identical"
         detail = "; ".join(filter(None, (f"after {state['step']:,} documents", changed, exactness)))
         if not is_exact:
             progress.say(f"Resumed {detail}")
-            trainer.health.roll_backs = 0  # something was changed, so that going back may help again
+            trainer.health.roll_backs = 0  # after a change, rolling back may help again
         trainer.viz.record_event(state["step"], "resume", detail)
     return trainer

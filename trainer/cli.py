@@ -1,6 +1,6 @@
-"""The command line of `train_slimpajama.py`: flags → config → parts → `Trainer.train()`, and the record.
+"""The command line of `train_slimpajama.py`: flags → config → parts → `Trainer.train()`, connected to the record.
 
-Functions import torch when they need it, so that a mistake on the command line is answered at once.
+Imports that load torch are inside functions, so that a mistake on the command line is reported at once.
 """
 
 import dataclasses
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 PROGRAM = "train_slimpajama.py"
 TYPED = tuple(setting.metadata["flag"] for setting in FIELDS.values() if setting.metadata.get("typed"))
-"""Flags of what a resumed run changes only where it is typed."""
+"""Flags of the settings that a resumed run changes only by the flag itself."""
 
 
 def main(argv: Sequence[str] | None = None, builders: "Builders | None" = None) -> int:
-    """Run the command line and return the exit code; the README lists them.
+    """Run the command line and return the exit code (`docs/exit-codes.md`).
 
     Args:
-        builders: the parts of the run, where they are not the usual ones.
+        builders: the parts that a run is built from; None: the usual ones.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without `→` is no reason to fail
+        sys.stdout.reconfigure(errors="replace")  # the terminal may not have `→`
     stop = StopSignals()
     try:
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
@@ -51,15 +51,13 @@ def main(argv: Sequence[str] | None = None, builders: "Builders | None" = None) 
     except KeyboardInterrupt:
         return _fail(NOTHING_TRAINED, stop.exit_code)
     except OSError as error:
-        return _fail(f"the machine failed: {error}", MachineError.exit_code)
+        return _fail(f"machine failure: {error}", MachineError.exit_code)
     except (MemoryError, RuntimeError) as error:
         from trainer.base.device import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        advice = (
-            "a smaller --model-size or --max-seq-length takes less; what was saved is whole, --resume goes on there"
-        )
+        advice = "reduce --model-size or --max-seq-length. Saved checkpoints are intact: use --resume to continue"
         return _fail(f"out of memory: {advice}", MachineError.exit_code)
 
 
@@ -69,7 +67,7 @@ def _fail(line: str, exit_code: int) -> int:
 
 
 def start(arguments: Arguments, stop: StopSignals, builders: "Builders | None") -> int:
-    """A new run."""
+    """Start a new run."""
     config = arguments.merge()
     check_combinations(config)
     from trainer.run.folders import new_run
@@ -82,7 +80,7 @@ def start(arguments: Arguments, stop: StopSignals, builders: "Builders | None") 
 
 
 def resume(arguments: Arguments, stop: StopSignals, builders: "Builders | None") -> int:
-    """Go on with an earlier run, from its newest whole checkpoint or from the one named."""
+    """Resume an earlier run from its newest valid checkpoint, or from the one that `--resume` names."""
     from trainer.base.checkpoint_file import digest_path
     from trainer.run.checkpoints import misfit
     from trainer.run.folders import locate_run, mark_of, resume_run
@@ -91,28 +89,28 @@ def resume(arguments: Arguments, stop: StopSignals, builders: "Builders | None")
     events: list[tuple[str, str]] = []
 
     def refused(why: str) -> None:
-        print(f"Passed by: {why}")
+        print(f"Skipped checkpoint: {why}")
         events.append(("checkpoint refused", why))
 
     run, path, state = resume_run(folders, chosen, refused=refused)
     if not digest_path(path).exists():
-        print(f"{path} has no SHA-256 beside it: a flipped bit would not be noticed")
+        print(f"{path} has no .sha256 file: damage to it can't be detected")
         events.append(("checkpoint unchecked", str(path)))
     try:
         if missing := misfit(state):
             if _is_of_earlier_version(run):
                 raise UserError(_earlier_version(run, path))
             raise UserError(
-                f"{path} holds no whole run (there is no {missing!r} in it, or not as it should be): "
-                f"--pretrained-checkpoint {path} starts from its weights"
+                f"{path} is not a complete checkpoint: {missing!r} is missing or invalid. "
+                f"To start a new run from its weights: --pretrained-checkpoint {path}"
             )
         run.run_id = state["run_id"]
         if chosen is not None and "viz_dir" in arguments.typed and run.viz != folders_of(arguments).viz:
-            raise UserError(f"{path} is of the run in {run.viz}, which --out or --viz-dir would split: leave them out")
+            raise UserError(f"{path} belongs to the run in {run.viz}; omit --out and --viz-dir")
         if chosen is not None and mark_of(run.checkpoints).get("run_id") != state["run_id"]:
             raise UserError(
-                f"{path} was set aside or copied out of run {state['run_id']}, whose record may have gone another way: "
-                f"--pretrained-checkpoint {path} starts a new run from its weights"
+                f"{path} was moved or copied out of run {state['run_id']}, whose record may have changed since. "
+                f"To start a new run from its weights: --pretrained-checkpoint {path}"
             )
         config = arguments.merge({**state["config"], "dataset_names": [state["source"]["name"]]})
         config = dataclasses.replace(config, viz_dir=str(run.viz), checkpoint_dir=str(run.checkpoints))
@@ -123,8 +121,8 @@ def resume(arguments: Arguments, stop: StopSignals, builders: "Builders | None")
             typed = {FIELDS[key].metadata["flag"]: value for key, value in arguments.typed.items()}
             again = [f" {flag} {typed[flag]}" for flag in TYPED if flag in typed]
             print(
-                f"Already finished: {state['step']:,} documents are trained, of {config.num_steps:,} asked for. "
-                f"To go on: {resume_command(arguments, run)}{''.join(again)} "
+                f"Already finished: trained on {state['step']:,} of {config.num_steps:,} documents. "
+                f"To train longer: {resume_command(arguments, run)}{''.join(again)} "
                 f"--steps {state['step'] + typed.get('--cooldown', state['step'])}"
             )
             return 0
@@ -149,15 +147,15 @@ def _is_of_earlier_version(run: "RunFolder") -> bool:
 
 def _earlier_version(run: "RunFolder", path: Path) -> str:
     return (
-        f"{run.viz / 'run.db'} is the record of an earlier version of this program, which can be read but not gone on "
-        f"with: --pretrained-checkpoint {path} starts a new run from its weights"
+        f"{run.viz / 'run.db'} was written by an earlier version of this program; it can be viewed but not resumed. "
+        f"To start a new run from its weights: --pretrained-checkpoint {path}"
     )
 
 
 def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> bool:
-    """Refuse a checkpoint whose steps are not those of the record: going on would overwrite another history.
+    """Refuse a checkpoint that does not belong to the record: resuming would overwrite another history.
 
-    Returns whether the record is one that this version can go on with.
+    Returns whether this version can resume the record.
     """
     from viz.record.schema import VERSION
     from viz.record.writer import StoreReader
@@ -170,24 +168,24 @@ def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> boo
             is_current = record.version >= VERSION
             run_id, steps = record.run()["run_id"], record.columns(max(state["step"] - 1, 0))["steps"]
     except ValueError as error:
-        raise UserError(f"{error}. Move it away to go on with a new record") from error
+        raise UserError(f"{error}. Move the file away to resume with a new record") from error
     if run_id != state["run_id"]:
         raise UserError(
-            f"{path} is of run {state['run_id']}, but {store} is the record of run {run_id}: "
-            "name both folders of one run with --viz-dir and --checkpoint-dir"
+            f"{path} belongs to run {state['run_id']}, but {store} is the record of run {run_id}. "
+            "Pass both folders of the same run: --viz-dir and --checkpoint-dir"
         )
     if not len(steps):
         raise UserError(
-            f"{path} is of step {state['step']:,}, but {store} ends before that: resume from an older checkpoint"
+            f"{path} is from step {state['step']:,}, but {store} ends before it: resume from an older checkpoint"
         )
     return is_current
 
 
 def _finish_record(run: "RunFolder", step: int, builders: "Builders | None") -> None:
-    """Make what a run that was killed after its last step could not: its last picture and its JSON files."""
+    """Write the last chart and JSON files if the run was killed after its last step, before it could."""
     try:
-        told = json.loads((run.viz / "run.json").read_bytes())  # the last of them to be written
-        is_complete = told["json_through_step"] == step - 1 and told["outcome"] is not None
+        written = json.loads((run.viz / "run.json").read_bytes())  # the last file that a run writes
+        is_complete = written["json_through_step"] == step - 1 and written["outcome"] is not None
         is_complete = is_complete and not list(run.viz.glob("run.db-*"))  # a clean end leaves one file
     except (OSError, ValueError, KeyError, TypeError):
         is_complete = False
@@ -204,10 +202,10 @@ def _train(
     events: list[tuple[str, str]],
     builders: "Builders | None",
 ) -> int:
-    """Make the parts, say what will happen, train, say what happened.
+    """Make the parts, print the plan, train, print the summary.
 
     Args:
-        events: (kind, detail) of what has happened before there was a record to keep it in.
+        events: (kind, detail) of the events before there was a record.
     """
     from trainer.assemble import Builders, assemble_trainer, find_starting_weights, make_parts
     from trainer.observe.terminal import say
@@ -219,7 +217,7 @@ def _train(
         events.append((kind, detail))
 
     builders = builders or Builders()
-    page = _page(arguments, run, say)  # first, because a port that is taken is a mistake to be told of at once
+    page = _page(arguments, run, say)  # first, so that a port in use is reported at once
     first = state["step"] if state is not None else 0
     weights = find_starting_weights(config, state, say)
     shape, vocab_size = (weights.shape, weights.vocab_size) if weights else (config.shape, config.vocab_size)
@@ -228,7 +226,7 @@ def _train(
     parts = make_parts(config, state, weights, say, note, builders, compiling=stop.at_once)
     del weights  # they are in the model now
     opening = _opening(parts, run, first, sum(needed.values()))
-    stop.hold()  # from here on Ctrl-C is a stop that saves
+    stop.hold()  # from here on, Ctrl-C saves before it stops
     if state is None:
         run.begin(start_command(arguments), say)
     elif moved := CheckpointManager(run.checkpoints).set_aside_newer(first, run.run_id):
@@ -248,7 +246,7 @@ def _train(
 
 
 def _page(arguments: Arguments, run: "RunFolder", say: Callable[[str], None]) -> AbstractContextManager[None]:
-    """The live page, if one is wanted; its port is had now, and the page is there once this is entered."""
+    """Return a context that serves the live page (if `--serve` was given). The port is bound now."""
     if arguments.serve is None:
         return nullcontext()
     from viz.page.process import listen, page_beside
@@ -261,15 +259,15 @@ def _page(arguments: Arguments, run: "RunFolder", say: Callable[[str], None]) ->
 
 
 def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", first: int) -> dict[Path, int]:
-    """Folder → bytes that the run will write there at most."""
+    """Return folder → the most bytes that the run writes there."""
     from trainer.run.folders import checkpoint_bytes, record_bytes
 
     steps = max(config.num_steps - first, 0)
     charts = min(steps // config.viz_interval, config.keep_charts) + 1
     record = record_bytes(steps, config.max_seq_length, charts, config.keep_documents)
     written = steps // config.checkpoint_interval + 1 if config.checkpoint else 0
-    for_good = steps // config.keep_every if config.keep_every else 0
-    count = min(written, config.keep_checkpoints + 1 + for_good)  # the oldest goes when the newest is there
+    kept_for_good = steps // config.keep_every if config.keep_every else 0
+    count = min(written, config.keep_checkpoints + 1 + kept_for_good)  # the oldest is deleted after the newest is saved
     checkpoints = checkpoint_bytes(parameters, count)
     if run.viz == run.checkpoints:
         return {run.viz: record + checkpoints}
@@ -291,13 +289,13 @@ def _visualizer(
     say: Callable[[str], None],
     make_visualizer: Callable[..., "Visualizer"],
 ) -> "Visualizer":
-    """The record: a new one, or that of the resumed run from its step on."""
+    """Open the record: a new one, or the resumed run's, continued at its step."""
     from trainer.run.provenance import describe_run
 
     store = run.viz / "run.db"
     resume_from = state["step"] if state is not None else None
     if resume_from is not None and not store.exists():
-        say(f"{store} is gone: the record begins again at step {resume_from:,}")
+        say(f"{store} is missing: a new record starts at step {resume_from:,}")
         resume_from = None
     about = describe_run(
         parts.config,
@@ -323,7 +321,7 @@ def _visualizer(
 
 
 def _opening(parts: "Parts", run: "RunFolder", first: int, needed: int) -> list[str]:
-    """The opening lines."""
+    """Return the opening lines."""
     from trainer.observe.terminal import opening_lines
 
     documents = parts.config.num_steps - first
@@ -341,19 +339,19 @@ def _opening(parts: "Parts", run: "RunFolder", first: int, needed: int) -> list[
 
 
 def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome: str) -> list[str]:
-    """The closing lines."""
+    """Return the closing lines."""
     from trainer.observe.terminal import closing_lines
 
     endings = {
         "done": "Done",
         "interrupted": "Stopped",
-        "documents ended": f"The documents ended before step {trainer.config.num_steps:,}",
+        "documents ended": f"Out of documents before step {trainer.config.num_steps:,}",
     }
     more = {"done": f" --steps {2 * trainer.config.num_steps}", "interrupted": "", "documents ended": " --repeat"}
     saved = trainer.checkpoints.all()
-    go_on = resume_command(arguments, run) + more[outcome] if saved else None
+    command = resume_command(arguments, run) + more[outcome] if saved else None
     if saved and saved[-1][0] < trainer.global_step:
-        go_on = f"{go_on} (from step {saved[-1][0]:,}: what came after it was not saved, and is trained again)"
+        command = f"{command} (continues from step {saved[-1][0]:,}; later steps were not saved)"
     return closing_lines(
         endings[outcome],
         tally=trainer.tally,
@@ -361,21 +359,21 @@ def _closing(arguments: Arguments, run: "RunFolder", trainer: "Trainer", outcome
         texts=trainer.recent_texts(),
         viz=run.viz,
         checkpoint=saved[-1][1] if saved else None,
-        go_on=go_on,
-        guessing=math.log(trainer.tokenizer.vocab_size),
+        resume_command=command,
+        uniform_loss=math.log(trainer.tokenizer.vocab_size),
     )
 
 
 def folders_of(arguments: Arguments) -> "Folders":
-    """The folders that a command line speaks of, before `earlier/` and `test/`."""
+    """Return the folders that a command line names, before `earlier/` and `test/`."""
     from trainer.run.folders import Folders
 
-    asked = {**arguments.from_file, **arguments.typed}
-    return Folders(*(Path(asked.get(key, FIELDS[key].default)) for key in ("viz_dir", "checkpoint_dir")))
+    given = {**arguments.from_file, **arguments.typed}
+    return Folders(*(Path(given.get(key, FIELDS[key].default)) for key in ("viz_dir", "checkpoint_dir")))
 
 
 def start_command(arguments: Arguments) -> str:
-    """The program with the flags by which it finds the same folders again."""
+    """Return the command with the flags that select the same folders."""
     from trainer.run.folders import Folders
 
     folders = folders_of(arguments)
@@ -392,7 +390,7 @@ def start_command(arguments: Arguments) -> str:
 
 
 def resume_command(arguments: Arguments, run: "RunFolder") -> str:
-    """What goes on from the newest checkpoint of the run, found in the usual folder, by its id or by its folder."""
+    """Return the command that resumes the run, which it finds in the usual folder, by its id or by its folder."""
     from trainer.run.folders import Folders
 
     root = folders_of(arguments)
@@ -406,5 +404,5 @@ def resume_command(arguments: Arguments, run: "RunFolder") -> str:
 
 
 def _program() -> str:
-    """As it was called here, so that the command works from the same folder."""
+    """Return `python` and the script as it was called, so that the command works from the same folder."""
     return f"python {shlex.quote(sys.argv[0] if sys.argv[0].endswith(PROGRAM) else PROGRAM)}"

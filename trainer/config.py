@@ -1,4 +1,4 @@
-"""What a run is told: one declaration, from which the flags, their help, the config file's keys and the record come."""
+"""The settings of a run, declared once: flags, help texts, config keys and the record all come from here."""
 
 import dataclasses
 import difflib
@@ -48,62 +48,65 @@ MODEL_SIZES: Mapping[str, ModelShape] = types.MappingProxyType(
 
 
 def size_of(shape: ModelShape) -> str | None:
-    """The name in `MODEL_SIZES` of a shape; None for that of a pretrained model that is none of ours."""
+    """Return the name of a shape in `MODEL_SIZES`; None for a pretrained model of another shape."""
     return next((name for name, known in MODEL_SIZES.items() if known == shape), None)
 
 
 def _setting(default: Any, help: str, flag: str, **options: Any) -> Any:
-    """A field of `TrainingConfig` together with its flag. `options` bound its value, see `check_value`."""
+    """Declare a field of `TrainingConfig` and its flag. `options` limit its value, see `check_value`."""
     return field(default=default, metadata={"help": help, "flag": flag, **options})
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides a run. `fixed` fields decide what the run *is*, so a resumed run can't change them."""
+    """The settings of a run. `fixed` fields define the run, so a resumed run can't change them."""
 
     num_steps: int = _setting(
-        10000, "documents in all, also when resumed; one document is one step", "--steps", minimum=1
+        10000,
+        "total number of documents to train on, including those before a resume; one step is one document",
+        "--steps",
+        minimum=1,
     )
     max_seq_length: int = _setting(
         256,
-        "a longer document is cut to N tokens (N-1 predictions)",
+        "truncate longer documents to N tokens (N-1 predictions)",
         "--max-seq-length",
         minimum=2,
         maximum=32_768,
         fixed=True,
     )
     viz_interval: int = _setting(
-        50, "a chart, and fresh JSON files, each time N more documents are done", "--viz-interval", minimum=1
+        50, "draw a chart and update the JSON files every N documents", "--viz-interval", minimum=1
     )
     keep_charts: int = _setting(
-        500, "beyond N numbered pictures they thin out, evenly spread over the run", "--keep-charts", minimum=2
+        500, "keep at most N numbered charts, spread evenly over the run", "--keep-charts", minimum=2
     )
     keep_documents: int | None = _setting(
         200_000,
-        "tokens and losses stay of the last N documents, of spikes, and of those furthest from what was usual",
+        "keep the tokens and token losses of the last N documents, of spikes, and of those furthest from the average",
         "--keep-documents",
         minimum=1,
         metavar="N|all",
         unbounded="all",
     )
     display_samples: int = _setting(
-        50, "let the model write at each step divisible by N, step 0 included", "--display-samples", minimum=1
+        50, "generate text at each step divisible by N, including step 0", "--display-samples", minimum=1
     )
     evaluation_interval: int | None = _setting(
         None,
-        "measure the loss on held-out documents each time N more documents are done, 0: never (default: each 500 in a "
-        "run of 1,000 or more, within 2 % of its time)",
+        "evaluate on held-out documents every N documents and at the end; 0: never (default: every 500 in runs of "
+        "1,000 or more, using at most 2 % of the time)",
         "--evaluation-interval",
         minimum=0,
     )
-    probes: bool = _setting(True, "measure no document again 1, 2, 4, 8 … steps after it was trained on", "--no-probes")
-    checkpoint_interval: int = _setting(
-        2000, "a checkpoint each time N more documents are done", "--checkpoint-interval", minimum=1
+    probes: bool = _setting(
+        True, "do not re-measure documents 1, 2, 4, 8 … steps after the model trained on them", "--no-probes"
     )
+    checkpoint_interval: int = _setting(2000, "save a checkpoint every N documents", "--checkpoint-interval", minimum=1)
     dataset: str = _setting(
         "auto",
-        "slimpajama, python-library (embedded, no network), a Hub name, a file, folder or glob; "
-        "auto: slimpajama if a document arrives, else python-library",
+        "slimpajama, python-library (Python's standard library, no network), the name of a Hub dataset, a file, a "
+        "folder or a glob; auto: slimpajama if a document arrives, otherwise python-library",
         "--dataset",
         metavar="NAME|PATH",
         fixed=True,
@@ -115,20 +118,31 @@ class TrainingConfig:
     dataset_revision: str | None = _setting(
         None, "commit, tag or branch of a Hub dataset", "--dataset-revision", metavar="REV", fixed=True
     )
-    text_column: str = _setting("text", "column that holds the text", "--text-column", metavar="NAME", fixed=True)
-    repeat: bool = _setting(False, "begin again when the documents are used up", "--repeat")
+    text_column: str = _setting(
+        "text", "field or column that contains the text", "--text-column", metavar="NAME", fixed=True
+    )
+    repeat: bool = _setting(False, "start over when the documents run out", "--repeat")
     max_stall: float = _setting(
-        30.0, "minutes to wait in all for a source that stopped answering", "--max-stall", above=0.0, metavar="MINUTES"
+        30.0,
+        "stop after waiting this long in total for a source that does not respond",
+        "--max-stall",
+        above=0.0,
+        metavar="MINUTES",
     )
     tokenizer: str | None = _setting(
         None,
-        "SentencePiece model; without it one is trained on the first documents",
+        "SentencePiece model (default: train one on the first 2,000 documents)",
         "--tokenizer",
         metavar="FILE",
         fixed=True,
     )
     vocab_size: int = _setting(
-        8192, "pieces of a tokenizer that is trained here", "--vocab-size", minimum=300, maximum=262_144, fixed=True
+        8192,
+        "vocabulary size of the tokenizer that is trained",
+        "--vocab-size",
+        minimum=300,
+        maximum=262_144,
+        fixed=True,
     )
     model_size: str | None = _setting(
         None,
@@ -141,19 +155,17 @@ class TrainingConfig:
     initial_learning_rate: float = _setting(
         0.001, "learning rate after the warm-up", "--learning-rate", above=0.0, maximum=10.0, metavar="RATE", typed=True
     )
-    warmup_steps: int = _setting(
-        1000, "steps over which the learning rate rises to its full height", "--warmup-steps", minimum=0, typed=True
-    )
+    warmup_steps: int = _setting(1000, "steps of linear warm-up", "--warmup-steps", minimum=0, typed=True)
     schedule: str = _setting(
         "constant",
-        "the learning rate after the warm-up; cosine and linear go down to --min-learning-rate at the end of the run",
+        "learning rate after the warm-up; cosine and linear decrease to --min-learning-rate at the end of the run",
         "--schedule",
         choices=("constant", "cosine", "linear"),
         typed=True,
     )
     min_learning_rate: float = _setting(
         0.0,
-        "what --schedule cosine and linear end at (default: 0)",
+        "final learning rate of --schedule cosine and linear (default: 0)",
         "--min-learning-rate",
         minimum=0.0,
         metavar="RATE",
@@ -161,17 +173,17 @@ class TrainingConfig:
     )
     cooldown_steps: int = _setting(
         0,
-        "learning rate down linearly to zero over the last N steps, also of a resumed run (default: none)",
+        "decrease the learning rate linearly to zero over the last N steps, also in a resumed run (default: none)",
         "--cooldown",
         minimum=0,
         typed=True,
     )
     seed: int = _setting(
-        0, "seed of the first weights and of what is sampled", "--seed", minimum=0, maximum=2**32 - 1, fixed=True
+        0, "seed of the initial weights and of sampling", "--seed", minimum=0, maximum=2**32 - 1, fixed=True
     )
     dtype: str = _setting(
         "auto",
-        "of the weights that compute (fp32 master weights in any case); auto: bf16 where the device has it natively",
+        "dtype for computation (master weights are always fp32); auto: bf16 where the device supports it natively",
         "--dtype",
         choices=("auto", "fp32", "bf16"),
         typed=True,
@@ -179,7 +191,7 @@ class TrainingConfig:
     )
     compile: bool | None = _setting(
         None,
-        "compile the step (default: where the run is long enough to end sooner with it)",
+        "compile the training step (default: if the run is long enough to finish sooner)",
         "--compile",
         typed=True,
         undecided=None,
@@ -187,34 +199,39 @@ class TrainingConfig:
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps", "--device", metavar="DEVICE")
     pretrained_checkpoint: str | None = _setting(
         None,
-        "start from the weights and the tokenizer of a checkpoint (a folder: its newest), or of a Qwen3 in a folder of "
-        "transformers",
+        "start from the weights and the tokenizer of a checkpoint (of a folder: its newest), or of a Qwen3 in a "
+        "transformers folder",
         "--pretrained-checkpoint",
         metavar="FILE|FOLDER",
         fixed=True,
     )
     spike: str = _setting(
         "clip",
-        "what becomes of a gradient, or a loss, far above the running median of documents of its length; "
-        "clip: held to three times the median; skip: no update; keep: as any other",
+        "what to do when a loss or gradient norm is far above the running median of documents of the same length; "
+        "clip: limit the gradient norm to three times the median; skip: make no update; keep: treat it like any other",
         "--spike",
         choices=("clip", "skip", "keep"),
         typed=True,
     )
     deterministic: bool = _setting(
-        False, "slower kernels on a GPU that give the same last bit each time", "--deterministic", fixed=True
+        False, "on a GPU, use slower kernels that give bit-identical results", "--deterministic", fixed=True
     )
-    checkpoint: bool = _setting(True, "write no checkpoints", "--no-checkpoint")
+    checkpoint: bool = _setting(True, "save no checkpoints", "--no-checkpoint")
     keep_checkpoints: int = _setting(
-        3, "the newest N checkpoints stay, older ones are deleted", "--keep-checkpoints", minimum=1
+        3, "keep the newest N checkpoints and delete older ones", "--keep-checkpoints", minimum=1
     )
     keep_every: int | None = _setting(
-        None, "of the older ones, keep those after each N documents (default: none)", "--keep-every", minimum=1
+        None, "of the older checkpoints, keep those after every N documents (default: none)", "--keep-every", minimum=1
     )
-    checkpoint_dir: str = _setting("checkpoints", "folder of the checkpoints", "--checkpoint-dir", metavar="DIR")
-    viz_dir: str = _setting("training_viz", "folder of the record: store, charts, JSON", "--viz-dir", metavar="DIR")
+    checkpoint_dir: str = _setting("checkpoints", "folder for the checkpoints", "--checkpoint-dir", metavar="DIR")
+    viz_dir: str = _setting(
+        "training_viz", "folder for the record: store, charts, JSON files", "--viz-dir", metavar="DIR"
+    )
     prompt: tuple[str, ...] = _setting(
-        (), "also let the model go on from TEXT at each display step (repeatable)", "--prompt", metavar="TEXT"
+        (),
+        "also generate a continuation of TEXT at each step of --display-samples (repeatable)",
+        "--prompt",
+        metavar="TEXT",
     )
 
     def __post_init__(self) -> None:
@@ -226,11 +243,11 @@ class TrainingConfig:
         self._check_schedule()
 
     def _check_schedule(self) -> None:
-        """Here and not in `check_combinations`, because a flag typed with --resume can break it too."""
+        """Check here and not in `check_combinations`, because a flag given with --resume can break it too."""
         if self.min_learning_rate and self.schedule == "constant":
             raise UserError(
-                f"--min-learning-rate {self.min_learning_rate} is for --schedule cosine or linear: "
-                "name one of them, or write --min-learning-rate 0"
+                f"--min-learning-rate {self.min_learning_rate} requires --schedule cosine or linear: "
+                "pass one of them, or --min-learning-rate 0"
             )
         if self.min_learning_rate > self.initial_learning_rate:
             raise UserError(
@@ -244,11 +261,11 @@ class TrainingConfig:
 
     @property
     def shape(self) -> ModelShape:
-        """Of a model that begins with new weights."""
+        """The shape of a model that starts with new weights."""
         return MODEL_SIZES[self.model_size or "small"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values by field name: what is stored with a run, and what a `--config` file may hold."""
+        """Return plain values by field name, as a record stores them and a `--config` file may contain them."""
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
         }
@@ -261,13 +278,13 @@ TYPES: Mapping[str, Any] = types.MappingProxyType(typing.get_type_hints(Training
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """` (did you mean …?)`, or nothing where no known word comes close."""
+    """Return ` (did you mean …?)`, or an empty string if no known word is similar."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def check_value(setting: "dataclasses.Field[Any]", value: Any) -> None:
-    """Raise `UserError` unless `value` has the field's type and lies within its bounds."""
+    """Raise `UserError` unless `value` has the type of the field and is within its bounds."""
     options, name = setting.metadata, f"{setting.metadata['flag']} ({setting.name})"
     wanted = TYPES[setting.name]
     allowed = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
@@ -305,7 +322,7 @@ def check_value(setting: "dataclasses.Field[Any]", value: Any) -> None:
     if isinstance(value, str) and not value.strip():
         raise UserError(f"{name} must not be empty")
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= character < "\udc80" for character in value)):
-        raise UserError(f"{name} holds a character that no file name can: {value!a}")
+        raise UserError(f"{name} contains a character that is not allowed in a file name: {value!a}")
     if setting.name == "prompt":
         for text in value:
             if not text.strip():

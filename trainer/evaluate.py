@@ -1,4 +1,4 @@
-"""`python -m trainer.evaluate [CHECKPOINT] [--text FILE]`: how well a trained model predicts a text."""
+"""`python -m trainer.evaluate [CHECKPOINT] [--text FILE]`: measure how well a trained model predicts a text."""
 
 import argparse
 import math
@@ -23,32 +23,32 @@ from trainer.records import Cursor, Document, Evaluation, Origin, Sample
 from trainer.run.checkpoints import RUN_STATE, misfit
 
 MOST_SOURCES = 20
-"""That are shown apart, those with the most predictions."""
+"""Sources with a line of their own in the table: those with the most predictions."""
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Measure the model of a checkpoint on a text and print what was found.
+    """Measure the model of a checkpoint on a text and print a table.
 
     Raises:
-        UserError: no such checkpoint or text, or nothing in it to predict.
-        SourceUnreachable: no text is named, and the data of the checkpoint's run can't be read.
+        UserError: the checkpoint or the text is missing or invalid, or there is nothing to predict.
+        SourceUnreachable: without `--text`, the data of the checkpoint's run can't be read.
     """
     trained = open_trained_model(arguments.checkpoint, arguments.checkpoint_dir)
     config = _settings(trained, arguments)
     device = choose_device(arguments.device)
     model = trained.model.to(device, choose_dtype(config.dtype, device))
-    unit, where, samples = _samples(arguments.text, config, trained)
+    unit, text, samples = _samples(arguments.text, config, trained)
     found = Evaluator(lambda: model, {f"--text {arguments.text}": samples}).measure(f"--text {arguments.text}")
     step = trained.state.get("step")
-    after = f" after {step:,} documents" if isinstance(step, int) else ""
-    print(f"{trained.path}{after}, on {found[0].documents:,} {unit} {where}")
+    after = f" (after {step:,} documents)" if isinstance(step, int) else ""
+    print(f"{trained.path}{after}, evaluated on {found[0].documents:,} {unit} {text}")
     if isinstance(samples, SampleStream) and (skipped := samples.state_dict()["skipped"]):
-        print("Left out: " + ", ".join(f"{count:,} {_shown(reason, 120)}" for reason, count in sorted(skipped.items())))
+        print("Skipped: " + ", ".join(f"{count:,} {_shown(reason, 120)}" for reason, count in sorted(skipped.items())))
     print("\n".join(_table(found, unit)))
 
 
 def _settings(trained: TrainedModel, arguments: argparse.Namespace) -> TrainingConfig:
-    """Those of the checkpoint's run, the defaults where it names none; what is typed here wins."""
+    """The settings of the checkpoint's run, or the defaults; flags of this command override both."""
     kept = trained.state.get("config")
     known = {key: value for key, value in kept.items() if key in FIELDS} if isinstance(kept, dict) else {}
     typed = {"max_seq_length": arguments.max_seq_length, "text_column": arguments.text_column}
@@ -58,34 +58,35 @@ def _settings(trained: TrainedModel, arguments: argparse.Namespace) -> TrainingC
 def _held_out(config: TrainingConfig, trained: TrainedModel) -> Iterable[Sample]:
     if missing := misfit(trained.state, {name: RUN_STATE[name] for name in ("source", "samples")}):
         raise UserError(
-            f"{trained.path} does not say what its run held out (there is no {missing!r} in it): name one with --text"
+            f"{trained.path} does not name the held-out documents of its run ({missing!r} is missing): "
+            "pass a text with --text"
         )
     return held_out_of_run(config, trained.state, trained.tokenizer, lambda line: print(line, file=sys.stderr))
 
 
 def _samples(text: str | None, config: TrainingConfig, trained: TrainedModel) -> tuple[str, str, Iterable[Sample]]:
-    """What a sample is, and of what, in words; and the samples: of `--text`, or held out where that is not given."""
+    """Return the unit of a sample, a description of the text, and the samples: of `--text`, or held out without it."""
     if text is None:
         held_out = _held_out(config, trained)
-        return "documents", f"that its run held out of {_shown(trained.state['source']['name'])}", held_out
+        return "held-out documents", f"of {_shown(trained.state['source']['name'])}", held_out
     path, length, tokenizer = Path(text), config.max_seq_length, trained.tokenizer
     if text == "-":
         return "windows", f"of {length} tokens of standard input", windows(_read(text), text, tokenizer, length)
     if path.is_dir() or not os.access(path, os.R_OK):
-        raise UserError(f"--text {text}: no such file, or one that can't be read")
-    kind = kind_of(path.name) if path.is_file() else None  # a pipe is read to its end, whatever it is called
+        raise UserError(f"--text {text}: no such file, or the file can't be read")
+    kind = kind_of(path.name) if path.is_file() else None  # a pipe has no meaningful name
     if kind is None or kind == "paragraphs":
         return "windows", f"of {length} tokens of {text}", windows(_read(text), text, tokenizer, length)
     source = DataSource(text, "", (Shard(kind, text, text),))
     documents = DocumentStream(source=source, text_column=config.text_column)
     samples = SampleStream(documents, tokenizer, length, hold_out=False, should_stop=lambda: False)
-    return "documents", f"of {text}, at most {length} tokens of each", samples
+    return "documents", f"of {text}, at most {length} tokens per document", samples
 
 
 def windows(text: str, name: str, tokenizer: Tokenizer, max_seq_length: int) -> Iterator[Sample]:
-    """A whole text in samples of at most `max_seq_length` tokens.
+    """Yield a whole text in samples of at most `max_seq_length` tokens.
 
-    Each begins with the last token of the one before, so that every token but the very first is predicted, once.
+    Each sample starts with the last token of the one before, so every token but the first is predicted exactly once.
     """
     ids = tokenizer.EncodeAsIds(text)
     text_hash, size = hash_text(text), len(text.encode())
@@ -102,22 +103,22 @@ def windows(text: str, name: str, tokenizer: Tokenizer, max_seq_length: int) -> 
 
 
 def _read(text: str) -> str:
-    """What `--text` names, - being standard input."""
+    """Read the text that `--text` names; - is standard input."""
     if text == "-" and sys.stdin is None:
-        raise UserError("--text -: there is no standard input")
+        raise UserError("--text -: standard input is closed: pass a file or a pipe")
     try:
         return (sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()).decode()
     except OSError as error:
         raise UserError(f"--text {text}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"--text {text} is no text in UTF-8 (byte {error.start:,}); one that is compressed can be piped in: "
+            f"--text {text} is not UTF-8 text (byte {error.start:,}): decompress a compressed file first, as in "
             "zcat FILE | python -m trainer.evaluate --text -"
         ) from None
 
 
 def _table(found: Sequence[Evaluation], unit: str) -> list[str]:
-    """A line for the whole and, where there are several, one for each source."""
+    """Format one line for the whole text and, if there are several sources, one line per source."""
     whole, *sources = found
     sources.sort(key=lambda part: -part.tokens)
     shown = [(_shown(part.source), part) for part in sources[:MOST_SOURCES]] if len(sources) > 1 else []
@@ -142,12 +143,12 @@ def _table(found: Sequence[Evaluation], unit: str) -> list[str]:
         for name, *cells in rows
     ]
     if len(sources) > MOST_SOURCES:
-        lines.append(f"({len(sources) - MOST_SOURCES:,} more sources are in `all` alone)")
+        lines.append(f"({len(sources) - MOST_SOURCES:,} more sources are included only in `all`)")
     return lines
 
 
 def _shown(name: str, longest: int = 40) -> str:
-    """Names from files may hold anything; a terminal would obey some of it."""
+    """Replace control characters: names come from files, and a terminal would execute some of them."""
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name[:longest]
     )
@@ -156,27 +157,26 @@ def _shown(name: str, longest: int = 40) -> str:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m trainer.evaluate",
-        description="How well a trained model predicts a text: loss, bits per byte, accuracy.",
+        description="Measure how well a trained model predicts a text: loss, bits per byte, accuracy.",
     )
     parser.add_checkpoint()
     parser.add_argument(
         "--text",
         metavar="FILE",
-        help="a text, measured whole, in windows; .jsonl, .json (each also with .gz or .zst), .parquet: a document a "
-        "row, cut as in training; -: standard input (default: what the checkpoint's run held out)",
+        help="a text file, measured in windows; a .jsonl or .json file (also with .gz or .zst) or a .parquet file, "
+        "with one document per row, truncated as in training; or - for standard input "
+        "(default: the held-out documents of the checkpoint's run)",
     )
     parser.add_argument(
-        "--max-seq-length", type=int, metavar="N", help="tokens of a window or a document (default: as in training)"
+        "--max-seq-length", type=int, metavar="N", help="most tokens per window or document (default: as in training)"
     )
-    parser.add_argument(
-        "--text-column", metavar="NAME", help="where the text of a row stands (default: as in training)"
-    )
+    parser.add_argument("--text-column", metavar="NAME", help="column with the text of a row (default: as in training)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code of `contract.md`: 0, 2 for the user's input, 3 for data out of reach, 130 after Ctrl-C."""
+    """Run the command and return its exit code: 0, 2 (user input), 3 (source unreachable), 4, 5 or 130 (Ctrl-C)."""
     return exit_code_of(lambda: evaluate(_parse(argv)))
 
 

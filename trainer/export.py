@@ -30,7 +30,7 @@ from trainer.observe.totals import Tally
 from trainer.run.checkpoints import RUN_STATE, misfit
 
 _MARK = {"exported_by": "train_slimpajama"}
-"""In the header of the weights, where whoever trains on from the folder, and saves there, writes his own."""
+"""Metadata in the weights file. A program that trains the model further and saves it here replaces it."""
 _OUR_FILES = {
     "README.md",
     "config.json",
@@ -44,16 +44,17 @@ _MACHINE_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Write the folder, whole or not at all, and say how to open it.
+    """Write the folder atomically and print the code that opens it.
 
     Raises:
-        UserError: no such checkpoint, a tokenizer that can't be had in transformers, or a folder with other files.
-        MachineError: the disk.
+        UserError: the checkpoint does not exist or is invalid, `transformers` can't represent its tokenizer, or the
+            folder has other files.
+        MachineError: the disk is full or fails.
         Diverged: the weights are not finite.
     """
     out: Path = arguments.out
     try:
-        _refuse_foreign(out)
+        _check_free(out)
         trained = open_trained_model(arguments.checkpoint, arguments.checkpoint_dir)
         files = _small_files(trained, out.resolve().name)
         # The averaged weights, float32, under the names of `Qwen3ForCausalLM`.
@@ -66,18 +67,20 @@ def export(arguments: argparse.Namespace) -> None:
     print(_snippet(str(out)))
 
 
-def _refuse_foreign(out: Path) -> None:
-    """Raise `UserError` unless `out` is free, an empty folder, or one that was written here and holds nothing else."""
+def _check_free(out: Path) -> None:
+    """Raise `UserError` unless `out` does not exist, is empty, or has only the files of an earlier export."""
     if not out.exists():
         return
     if not out.is_dir():
-        raise UserError(f"{out} is no folder: name a new one")
+        raise UserError(f"{out} is not a folder: choose another name")
     if out.resolve() == Path.cwd():
-        raise UserError(f"{out} is the folder you are in, which would be replaced: name another one")
+        raise UserError(f"{out} is the current folder, which the export would replace: choose another one")
     names = {path.name for path in out.iterdir()}
     if names and (names - _OUR_FILES or not _is_export(out)):
         other = min(names - _OUR_FILES or names)
-        raise UserError(f"{out} holds files that are not of an earlier export ({other}): name a new or an empty folder")
+        raise UserError(
+            f"{out} has files that are not from an earlier export ({other}): choose a new or an empty folder"
+        )
 
 
 def _is_export(folder: Path) -> bool:
@@ -91,7 +94,7 @@ def _is_export(folder: Path) -> bool:
 
 
 def _small_files(trained: TrainedModel, name: str) -> dict[str, bytes]:
-    """Name → content of all but the weights."""
+    """Return name → content of every file but the weights."""
     model, tokenizer, state = trained.model, trained.tokenizer, trained.state
     sampling = inspect.signature(LanguageModel.generate).parameters
     end = _end(state)
@@ -106,13 +109,13 @@ def _small_files(trained: TrainedModel, name: str) -> dict[str, bytes]:
         "tokenizer.json": to_tokenizer_json(tokenizer, _trained_texts(trained)),
         "tokenizer_config.json": _json(_tokenizer_config(tokenizer, end)),
     }
-    # The SentencePiece model itself too: a run that begins with this folder reads text by it.
+    # Also the SentencePiece model: a run that starts from this folder uses it as its tokenizer.
     own = {} if isinstance(tokenizer, PretrainedTokenizer) else {"tokenizer.model": tokenizer.model_bytes}
     return {file: content.encode() for file, content in files.items()} | own
 
 
 def _length(state: Mapping[str, Any]) -> dict[str, int]:
-    """How long a text may be: as it was before training, or as the documents were."""
+    """The longest text: that of the pretrained model, or of the documents trained on."""
     places: list[tuple[Any, str]] = [
         (state.get("pretrained"), "max_position_embeddings"),
         (state.get("config"), "max_seq_length"),
@@ -122,20 +125,20 @@ def _length(state: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _end(state: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The tokens that end a text, where a pretrained model had any. Our own training knows none."""
+    """The end-of-text tokens of the pretrained model, if any. Our own training uses none."""
     carried: Any = state.get("pretrained")
     return {"eos_token_id": carried["eos_token_id"]} if not misfit(carried, CARRIED) and carried["eos_token_id"] else {}
 
 
 def _tokenizer_config(tokenizer: Tokenizer, end: Mapping[str, list[int]]) -> dict[str, Any]:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    # Only what the tokenizer finds in text by itself: naming another token here would make it look for that one too.
+    # Only tokens that the tokenizer already recognizes in text: naming another one would make it recognize that too.
     named = special_tokens(tokenizer, end.get("eos_token_id", []))
     return config | ({"eos_token": named[0]} if named else {})
 
 
 def _trained_texts(trained: TrainedModel) -> list[str]:
-    """What the last documents say: the tokenizer is tried on them."""
+    """The text of the last documents, to test the exported tokenizer on."""
     if misfit(trained.state.get("tally"), RUN_STATE["tally"]):
         return []
     known = trained.tokenizer.vocab_size
@@ -158,7 +161,7 @@ def _snippet(folder: str) -> str:
 
 
 def _write_folder(out: Path, files: Mapping[str, bytes], weights: Mapping[str, Tensor]) -> None:
-    """Write everything into a folder beside `out`, which takes its place when all of it is on disk."""
+    """Write everything into a temporary folder next to `out`, then rename it once all of it is on disk."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -169,7 +172,7 @@ def _write_folder(out: Path, files: Mapping[str, bytes], weights: Mapping[str, T
         for name, content in files.items():
             (aside / name).write_bytes(content)
         save_file(dict(weights), aside / "model.safetensors", metadata={"format": "pt", **_MARK})
-        # The library makes a file that only its owner may read.
+        # The library creates a file that only its owner can read.
         (aside / "model.safetensors").chmod((aside / "config.json").stat().st_mode)
         for path in (*aside.iterdir(), aside):
             sync_folder(path)
@@ -190,10 +193,10 @@ def _write_folder(out: Path, files: Mapping[str, bytes], weights: Mapping[str, T
 
 
 def _model_card(state: Mapping[str, Any], shape: ModelShape, vocab_size: int, *, name: str, opening: str) -> str:
-    """Markdown with the Hub's metadata block.
+    """Return the model card: Markdown with the Hub's metadata block.
 
     Args:
-        state: of the checkpoint; without a complete run in it, the card has no training details.
+        state: the checkpoint; without the state of a run in it, the card has no training details.
         opening: Python code that creates `model` and `tokenizer`.
     """
     from huggingface_hub import ModelCard, ModelCardData  # takes 0.2 s to import
@@ -206,13 +209,13 @@ def _model_card(state: Mapping[str, Any], shape: ModelShape, vocab_size: int, *,
         "",
         f"# {_plain(name)}",
         "",
-        f"A language model of the Qwen3 design, {shape.parameters(vocab_size) / 1e6:.1f} M parameters ({shape}, "
-        f"vocabulary of {vocab_size:,}), trained by `train_slimpajama` on one document per step.",
+        f"A language model with the Qwen3 architecture and {shape.parameters(vocab_size) / 1e6:.1f} M parameters "
+        f"({shape}, vocabulary of {vocab_size:,}), trained with `train_slimpajama` on one document per step.",
         "",
         *_training(state),
         "",
-        "It was trained without tokens for the beginning and the end of a text: `max_new_tokens` says how far it "
-        "goes. No licence is stated, because none was recorded of the documents.",
+        "It was trained without tokens that mark the beginning or the end of a text, so `max_new_tokens` sets the "
+        "length of its output. No license is stated, because the licenses of the documents were not recorded.",
         "",
         "```python",
         opening,
@@ -227,19 +230,20 @@ def _model_card(state: Mapping[str, Any], shape: ModelShape, vocab_size: int, *,
 def _training(state: Mapping[str, Any]) -> list[str]:
     """The training details of a checkpoint, as a Markdown table."""
     if misfit(state):
-        return ["What it was trained on is not recorded."]
+        return ["The training data are not recorded in the checkpoint."]
     tally = Tally()
     tally.load_state_dict(state["tally"])
     _, loss, window = tally.first_and_last()
-    source, settings, rounds = state["source"], state["config"], state["samples"]["cursor"]["epoch"]
+    source, settings, epoch = state["source"], state["config"], state["samples"]["cursor"]["epoch"]
     start = settings.get("pretrained_checkpoint")
     rows = {
-        "documents": f"`{_plain(source['name'])}`, revision `{_plain(source['revision'])}`",
-        "trained on": f"{tally.documents:,} of them, {tally.tokens:,} predictions, "
-        f"at most {settings.get('max_seq_length')} tokens of each",
-        "rounds": f"{rounds + 1}",
-        "begun with": f"`{_plain(start)}`" if isinstance(start, str) else "new weights",
-        "loss": f"{loss:.4f} nats per token, the mean of the last {window} documents, each before it was learned from",
+        "data": f"`{_plain(source['name'])}`, revision `{_plain(source['revision'])}`",
+        "trained on": f"{tally.documents:,} documents, {tally.tokens:,} predictions, "
+        f"at most {settings.get('max_seq_length')} tokens per document",
+        "epochs": f"{epoch + 1}",
+        "initial weights": f"`{_plain(start)}`" if isinstance(start, str) else "random",
+        "loss": f"{loss:.4f} nats per token: the mean over the last {window} documents, each measured before the "
+        "update it contributed to",
         "run": f"`{_plain(state['run_id'])}`",
     }
     return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
@@ -255,12 +259,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m trainer.export", description="Write a trained model as a folder that transformers opens."
     )
     parser.add_checkpoint()
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write: a new one, or an earlier export")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write: new, empty, or an earlier export")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code of `contract.md`: 0, 2 the user's input, 4 diverged, 5 the machine, 130 after Ctrl-C."""
+    """Run the command and return its exit code: 0, 2 (user input), 4 (diverged), 5 (machine) or 130 (Ctrl-C)."""
     return exit_code_of(lambda: export(_parse(argv)))
 
 

@@ -1,4 +1,4 @@
-"""`python -m trainer.generate [CHECKPOINT] --prompt TEXT`: let a trained model go on from a text."""
+"""`python -m trainer.generate [CHECKPOINT] --prompt TEXT`: continue a text with a trained model."""
 
 import argparse
 import sys
@@ -9,27 +9,29 @@ from trainer.base.device import choose_device, choose_dtype
 from trainer.errors import Diverged, UserError
 from trainer.interop.load import open_trained_model
 
-# What a terminal would obey instead of show. Generated text is nobody's to trust.
+# Generated text is untrusted, and a terminal would execute control characters instead of showing them.
 _CONTROL_CHARACTERS = dict.fromkeys([*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)], "\N{REPLACEMENT CHARACTER}")
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    """Write the prompt and what the model makes of it to standard output, each token as soon as it is chosen.
+    """Print the prompt and its continuation, each token as soon as it is chosen.
 
     Raises:
-        UserError: no such checkpoint, or a prompt that can't be encoded.
-        Diverged: the logits are not finite.
+        UserError: the checkpoint does not exist or is invalid, or the prompt can't be encoded.
+        Diverged: weights or logits are not finite.
     """
     if not arguments.prompt:
-        raise UserError("--prompt is empty: the model needs a text to go on from")
+        raise UserError("--prompt is empty: pass the text to continue")
     trained = open_trained_model(arguments.checkpoint, arguments.checkpoint_dir)
     tokenizer = trained.tokenizer
     try:
         prompt_ids = tokenizer.EncodeAsIds(arguments.prompt)
     except UnicodeEncodeError:
-        raise UserError("--prompt is not valid Unicode") from None
-    if not prompt_ids:  # a tokenizer of others may drop spaces
-        raise UserError("--prompt holds nothing that this checkpoint's tokenizer keeps")
+        raise UserError("--prompt is not valid Unicode: pass text in the encoding of your terminal") from None
+    if not prompt_ids:  # a tokenizer from elsewhere may drop spaces
+        raise UserError(
+            "--prompt has no tokens: this checkpoint's tokenizer drops all of its characters, so pass another text"
+        )
     device = choose_device(arguments.device)
     model = trained.model.to(device, choose_dtype("auto", device))
     ids = model.stream(
@@ -44,7 +46,7 @@ def generate(arguments: argparse.Namespace) -> None:
         for text in tokenizer.decode_stream(ids):
             _write(text)
     except FloatingPointError as error:
-        raise Diverged(f"\n{error}: this checkpoint's training has diverged, name an earlier one") from error
+        raise Diverged(f"\n{error}: this checkpoint is from a diverged run, so use an earlier one") from error
     _write("\n")
 
 
@@ -54,18 +56,32 @@ def _write(text: str) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandParser(prog="python -m trainer.generate", description="Let a trained model go on from a text.")
+    parser = CommandParser(prog="python -m trainer.generate", description="Continue a text with a trained model.")
     parser.add_checkpoint()
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to go on from")
-    parser.add_argument("--max-new-tokens", type=whole_number(1), default=200, metavar="N", help="default: 200")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     parser.add_argument(
-        "--temperature", type=_temperature, default=0.8, metavar="X", help="0: always the likeliest (default: 0.8)"
+        "--max-new-tokens",
+        type=whole_number(1),
+        default=200,
+        metavar="N",
+        help="number of tokens to generate (default: 200)",
     )
     parser.add_argument(
-        "--top-k", type=whole_number(0), default=50, metavar="K", help="choose among K tokens, 0: all (default: 50)"
+        "--temperature",
+        type=_temperature,
+        default=0.8,
+        metavar="X",
+        help="randomness; 0 always takes the most likely token (default: 0.8)",
     )
     parser.add_argument(
-        "--seed", type=whole_number(0), default=0, metavar="N", help="same seed, same text (default: 0)"
+        "--top-k",
+        type=whole_number(0),
+        default=50,
+        metavar="K",
+        help="sample from the K most likely tokens, or from all with 0 (default: 50)",
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, metavar="N", help="the same seed gives the same text (default: 0)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     return parser.parse_args(argv)
@@ -77,12 +93,12 @@ def _temperature(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number from 0 on, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, found {text!r}")
     return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code of `contract.md`: 0, 2 for the user's input, 4 diverged, 130 after Ctrl-C."""
+    """Run the command and return its exit code: 0, 2 (user input), 4 (diverged), 5 (machine) or 130 (Ctrl-C)."""
     return exit_code_of(lambda: generate(_parse(argv)))
 
 

@@ -1,4 +1,4 @@
-"""What passes between the rooms: a document, its cursor, the sample made of it, the result of its step."""
+"""Data that packages exchange (documents, samples, step results, evaluations) and the `Visualizer` protocol."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a document stands in its source, precise enough to find it again."""
+    """The exact position of a document in its source."""
 
     shard: str
-    """The file: a path, or an `hf://` address that includes the revision."""
+    """The file: a path, or an `hf://` URL that includes the revision."""
     row: int
     """0-based index of the row (line, paragraph) in that file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A position in a `DocumentStream`: the next row to read. A plain record, so that a checkpoint can keep it."""
+    """A position in a `DocumentStream`: the next row to read. Stored in checkpoints."""
 
     epoch: int = 0
     shard: int = 0
@@ -36,14 +36,14 @@ class Document:
     """One row of a source."""
 
     text: object
-    """A `str`, unless the row holds something else (null, a number), then that; None where it could not be read."""
+    """A `str`, or another value if the row contains one (null, a number); None if it could not be read."""
     source: str
-    """Which part of the data this is (`RedPajamaC4`, `python-docs`); the data source's name where rows do not say."""
+    """The part of the data (`RedPajamaC4`, `python-docs`); the name of the data source if rows do not name one."""
     origin: Origin
     cursor: Cursor
-    """The position just behind this document: a stream opened here goes on with the next one."""
+    """The position after this document: a stream opened here continues with the next one."""
     fault: str | None = None
-    """Why the row (or all that is left of its shard) could not be read, like `not JSON`; None for a sound one."""
+    """Why the row (or the rest of its shard) could not be read, e.g. `not JSON`; None if it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Sample:
     """One document as the model sees it."""
 
     document: Document
-    """Its text is cut where it is very long."""
+    """A very long text is cut."""
     ids: list[int]
     """(T,) token ids, 2 <= T <= max_seq_length."""
     text_hash: bytes
@@ -59,115 +59,114 @@ class Sample:
     document_bytes: int
     """UTF-8 bytes of the document's whole text."""
     predicted_bytes: int
-    """UTF-8 bytes that the predicted tokens (all but the first) spell: what bits per byte are counted over."""
+    """UTF-8 bytes of the predicted tokens (all but the first), the denominator of bits per byte."""
     stream_state: dict[str, Any]
-    """State of the `SampleStream` just behind this document: cursor and counts. What a checkpoint keeps."""
+    """State of the `SampleStream` after this document (cursor and counts), as stored in a checkpoint."""
 
     @property
     def input_ids(self) -> list[int]:
-        """(T-1,) what the model reads."""
+        """(T-1,) inputs of the model."""
         return self.ids[:-1]
 
     @property
     def target_ids(self) -> list[int]:
-        """(T-1,) what it must predict."""
+        """(T-1,) tokens to predict."""
         return self.ids[1:]
 
     @property
     def where(self) -> str:
-        """Shard and row, to find the document again."""
+        """Shard and row of the document."""
         return f"{self.document.origin.shard} row {self.document.origin.row}"
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step measured, before its update."""
+    """The measurements of one optimizer step, made before its update."""
 
     loss: float
     """Mean over the sample's predictions, nats per token."""
     accuracy: float
-    """Share of predictions whose most likely token is the true one, 0...1; NaN where the logits are not finite."""
+    """Share of predictions whose most likely token is the true one, 0...1; NaN if the logits are not finite."""
     gradient_norm: float
     """L2 norm over all parameters, before clipping."""
     token_losses: npt.NDArray[np.float32]
     """(T-1,) float32, nats."""
     token_ranks: npt.NDArray[np.int32] | None
-    """(T-1,) int32, how many tokens the model held more likely than the true one; 0 is a hit. None where the logits are
-    not finite: then there is no order among them."""
+    """(T-1,) int32, number of tokens that the model ranked above the true one (0: correct). None if the logits are not
+    finite."""
     finite: bool
-    """Logits, loss and gradient were all finite numbers."""
+    """Whether logits, loss and gradient are all finite."""
     updated: bool
-    """False when they were not, or where a spike is skipped: then weights and moments are as before."""
+    """False if they are not, or if a spike was skipped; weights and moments are then unchanged."""
     fault: str
-    """What was wrong with the step's numbers (not finite, or a spike), in words; nothing where nothing was."""
+    """Description of a spike or of values that are not finite; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one look at held-out documents measured: of a whole split, or of those from one source."""
+    """One evaluation of held-out documents: of a whole split, or of one source in it."""
 
     split: str
     source: str
-    """'' where it is all sources together."""
+    """'' for all sources together."""
     loss: float
-    """Mean over all its predictions, nats per token."""
+    """Mean over all predictions, nats per token."""
     accuracy: float
-    """Share of all its predictions, 0...1."""
+    """Share of correct predictions, 0...1."""
     bits_per_byte: float
-    """What the predictions cost together, for each byte that they spell; NaN where they spell none."""
+    """Total loss in bits, divided by the bytes of the predicted tokens; NaN if there are none."""
     documents: int
     tokens: int
     """Predictions."""
     bytes: int
-    """UTF-8 bytes that they spell."""
+    """UTF-8 bytes of the predicted tokens."""
     seconds: float
-    """That the look took, at the whole split."""
+    """Duration of the evaluation of the whole split."""
 
 
 class Visualizer(Protocol):
-    """Who keeps the record. `viz.visualizer.TrainingVisualizer` is one; a list in a test is another."""
+    """Keeps the record of a run. `viz.visualizer.TrainingVisualizer` implements it."""
 
     def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
         """Record one step, or one generation; `viz/record/writer.py` documents the keys of `metrics`.
 
-        Raises OSError when the record can't be written any more. The row is kept all the same, for `recover`: it must
-        not be given again.
+        Raises OSError if the record can no longer be written. The row is then kept for `recover`: do not pass it again.
         """
 
     def record_event(self, step: int, kind: str, detail: str) -> None:
-        """Keep what happened (a checkpoint, a resume, a retry) for good. `step`: the document then in hand, or next."""
+        """Record an event (a checkpoint, a resume, a retry). `step`: the current document, or the next one."""
 
     def record_evaluation(self, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
-        """Record an evaluation after document `step`: the fields of an `Evaluation` for the whole and each source."""
+        """Record an evaluation after document `step`: an `Evaluation` of the split and of each source, as mappings."""
 
     def record_probe(
         self, step: int, document: int, loss: float, accuracy: float, token_losses: npt.NDArray[np.float32]
     ) -> None:
-        """Record how the document of step `document` fared after document `step`, when it was measured again.
+        """Record a re-measurement, made after document `step`, of the document of step `document`.
 
         Args:
             loss: mean over its predictions, nats per token.
-            accuracy: share of its predictions, 0...1; NaN where the logits are not finite.
+            accuracy: share of correct predictions, 0...1; NaN if the logits are not finite.
             token_losses: (T-1,) float32, nats.
         """
 
     def generate_charts(self, step: int) -> None:
-        """Draw the run as of `step` finished documents. Returns at once."""
+        """Draw the run as of `step` finished documents. Returns immediately."""
 
     def save_metrics_json(self) -> None:
-        """Export the JSON files. Returns at once."""
+        """Export the JSON files. Returns immediately."""
 
     def flush(self) -> None:
-        """Return when all rows so far are on disk for good. Raises OSError when they can't be written."""
+        """Return once all rows so far are durable on disk. Raises OSError if they can't be written."""
 
     def recover(self) -> None:
-        """Try once more to write what could not be written. Raises OSError when it still can't be."""
+        """Retry the writes that failed. Raises OSError if they fail again."""
 
     def rewind(self, step: int) -> None:
-        """Forget the rows from `step` on, never events, because the run itself goes back there.
+        """Delete the rows from `step` on, but no events, because the run rolls back to `step`.
 
-        Returns when they are deleted, or certain to be before any later row is written.
+        Returns once they are deleted, or will certainly be deleted before any later row is written.
         """
 
     def close(self, outcome: str = "done") -> None:
-        """Finish what was asked for: last chart, complete JSON files, one store file that says how the run ended."""
+        """Finish the record: last chart, complete JSON files, and how the run ended."""

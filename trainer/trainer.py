@@ -1,4 +1,4 @@
-"""The loop, and when each thing is due. No arithmetic and no I/O of its own."""
+"""The training loop, and when each action is due."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from trainer.run.checkpoints import CheckpointManager
 
 
 class Trainer:
-    """Trains on one document after the other and has each recorded."""
+    """Trains on one document after another and records each of them."""
 
     def __init__(
         self,
@@ -48,8 +48,8 @@ class Trainer:
     ) -> None:
         """
         Args:
-            identity: what a checkpoint says of its run beside the trainer's own state (run id, data source, …).
-            should_stop: asked after each step; once true the run is saved and ends.
+            identity: entries of a checkpoint besides the trainer's own state (run id, data source, …).
+            should_stop: called after each step; once it returns True, the run is saved and ends.
         """
         self.config = config
         self.model = model
@@ -81,45 +81,44 @@ class Trainer:
         self._should_stop = should_stop
         self._last_saved: int | None = None
         self._save_is_overdue = False
-        self._behind = samples.state_dict()
-        """State of the samples behind the document last trained on, not the one last handed out."""
+        self._resume_point = samples.state_dict()
+        """State of the samples after the document last trained on, not the one last fetched."""
 
     def train(self) -> str:
-        """Train until the steps are done, the documents end or a stop is asked for. Returns how it ended: `done`,
-        `documents ended` or `interrupted`.
+        """Train until all steps are done, the documents run out, or a stop is requested. Returns how the run ended:
+        `done`, `documents ended` or `interrupted`.
 
         Raises:
-            RunError: the source failed, or the machine, or the model has diverged; what was trained until then is saved
-                first where it can be.
+            RunError: the source or the machine failed, or the model diverged. A checkpoint is saved first if possible.
         """
         self.start_time = time.monotonic()
-        self.recorder.start(self.global_step, self._behind["cursor"]["epoch"])
+        self.recorder.start(self.global_step, self._resume_point["cursor"]["epoch"])
         self.evaluations.start()
         self.probes.start()
         outcome, failure = "", None
         try:
-            outcome = self._until_the_end()
+            outcome = self._train_to_the_end()
         except RunError as error:
             outcome, failure = str(error), error
-            if not isinstance(error, Diverged):  # what has diverged is never saved
+            if not isinstance(error, Diverged):  # diverged weights are never saved
                 self._save_after(error)
         except OSError as error:
             outcome = str(error)
-            failure = MachineError(f"{error}. What was saved before is whole: --resume goes on from there")
+            failure = MachineError(f"{error}. Saved checkpoints are intact: use --resume to continue")
             self._save_after(failure)
         except BaseException as error:
-            # No checkpoint: the state may be half of a step.
+            # No checkpoint: the step may be half done.
             self._close("out of memory" if is_out_of_memory(error) else "defect")
             raise
         try:
             self._close(outcome)
         except OSError as error:
-            failure = failure or MachineError(f"{error}. What was saved before is whole: --resume goes on from there")
+            failure = failure or MachineError(f"{error}. Saved checkpoints are intact: use --resume to continue")
         if failure is not None:
             raise failure
         return outcome
 
-    def _until_the_end(self) -> str:
+    def _train_to_the_end(self) -> str:
         while True:
             try:
                 outcome = self._loop()
@@ -139,7 +138,7 @@ class Trainer:
             generations = self.display.show(sample, self.global_step) if shown else []
             learning_rate, waited = self.get_learning_rate(self.global_step), self.samples.waited_seconds
             result = self.step(sample.ids, learning_rate)
-            self._stand_behind(sample, result)
+            self._advance(sample, result)
             self.recorder.record(sample, result, generations, learning_rate, waited, done=self.global_step)
             self.probes.follow(sample, self.global_step)
             self.checkpoints.raise_failure()
@@ -158,35 +157,35 @@ class Trainer:
             return "done"
         if self._should_stop():
             return "interrupted"
-        self._behind = self.samples.state_dict()  # with what was skipped behind the last document
+        self._resume_point = self.samples.state_dict()  # includes the documents skipped after the last one
         return "documents ended"
 
     def train_step(self, input_ids: list[int], target_ids: list[int]) -> tuple[float, float]:
-        """One step at the current learning rate, on ids of one's own; waits for the device. `global_step` stays.
+        """Make one step on the given ids at the current learning rate. `global_step` does not change.
 
         Args:
-            input_ids: (T,) what the model reads.
-            target_ids: (T,) what it must predict: the same text, one token on.
+            input_ids: (T,) inputs of the model.
+            target_ids: (T,) tokens to predict: `input_ids` shifted by one token.
 
         Returns:
             Loss in nats per token and accuracy in 0...1, both before the update.
 
         Raises:
-            ValueError: the two are not one text shifted by one token, or longer than max_seq_length - 1.
+            ValueError: `target_ids` is not `input_ids` shifted by one token, or is longer than max_seq_length - 1.
         """
         if not input_ids or list(input_ids[1:]) != list(target_ids[:-1]) or len(input_ids) != len(target_ids):
-            raise ValueError("target_ids must be input_ids moved on by one token, both of the same length")
+            raise ValueError("target_ids must be input_ids shifted by one token, both of the same length")
         if len(input_ids) >= self.config.max_seq_length:
-            raise ValueError(f"{len(input_ids)} predictions are more than max_seq_length - 1")
+            raise ValueError(f"expected at most max_seq_length - 1 predictions, found {len(input_ids)}")
         result = self.step([*input_ids, target_ids[-1]], self.get_learning_rate(self.global_step))
         return result.loss, result.accuracy
 
     def get_learning_rate(self, step: int) -> float:
-        """The base learning rate of a step."""
+        """Return the base learning rate of a step."""
         return self._scheduler.get_learning_rate(step)
 
     def format_time(self, seconds: float) -> str:
-        """`45.0s`, `37.8m`, `2.5h`."""
+        """Return a duration as `45.0s`, `37.8m` or `2.5h`."""
         return format_time(seconds)
 
     @staticmethod
@@ -197,69 +196,68 @@ class Trainer:
         return self.evaluations.are_due(self.global_step)
 
     def evaluate(self, *, is_last: bool = False) -> None:
-        """Measure every held-out split, say it and keep it under the document last trained on, if there is time."""
+        """Evaluate, print and record every held-out split, if the time budget allows it."""
         self.evaluations.make(self.global_step, is_last=is_last)
 
     def should_terminate(self) -> bool:
         return self.global_step >= self.config.num_steps or self._should_stop()
 
-    def _stand_behind(self, sample: Sample, result: StepResult) -> None:
-        """The step has happened: this is where the run is now, whatever fails in telling of it."""
+    def _advance(self, sample: Sample, result: StepResult) -> None:
+        """Move the resume point past the document. This comes first, because recording it may fail."""
         self.health.note(self.global_step, sample, result)
-        self._behind = sample.stream_state
+        self._resume_point = sample.stream_state
         self.global_step += 1
 
     def note(self, kind: str, detail: str) -> None:
-        """Say something above the bar and keep it as an event of the document that comes next."""
+        """Print an event above the progress bar and record it under the next document."""
         self.recorder.note(self.global_step, kind, detail)
 
     def note_often(self, kind: str, detail: str) -> None:
-        """`note` for what may happen again and again: not said each time."""
+        """Like `note`, for frequent events, which are not printed each time."""
         self.recorder.note_often(self.global_step, kind, detail)
 
     def check_health(self) -> None:
-        """Look at every weight and moment, which waits for the device. Raises Diverged where they are past saving."""
+        """Check every weight and moment, which waits for the device. Raises Diverged if one is not finite."""
         self.health.check(self.step.is_finite(), self.global_step)
 
     def roll_back(self, divergence: Diverged) -> None:
-        """Go back to the newest checkpoint from before the last update, and pass by the document of that update.
+        """Roll back to the newest checkpoint from before the last update, and skip the document of that update.
 
         Raises:
-            Diverged: there is none, or it has been done three times.
+            Diverged: there is no such checkpoint, or the run was rolled back three times already.
         """
-        rate = f"a --learning-rate below {self.config.initial_learning_rate:g} or a longer --warmup-steps may help"
+        advice = f"a --learning-rate below {self.config.initial_learning_rate:g} or a longer --warmup-steps"
         cause = self.health.last_update
         if self.health.roll_backs >= MAX_ROLL_BACKS:
-            raise Diverged(f"{divergence}, after {MAX_ROLL_BACKS} roll-backs. With --resume, {rate}") from divergence
-        with contextlib.suppress(OSError):  # of a save that was on its way: what it would have saved is given up
+            raise Diverged(f"{divergence}, after {MAX_ROLL_BACKS} rollbacks. Resume with {advice}") from divergence
+        with contextlib.suppress(OSError):  # of a save in progress, whose state is discarded anyway
             self.checkpoints.wait()
         found = cause and self.checkpoints.load_newest(lambda why: self.note("checkpoint refused", why), cause["step"])
         if not cause or not found:
-            raise Diverged(f"{divergence}, and there is no checkpoint from before that: {rate}") from divergence
+            raise Diverged(
+                f"{divergence}, and there is no earlier checkpoint to roll back to. Try {advice}"
+            ) from divergence
         path, state = found
-        # Those of earlier roll-backs too: this one may go further back than they did.
-        state["samples"]["passed_by"] = [*self._behind["passed_by"], cause["cursor"]]
+        # Includes the documents of earlier rollbacks: this one may go further back.
+        state["samples"]["passed_by"] = [*self._resume_point["passed_by"], cause["cursor"]]
         state["health"]["roll_backs"] = self.health.roll_backs + 1
         moved = self.checkpoints.set_aside_newer(state["step"], str(self._identity.get("run_id")))
         self.viz.rewind(state["step"])
         self.samples = self.samples.again(state["samples"])
         self.load_state_dict(state)
-        self.recorder.rewind(self.global_step, self._behind["cursor"]["epoch"])
-        detail = (
-            f"Rolled back to {path}: {divergence}. Passed by: the document of step {cause['step']}, {cause['where']}"
-        )
+        self.recorder.rewind(self.global_step, self._resume_point["cursor"]["epoch"])
+        detail = f"Rolled back to {path}: {divergence}. Skipped the document of step {cause['step']}, {cause['where']}"
         self.note("roll-back", f"{detail}. {moved}" if moved else detail)
         self._last_saved, self._save_is_overdue = None, False
         self.save_checkpoint()
-        self.checkpoints.wait()  # a kill must not bring the document back
+        self.checkpoints.wait()  # or a kill would bring the document back
 
     def save_checkpoint(self) -> None:
-        """Begin to save the whole state, unless that is switched off. All rows below it are on disk before it gets its
-        name.
+        """Start saving a checkpoint, if they are enabled. It gets its name after all rows below it are on disk.
 
         Raises:
-            OSError: the save before could not be written.
-            Diverged: the state is not finite, which is never saved.
+            OSError: the previous checkpoint could not be written.
+            Diverged: the weights are not finite; such a state is never saved.
         """
         if not self.global_step or self._last_saved == self.global_step:
             return
@@ -276,29 +274,27 @@ class Trainer:
         self._last_saved = step
 
     def _save_when_possible(self) -> None:
-        """Save, unless another program in the store holds up the save before: then at the first step after that."""
+        """Save now, or after the previous save, if another process that holds the store delays it."""
         was_overdue = self._save_is_overdue
         self._save_is_overdue = not self.checkpoints.wait_for_disk()
         if not self._save_is_overdue:
             self.save_checkpoint()
         elif not was_overdue:
-            self.note(
-                "checkpoint postponed", "The checkpoint before is not yet written: the next one has to wait for it"
-            )
+            self.note("checkpoint postponed", "Checkpoint postponed: the previous one is still waiting for the store")
 
     def recent_texts(self) -> list[str]:
-        """What the last documents say, as far as they were read."""
+        """Return the texts of the last documents, as far as they were read."""
         return [self.tokenizer.DecodeIds(ids) for ids in self.tally.last_ids()]
 
     def state_dict(self) -> dict[str, Any]:
-        """The run's whole memory, as a plain dict."""
+        """Return the complete state of the run as a plain dict."""
         return {
             **STATE_HEADER,
             "shape": dataclasses.asdict(self.model.shape),
             "vocab_size": self.tokenizer.vocab_size,
             **self.step.state_dict(),
             "step": self.global_step,
-            "samples": self._behind,
+            "samples": self._resume_point,
             "tally": self.tally.state_dict(),
             "display": self.display.state_dict(),
             "probes": self.probes.state_dict(),
@@ -309,21 +305,21 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state` was saved. The samples are given their part when they are made."""
+        """Continue from `state`. The `SampleStream` receives its part of it when it is created."""
         self.step.load_state_dict(state)
         self.tally.load_state_dict(state["tally"])
         self.display.load_state_dict(state["display"])
         self.probes.load_state_dict(state["probes"])
         self.health.load_state_dict(state["health"])
-        self._behind = dict(state["samples"])
-        self.global_step = self._last_saved = self.evaluations.stands_at = state["step"]
+        self._resume_point = dict(state["samples"])
+        self.global_step = self._last_saved = self.evaluations.evaluated_at = state["step"]
 
     def _save_after(self, failure: RunError) -> None:
-        """A last attempt to save what was trained. The first failure stays the one that the run ends with."""
+        """Try once more to save. If that fails too, the run still ends with the first failure."""
         try:
             try:
                 self.checkpoints.wait()
-            except OSError:  # of the save before: this is its second chance
+            except OSError:  # of the previous save, which is repeated here
                 self._last_saved = None
             if isinstance(failure, MachineError):
                 self._last_saved = None
@@ -331,13 +327,13 @@ class Trainer:
             self.save_checkpoint()
             self.checkpoints.wait()
         except (OSError, Diverged) as error:
-            self.progress.say(f"A last attempt to save failed too: {error}")
+            self.progress.say(f"The final attempt to save failed too: {error}")
 
     def _close(self, outcome: str) -> None:
         self.samples.close()
         try:
-            self.checkpoints.wait()  # a save on its way is a copy, whole whatever has happened since
-        except Exception as error:  # noqa: BLE001  # the run ends for another reason, which is told by who raised it
-            self.progress.say(f"The checkpoint that was on its way is not written: {error}")
+            self.checkpoints.wait()  # a save in progress works on a copy, so it is valid whatever happened since
+        except Exception as error:  # noqa: BLE001  # the run ends for another reason, which the caller reports
+            self.progress.say(f"The last checkpoint could not be written: {error}")
         self.progress.close()
         self.viz.close(outcome)

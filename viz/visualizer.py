@@ -44,6 +44,8 @@ class TrainingVisualizer:
         keep_documents: int | None = None,
         say: Callable[[str], None] = print,
         drawing: DrawingOptions = DEFAULT_DRAWING,
+        retention: Callable[[int], Retention] = Retention,
+        network_file_system: bool | None = None,
     ) -> None:
         """Create the store of a new run, or continue the existing one from `resume_from` finished documents.
 
@@ -53,16 +55,23 @@ class TrainingVisualizer:
         `keep_documents`: number of newest documents whose tokens are all kept (`viz/stats/retention.py`); None: all.
         `say`: called with one line if drawing fails or another process locks the store; also from other threads.
         `drawing`: how the drawing process is started, and its time limits.
+        `retention`: makes the `Retention` of `keep_documents`. `network_file_system`: see `StoreWriter`.
         Raises FileExistsError if a new run finds a store, FileNotFoundError if there is none to resume, ValueError if
         it can't be read.
         """
         self.folder = Path(folder).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         described = {"run_id": uuid.uuid4().hex[:12]} | dict(run or {})
-        self._store = StoreWriter(self.folder / "run.db", described, resume=resume_from is not None, say=say)
+        self._store = StoreWriter(
+            self.folder / "run.db",
+            described,
+            resume=resume_from is not None,
+            say=say,
+            network_file_system=network_file_system,
+        )
         remove_leftovers(self.folder)
         self._drawing = DrawingProcess(self.folder, say, self.record_event, keep_charts, drawing)
-        self._retention = None if keep_documents is None else Retention(keep_documents)
+        self._retention = None if keep_documents is None else retention(keep_documents)
         self._through = resume_from or 0  # finished documents in the record
         self._closed = False
         if resume_from is not None:

@@ -1,13 +1,11 @@
-"""The whole command on data that are broken on purpose: what can be read is trained on, the rest counted and told."""
+"""The whole command on damaged data: everything readable is trained on; the rest is counted and reported."""
 
 import gzip
 import json
 import random
 import re
-import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tests.conftest import PROJECT, command_environment, make_texts
-from tests.runs.conftest import SMALL, Train, table
+from tests.conftest import command_environment, make_texts
+from tests.runs.conftest import SMALL, Train, count_steps, start, table, wait_until
 from tests.runs.test_resume import equal_runs
 from trainer.base.checkpoint_file import read_state
 from trainer.data.tokenizer import Tokenizer
@@ -31,7 +29,7 @@ def json_lines(texts: list[str]) -> bytes:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """A folder in which every other shard is broken, each in its own way."""
+    """A folder whose shards are damaged in different ways."""
     folder = tmp_path / "broken"
     folder.mkdir()
     texts = make_texts(400, seed=3)
@@ -48,7 +46,7 @@ def broken(tmp_path: Path) -> Path:
     frames[2][9:] = b"\xff" * (len(frames[2]) - 9)  # a bad frame in the middle
     (folder / "b.jsonl.zst").write_bytes(b"".join(frames))
     (folder / "c.jsonl").write_bytes(json_lines(take(10)))
-    # Contents that hardly compress, so that half of the file holds about half of the rows.
+    # Text that hardly compresses, so that half of the file contains about half of the rows.
     noise = [f"{text} {random.Random(text).randbytes(400).hex()}" for text in take(40)]
     packed = gzip.compress(json_lines(noise))
     (folder / "d.jsonl.gz").write_bytes(packed[: len(packed) // 2])
@@ -74,10 +72,10 @@ def broken(tmp_path: Path) -> Path:
         pytest.param([("d.jsonl.gz", 1), ("h.jsonl.zst", 0)], marks=pytest.mark.full),
     ],
 )
-def test_what_can_be_read_is_read_and_the_rest_is_counted_and_told(
+def test_everything_readable_is_read_and_the_rest_is_reported(
     train: Train, tmp_path: Path, broken: Path, capsys: pytest.CaptureFixture[str], cuts: list[tuple[str, int]]
 ) -> None:
-    """Stopped within broken shards and at their edges too: `cuts` are shards and documents from their beginnings."""
+    """Also when stopped inside damaged shards and at their ends. `cuts` are (shard, documents from its beginning)."""
     assert train("--dataset", broken, "--steps", 10_000, "--out", "whole") == 0
     said = capsys.readouterr().out
     viz = tmp_path / "whole" / "training_viz"
@@ -109,19 +107,19 @@ def test_what_can_be_read_is_read_and_the_rest_is_counted_and_told(
     for cut in (*starts[1:], 10_000):
         assert train("--resume", "--steps", cut, "--out", "parts") == 0
     equal_runs(tmp_path / "whole", tmp_path / "parts", steps)
-    assert table(tmp_path / "parts" / "training_viz", EVENTS) == table(viz, EVENTS)  # each told once
+    assert table(tmp_path / "parts" / "training_viz", EVENTS) == table(viz, EVENTS)  # each reported once
 
 
 def test_a_thousand_bad_rows_in_a_row_end_the_run_and_999_do_not(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = make_texts(40)
+    # With a given tokenizer, training starts before the reader reaches the bad rows.
+    tokenizer = tmp_path / "tokenizer.model"
+    tokenizer.write_bytes(Tokenizer.train(texts, 400).model_bytes)
     for bad, code in ((1000, 0), (1001, 2)):
         path = tmp_path / f"{bad}.jsonl"
         path.write_bytes(json_lines(texts[:20]) + b'{"text": "cut\n' * bad + json_lines(texts[20:]))
-        # With a tokenizer at hand the run begins before it comes to them.
-        tokenizer = tmp_path / "tokenizer.model"
-        tokenizer.write_bytes(Tokenizer.train(texts, 400).model_bytes)
         assert train("--dataset", path, "--steps", 1000, "--out", str(bad), "--tokenizer", tokenizer) == code
         error = capsys.readouterr().err
         rows = table(tmp_path / str(bad) / "training_viz", ORIGINS)
@@ -136,9 +134,7 @@ def test_a_thousand_bad_rows_in_a_row_end_the_run_and_999_do_not(
 
 
 @pytest.mark.full
-def test_a_local_file_that_vanishes_under_a_run_is_exit_3_and_the_run_goes_on_later(
-    train: Train, tmp_path: Path
-) -> None:
+def test_a_local_file_that_vanishes_ends_the_run_with_exit_3_and_a_resume_works(train: Train, tmp_path: Path) -> None:
     texts = make_texts(300, seed=4)
     folder = tmp_path / "data"
     folder.mkdir()
@@ -148,16 +144,8 @@ def test_a_local_file_that_vanishes_under_a_run_is_exit_3_and_the_run_goes_on_la
     tokenizer.write_bytes(Tokenizer.train(texts, 400).model_bytes)
     flags = ["--dataset", str(folder), "--steps", "280", "--tokenizer", str(tokenizer)]
     assert train(*flags, "--out", "whole") == 0
-    words = [*SMALL, *flags, "--out", "cut"]
-    process = subprocess.Popen(
-        [sys.executable, PROJECT / "train_slimpajama.py", *words],
-        cwd=tmp_path,
-        env=command_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for_rows(tmp_path / "cut" / "training_viz", 5, process)
+    process = start([*SMALL, *flags, "--out", "cut"], tmp_path)
+    wait_until(lambda: count_steps(tmp_path / "cut" / "training_viz") >= 5, process)
     (folder / "b.jsonl").rename(tmp_path / "b.jsonl")
     _, error = process.communicate(timeout=300)
     assert process.returncode == 3, error
@@ -167,17 +155,6 @@ def test_a_local_file_that_vanishes_under_a_run_is_exit_3_and_the_run_goes_on_la
     (tmp_path / "b.jsonl").rename(folder / "b.jsonl")
     assert train("--resume", "--out", "cut") == 0
     equal_runs(tmp_path / "whole", tmp_path / "cut", 280)
-
-
-def wait_for_rows(viz: Path, rows: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if len(table(viz, "SELECT step FROM steps")) >= rows:
-                return
-        except sqlite3.Error:  # not made yet, or just being made
-            pass
-        time.sleep(0.01)
 
 
 ODD_TEXTS: list[tuple[object, bool]] = [
@@ -203,7 +180,7 @@ ODD_TEXTS: list[tuple[object, bool]] = [
 
 
 def long_texts(size: int) -> list[tuple[object, bool]]:
-    """Of about so many bytes each."""
+    """Texts of about `size` bytes each."""
     letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=size)
     return [
         ("word " * (size // 5), True),
@@ -214,19 +191,18 @@ def long_texts(size: int) -> list[tuple[object, bool]]:
     ]
 
 
-PEAKS = f"""
+PEAKS = """
 import resource, sys
-sys.path.insert(0, {str(PROJECT)!r})
-import train_slimpajama
+from trainer.cli import main
 for name in ("plain", "odd"):
-    code = train_slimpajama.main([*sys.argv[1:], "--dataset", f"{{name}}.jsonl", "--out", name])
+    code = main([*sys.argv[1:], "--dataset", f"{name}.jsonl", "--out", name])
     print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
     assert code == 0
 """
 
 
 @pytest.mark.parametrize("size", [200_000, pytest.param(10_000_000, marks=pytest.mark.full)])
-def test_odd_documents_are_counted_or_trained_on_in_bounded_memory(tmp_path: Path, size: int) -> None:
+def test_unusual_documents_are_trained_on_or_counted_in_bounded_memory(tmp_path: Path, size: int) -> None:
     texts, odd_texts = make_texts(40), [*ODD_TEXTS, *long_texts(size)]
     tokenizer = Tokenizer.train(texts, 400)
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.model_bytes)
@@ -244,7 +220,7 @@ def test_odd_documents_are_counted_or_trained_on_in_bounded_memory(tmp_path: Pat
         check=True,
     )
     plain_peak, said_of_odd, odd_peak = re.split(r"peak (\d+)\n", done.stdout)[1:4]
-    assert int(odd_peak) - int(plain_peak) < 800  # megabytes; SentencePiece takes 250 for 10 without a space
+    assert int(odd_peak) - int(plain_peak) < 800  # megabytes; SentencePiece needs 250 for 10 MB without a space
     viz = tmp_path / "odd" / "training_viz"
     trained = {row for _, row in table(viz, ORIGINS)}
     samples = read_state(next((tmp_path / "odd" / "checkpoints").glob("*.bin")))["samples"]
@@ -258,7 +234,7 @@ def test_odd_documents_are_counted_or_trained_on_in_bounded_memory(tmp_path: Pat
         "half a surrogate pair": 1,
     }
     assert len(trained) == samples["trained"] == len(texts) + len(odd_texts) - 8 - samples["held_out"]
-    assert table(viz, EVENTS) == []  # they can be read: they are no bad rows
+    assert table(viz, EVENTS) == []  # they are readable, so they are not bad rows
     reason = re.search(r"skipped: (.*)", said_of_odd)
     assert reason and "5 text is no string" in reason[1]
     control = [piece for piece in range(tokenizer.GetPieceSize()) if tokenizer.piece_bytes[piece] == 0]

@@ -119,15 +119,16 @@ def test_the_store_holds_every_document(smoke: tuple[Path, str]) -> None:
 
 def test_what_the_terminal_says(smoke: tuple[Path, str]) -> None:
     lines = smoke[1].splitlines()
-    assert [line.split(":")[0].split()[0] for line in lines[:4]] == ["Data", "Model", "This", "Watch"]
+    assert [line.split(":")[0].split()[0] for line in lines[:4]] == ["Data", "Model", "Plan", "Chart"]
     assert "python-library" in lines[0] and "13.8 M" in lines[1] and "MB on disk" in lines[2]
-    done, loss, speed, read, files, following = lines[-6:]
-    assert re.match(r"Done: 100 documents trained \([\d,]+ tokens\)", done)
+    done, loss, speed, read, files, resume, generate = lines[-7:]
+    assert re.match(r"Done: trained on 100 documents \([\d,]+ tokens\)", done)
     assert "bits per byte" in loss and "zstd -19" in loss and "first and the last 50" in loss
     assert "tokens/s" in speed and "waiting" in speed
     assert read.endswith("python -m viz serve training_viz")
     assert "training_latest.png" in files and "checkpoint_step_100.bin" in files
-    assert following.startswith("To go on: ") and "--resume" in following and "trainer.generate" in following
+    assert re.match("Resume: python .*train_slimpajama.py --test --resume --steps 200", resume)
+    assert re.match("Generate: .*python -m trainer.generate checkpoints/checkpoint_step_100.bin", generate)
     assert "Training:" not in smoke[1]  # no bar where there is no terminal
 
 
@@ -223,10 +224,10 @@ def test_mistakes_exit_2_with_one_line_and_lose_nothing(
         (["--dataset", "nulls.jsonl"], "text is no string"),
         (["--text-column", "body"], "'text'"),
         (["--viz-dir", "file/viz"], "can't be written"),
-        (["--vocab-size", 500, "--tokenizer", "good.model"], "pieces"),
+        (["--vocab-size", 500, "--tokenizer", "good.model"], "vocabulary of 400"),
         (["--prompt", "\udcff"], "--prompt"),
         (["--dataset", "python-library", "--dataset-split", "test"], "--dataset-split"),
-        (["--tokenizer", "good.model", "--pretrained-checkpoint", "checkpoints"], "keep one"),
+        (["--tokenizer", "good.model", "--pretrained-checkpoint", "checkpoints"], "pass only one"),
         (["--max-seq-length", 10**9], "--max-seq-length"),
         (["--device", "cuda:7"], "--device cuda:7"),
         (["--pretrained-checkpoint", "missing.bin"], "missing.bin"),

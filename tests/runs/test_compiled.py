@@ -71,7 +71,7 @@ def test_a_run_continues_eagerly_when_the_compiler_raises(
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: fail)
     assert train("--steps", 3, "--compile", "--out", "tried") == 0
-    said = "--compile: the compiler fails (RuntimeError: no space left), so the step runs without it\n"
+    said = "--compile: the compiler failed (RuntimeError: no space left), so the step runs uncompiled\n"
     assert asked and capsys.readouterr().out.count(said) == 1
     assert json.loads((tmp_path / "tried/training_viz/run.json").read_bytes())["config"]["compile"] is False
     equal_runs(tmp_path / "eager", tmp_path / "tried", 3)
@@ -96,7 +96,7 @@ def test_a_run_continues_eagerly_when_the_compiler_fails(
     environment = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     flags = [*SMALL, "--dataset", corpus, "--steps", 3]
     done = run_command(*flags, "--compile", "--out", "tried", cwd=tmp_path, environment=environment)
-    assert done.stdout.count("--compile: the compiler fails (") == 1 and done.stderr == ""
+    assert done.stdout.count("--compile: the compiler failed (") == 1 and done.stderr == ""
     assert json.loads((tmp_path / "tried/training_viz/run.json").read_bytes())["config"]["compile"] is False
     assert train("--steps", 3, "--out", "eager") == 0
     equal_runs(tmp_path / "eager", tmp_path / "tried", 3)
@@ -153,5 +153,5 @@ def test_without_a_compiler_the_run_reports_it_and_continues(tmp_path: Path, cor
     done = run_command(
         *SMALL, "--dataset", corpus, "--steps", 2, "--compile", cwd=tmp_path, environment={"PATH": str(tmp_path)}
     )
-    assert done.stdout.count("there is no C++ compiler (g++), so the step runs without it") == 1
+    assert done.stdout.count("there is no C++ compiler (g++), so the step runs uncompiled") == 1
     assert "compiled" not in next(line for line in done.stdout.splitlines() if line.startswith("Model:"))

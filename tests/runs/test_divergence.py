@@ -139,7 +139,7 @@ def test_a_number_that_is_not_finite_changes_no_weight(
             assert is_turn or torch.equal(moment, after["optimizer"][name][kind])
     viz = tmp_path / "training_viz"
     row = f"{tmp_path / 'texts.jsonl'} row 10"
-    assert kinds(viz) == [("skipped update", f"Step 10: {words}, no update ({row})")]
+    assert kinds(viz) == [("skipped update", f"Skipped update at step 10: {words} ({row})")]
     assert after["samples"]["cursor"]["row"] == 11
     assert math.isfinite(after["tally"]["averages"][0][0]) and len(after["tally"]["last"]) == 11 - (place != "gradient")
     if place == "logits":
@@ -195,7 +195,7 @@ def test_after_three_rollbacks_the_run_ends_with_exit_4(
 ) -> None:
     assert poisoned("--steps", 100, "--checkpoint-interval", 20, rows=range(25, 100)) == 4
     error = error_line(capsys)
-    assert "no longer finite, after 3 roll-backs" in error and "--learning-rate" in error
+    assert "no longer finite, after 3 rollbacks" in error and "--learning-rate" in error
     assert [kind for kind, _ in kinds(tmp_path / "training_viz")].count("roll-back") == 3
     saved = list((tmp_path / "checkpoints").rglob("checkpoint_step_*.bin"))
     assert [path.name for path in saved] == ["checkpoint_step_20.bin"]
@@ -209,7 +209,7 @@ def test_without_an_earlier_checkpoint_the_run_ends_with_exit_4(
     poisoned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert poisoned("--steps", 50, rows=[5]) == 4
-    assert "no checkpoint from before" in error_line(capsys)
+    assert "no earlier checkpoint" in error_line(capsys)
     assert not list((tmp_path / "checkpoints").glob("*.bin"))
 
 
@@ -333,7 +333,7 @@ def test_a_spike_is_an_event_and_a_flag_decides_about_its_update(poisoned: Any, 
         assert poisoned(*flags, rows=[25], place="spike", value=1000.0) == 0
         ((kind, detail),) = kinds(tmp_path / spike / "training_viz")
         assert kind == "spike" and "gradient norm" in detail and "row 25" in detail
-        assert ("no update" in detail) == (spike == "skip")
+        assert ("update skipped" in detail) == (spike == "skip")
         folder = tmp_path / spike / "checkpoints"
         before, after[spike] = (read_state(folder / f"checkpoint_step_{step}.bin")["model"] for step in (25, 26))
         moved = not all(torch.equal(weight, before[name]) for name, weight in after[spike].items())
@@ -364,6 +364,6 @@ def test_weights_that_are_not_finite_are_refused_at_the_start(
 
 def test_a_run_that_ends_worse_than_guessing_reports_it(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--steps", 30, "--learning-rate", 10, "--warmup-steps", 0) == 0
-    assert "worse than guessing (5.99)" in capsys.readouterr().out
+    assert "Worse than a uniform guess (5.99)" in capsys.readouterr().out
     assert train("--steps", 30) == 0
-    assert "guessing" not in capsys.readouterr().out
+    assert "uniform guess" not in capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_each_command_goes_on_with_its_run(four: Path, capsys: pytest.CaptureFix
     assert [run.checkpoints for run in runs] == [four / "checkpoints" / place for place in places]
     print(describe_runs(runs))
     said = capsys.readouterr().out.splitlines()
-    commands = [line.partition("to go on: ")[2] for line in said if "to go on: " in line]
+    commands = [line.partition("resume: ")[2] for line in said if "resume: " in line]
     assert commands == [run.resume_command for run in runs]
     for command, run in zip(commands, runs, strict=True):
         assert run_pasted(command) == 0

@@ -1,14 +1,14 @@
-"""What is promised of a GPU, on one: skipped where there is none."""
+"""The promises about a GPU; skipped without one."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import PROJECT, Run
-from tests.runs.conftest import SMALL, table
+from tests.conftest import Run
+from tests.runs.conftest import SMALL, start, table
 from tests.runs.test_resume import equal_runs
-from tests.runs.test_stopping import OUT_OF_MEMORY, start
+from tests.runs.test_stopping import OUT_OF_MEMORY
 from tests.trainer.model.test_language_model import rough_model
 from trainer.config import MODEL_SIZES
 from trainer.learning.step import TrainingStep
@@ -30,7 +30,7 @@ def words(corpus: Path) -> list[str]:
 def test_a_deterministic_run_resumes_to_the_last_bit(
     words: list[str], run_command: Run, tmp_path: Path, how: str, dtype: str
 ) -> None:
-    """Compiled also where torch's cache is another one, so that nothing that was timed decides on a kernel."""
+    """Compiled also with other torch caches, so that no timing decides which kernel is used."""
 
     def run(*flags: object, cache: str) -> str:
         environment = {key: str(tmp_path / cache / key) for key in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
@@ -39,16 +39,18 @@ def test_a_deterministic_run_resumes_to_the_last_bit(
     words += ["--deterministic", "--dtype", dtype, how]
     run(*words, "--steps", 24, "--out", "whole", cache="one")
     run(*words, "--steps", 9, "--out", "parts", cache="other")
-    assert "not exact" not in run("--resume", "--steps", 24, "--out", "parts", cache="third")
+    assert "not bit-identical" not in run("--resume", "--steps", 24, "--out", "parts", cache="third")
     equal_runs(tmp_path / "whole", tmp_path / "parts", 24)
 
 
-def test_without_deterministic_a_resume_says_so(words: list[str], run_command: Run, tmp_path: Path) -> None:
+def test_without_deterministic_a_resume_reports_it(words: list[str], run_command: Run, tmp_path: Path) -> None:
     run_command(*words, "--steps", 3, cwd=tmp_path)
-    assert "cuda without --deterministic; not exact" in run_command("--resume", "--steps", 5, cwd=tmp_path).stdout
+    assert (
+        "cuda without --deterministic; not bit-identical" in run_command("--resume", "--steps", 5, cwd=tmp_path).stdout
+    )
 
 
-def test_looking_changes_no_bit(words: list[str], run_command: Run, tmp_path: Path) -> None:
+def test_observation_changes_no_bit(words: list[str], run_command: Run, tmp_path: Path) -> None:
     words += ["--deterministic", "--dtype", "bf16", "--steps", "70"]
     looking = "--display-samples 9 --viz-interval 20 --checkpoint-interval 30 --evaluation-interval 20".split()
     run_command(*words, *looking, "--out", "looked", cwd=tmp_path)
@@ -61,9 +63,9 @@ def test_looking_changes_no_bit(words: list[str], run_command: Run, tmp_path: Pa
 
 
 def test_out_of_memory(words: list[str], tmp_path: Path) -> None:
-    """What the device does not have is asked of it after 27 documents."""
-    how = "import torch; self.hoard = torch.empty(2**50, dtype=torch.uint8, device='cuda')"
-    script = OUT_OF_MEMORY.format(project=str(PROJECT), how=how)
+    """After 27 documents, a step requests more memory than the device has."""
+    how = "self.hoard = torch.empty(2**50, dtype=torch.uint8, device='cuda')"
+    script = OUT_OF_MEMORY.format(how=how)
     process = start([*words, "--steps", "100", "--checkpoint-interval", "10"], tmp_path, script)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 5, error
@@ -71,7 +73,7 @@ def test_out_of_memory(words: list[str], tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "checkpoint_step_20.bin").exists()
 
 
-def test_a_step_does_what_it_does_on_a_cpu() -> None:
+def test_a_step_equals_that_on_a_cpu() -> None:
     """In fp32, over two rounds of the matrices and both kinds of spikes."""
     steps = []
     for device in ("cpu", "cuda"):
@@ -90,7 +92,7 @@ def test_a_step_does_what_it_does_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_one_token_at_a_time_is_the_whole_at_once(dtype: torch.dtype, tolerance: float) -> None:
+def test_decoding_token_by_token_equals_one_forward_pass(dtype: torch.dtype, tolerance: float) -> None:
     model, ids = rough_model().to("cuda", dtype), list(range(7, 19))
     with torch.no_grad():
         expected = model(torch.tensor([ids], device="cuda"))[0].float()

@@ -85,14 +85,16 @@ def test_without_held_out_documents_only_a_requested_evaluation_is_an_error(
 ) -> None:
     (tmp_path / "tiny.txt").write_text("\n\n".join(make_texts(30)))
     assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "a", builders=SOON) == 0
-    said = "No evaluation in this run: tiny.txt has no document to hold out for an evaluation (one in 100 is)"
+    said = (
+        "This run is not evaluated: tiny.txt has no held-out document to evaluate on (one document in 100 is held out)"
+    )
     assert capsys.readouterr().out.count(said) == 1
     assert measured(tmp_path / "a") == []
     assert table(tmp_path / "a" / "training_viz", "SELECT detail FROM events WHERE kind = 'no evaluation'") == [(said,)]
     assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "b", "--evaluation-interval", 5, builders=SOON) == 2
-    assert "tiny.txt has no document to hold out" in capsys.readouterr().err
+    assert "tiny.txt has no held-out document" in capsys.readouterr().err
     assert train("--dataset", "tiny.txt", "--steps", 20, "--out", "c", "--evaluation-interval", 0, builders=SOON) == 0
-    assert "No evaluation" not in capsys.readouterr().out
+    assert "not evaluated" not in capsys.readouterr().out
 
 
 ON_A_HUB = """
@@ -149,7 +151,7 @@ def test_a_validation_split_out_of_reach_does_not_stop_the_run(tmp_path: Path, h
         hub.faults = [Fault("example_holdout", **how)]
         with RunsOnHub(hub, tmp_path, "--dataset", "someone/texts", "--steps", 20, "--max-stall", 30) as runs:
             code, output = runs.run(1, "")
-            assert code == 0 and output.count("No evaluation in this run: ") == 1
+            assert code == 0 and output.count("This run is not evaluated: ") == 1
             assert "have not come within 1 second" in output
             assert measured(tmp_path) == [] and len(table(tmp_path / "training_viz", STEPS)) == 20
             hub.faults = []
@@ -162,7 +164,7 @@ def test_a_validation_split_out_of_reach_does_not_stop_the_run(tmp_path: Path, h
 @pytest.mark.full
 def test_a_run_that_trains_on_the_validation_split_has_nothing_held_out(tmp_path: Path) -> None:
     words = ("--dataset", "someone/texts", "--dataset-split", "validation", "--steps", 20)
-    reason = "someone/texts is trained on its validation split, so that nothing is held out"
+    reason = "someone/texts trains on its validation split, so nothing is held out"
     with (
         LoopbackHub({"someone/texts": make_repository(tmp_path / "repository", make_texts(60))}) as hub,
         RunsOnHub(hub, tmp_path, *words) as runs,

@@ -1,16 +1,22 @@
-"""Looking never changes learning, and what is asked for is what is there."""
+"""Observation never changes learning, and every flag does what it says."""
 
+import functools
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-import trainer.observe.forgetting
-import viz.stats.retention
-from tests.runs.conftest import DOCUMENTS, STEPS, Train, table
+from tests.runs.conftest import DOCUMENTS, QUICK, STEPS, Train, table
 from tests.runs.test_resume import equal_runs
 from trainer.observe.forgetting import Probes
+from trainer.records import Sample
+from viz.stats.retention import Retention
+
+EVERY_PROBE = replace(QUICK, probes=functools.partial(Probes, share_of_time=100.0))
+"""What is re-measured does not depend on the clock."""
 
 
 def test_charts_samples_evaluation_and_checkpoints_change_no_bit(train: Train, tmp_path: Path) -> None:
@@ -32,36 +38,39 @@ def test_charts_samples_evaluation_and_checkpoints_change_no_bit(train: Train, t
 PROBES = "SELECT document, step - document FROM probes ORDER BY document, step"
 
 
-def test_documents_that_are_measured_again_change_no_bit(train: Train, tmp_path: Path) -> None:
+def test_remeasured_documents_change_no_bit(train: Train, tmp_path: Path) -> None:
     assert train("--steps", 70, "--out", "blind", "--no-probes") == 0
     assert train("--steps", 70, "--out", "looked") == 0
     assert table(tmp_path / "blind" / "training_viz", PROBES) == []
     found = table(tmp_path / "looked" / "training_viz", PROBES)
-    assert found[0] in [(49, 0), (50, 0)]  # the first of which there is time, whatever the machine
+    assert found[0] in [(49, 0), (50, 0)]  # the first for which there is time, on any machine
     equal_runs(tmp_path / "blind", tmp_path / "looked", 70)
 
 
-def test_the_comparison_can_fail(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control: a look that moves a weight a little is seen."""
-    assert train("--steps", 70, "--out", "blind", "--no-probes") == 0
-    judge = Probes._judge
+class Touching(Probes):
+    """Moves a weight a little before it measures."""
 
-    def touching(probes: Probes, ids: list[int]) -> object:
+    def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(model, *arguments, **options)
+        self._touched = model.model.norm.weight
+
+    def follow(self, sample: Sample, done: int) -> None:
         with torch.no_grad():
-            probes._model.model.norm.weight[0] += 1e-4
-        return judge(probes, ids)
+            self._touched[0] += 1e-4
+        super().follow(sample, done)
 
-    monkeypatch.setattr(Probes, "_judge", touching)
-    assert train("--steps", 70, "--out", "touched") == 0
+
+def test_the_comparison_can_fail(train: Train, tmp_path: Path) -> None:
+    """Control: an observer that changes a weight is detected."""
+    assert train("--steps", 20, "--out", "blind", "--no-probes") == 0
+    assert train("--steps", 20, "--out", "touched", builders=replace(QUICK, probes=Touching)) == 0
     with pytest.raises(AssertionError):
-        equal_runs(tmp_path / "blind", tmp_path / "touched", 70)
+        equal_runs(tmp_path / "blind", tmp_path / "touched", 20)
 
 
-def test_a_resumed_run_goes_on_measuring_the_same_documents(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Gone back to an older checkpoint: the rows are those of a run that never went back, to the last bit."""
-    monkeypatch.setattr(trainer.observe.forgetting, "MOST_TIME", 100.0)  # so that what is measured depends on no clock
+def test_a_resumed_run_remeasures_the_same_documents(train: Train, tmp_path: Path) -> None:
+    """After a return to an older checkpoint, the rows are those of a run that never went back, to the last bit."""
+    train = functools.partial(train, builders=EVERY_PROBE)
     assert train("--steps", 50, "--out", "whole") == 0
     assert train("--steps", 50, "--out", "back", "--checkpoint-interval", 24) == 0
     assert train("--resume", "back/checkpoints/checkpoint_step_24.bin", "--out", "back") == 0
@@ -73,12 +82,12 @@ def test_a_resumed_run_goes_on_measuring_the_same_documents(
     assert table(tmp_path / "whole" / "training_viz", rows) == table(tmp_path / "back" / "training_viz", rows)
 
 
-def test_as_many_documents_are_kept_as_is_asked_for(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"BLOCK": 10, "FURTHEST": 1, "WINDOW": 5}.items():
-        monkeypatch.setattr(viz.stats.retention, name, value)
-    monkeypatch.setattr(trainer.observe.forgetting, "MOST_TIME", 100.0)
+def test_the_tokens_of_as_many_documents_are_kept_as_requested(train: Train, tmp_path: Path) -> None:
+    assert QUICK.visualizer is not None
+    small = functools.partial(Retention, block=10, extremes=1, first=5)
+    train = functools.partial(
+        train, builders=replace(EVERY_PROBE, visualizer=functools.partial(QUICK.visualizer, retention=small))
+    )
     emptied = "SELECT step FROM documents WHERE token_ids IS NULL ORDER BY step"
     assert train("--steps", 60, "--keep-documents", 25, "--out", "whole") == 0
     found = [step for (step,) in table(tmp_path / "whole" / "training_viz", emptied)]
@@ -88,10 +97,10 @@ def test_as_many_documents_are_kept_as_is_asked_for(
     assert train("--resume", "parts/checkpoints/checkpoint_step_40.bin", "--keep-documents", 25, "--out", "parts") == 0
     equal_runs(tmp_path / "whole", tmp_path / "parts", 60)
     (detail,) = table(tmp_path / "parts" / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")
-    assert "keep_documents None → 25" in detail[0] and "not exact" not in detail[0]
+    assert "keep_documents None → 25" in detail[0] and "not bit-identical" not in detail[0]
 
 
-def test_flags_reach_what_they_name(train: Train, tmp_path: Path, corpus: Path) -> None:
+def test_flags_have_an_effect(train: Train, tmp_path: Path, corpus: Path) -> None:
     renamed = tmp_path / "renamed.jsonl"
     renamed.write_text(corpus.read_text().replace('"text"', '"content"'))
     flags = "--text-column content --viz-interval 4 --display-samples 3 --checkpoint-interval 4 --seed 5".split()
@@ -121,16 +130,16 @@ def test_flags_reach_what_they_name(train: Train, tmp_path: Path, corpus: Path) 
     assert seeds[0] != seeds[1]
 
 
-def test_no_checkpoint_means_none(train: Train, tmp_path: Path) -> None:
+def test_no_checkpoint_is_written_if_disabled(train: Train, tmp_path: Path) -> None:
     assert train("--steps", 3, "--no-checkpoint") == 0
     assert not list((tmp_path / "checkpoints").glob("*.bin"))
 
 
-def test_repeat_goes_round_and_says_so(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repeat_starts_another_epoch(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = tmp_path / "few.txt"
     few.write_text("\n\n".join(f"Paragraph {number} is a document of its own here." for number in range(5)))
     assert train("--dataset", few, "--steps", 12) == 0
-    assert "documents ended before step 12" in capsys.readouterr().out
+    assert "Out of documents before step 12" in capsys.readouterr().out
     assert len(table(tmp_path / "training_viz", STEPS)) == 5
     assert train("--dataset", few, "--steps", 12, "--repeat") == 0
     rows = [row for (row,) in table(tmp_path / "training_viz", "SELECT row FROM documents ORDER BY step")]
@@ -139,7 +148,7 @@ def test_repeat_goes_round_and_says_so(train: Train, tmp_path: Path, capsys: pyt
     assert len(table(tmp_path / "training_viz", "SELECT * FROM events WHERE kind = 'epoch'")) == 2
 
 
-def test_a_pretrained_checkpoint_brings_its_weights_and_tokenizer(train: Train, tmp_path: Path) -> None:
+def test_a_pretrained_checkpoint_provides_weights_and_tokenizer(train: Train, tmp_path: Path) -> None:
     assert train("--steps", 30, "--out", "a", "--learning-rate", 0.003) == 0
     assert train("--steps", 2, "--out", "b", "--pretrained-checkpoint", "a/checkpoints") == 0
     first, second = (table(tmp_path / name / "training_viz", STEPS) for name in "ab")

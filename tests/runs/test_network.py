@@ -1,14 +1,12 @@
-"""The whole command against a Hub that fails in every way: each document once, in order, and the same weights.
+"""The whole command against a Hub that fails in every way: every document arrives once, in order, with equal weights.
 
-The pauses are made short, and a silence is cut after a second instead of thirty: by the constants of `hub_file`, set in
-the process of the run before it begins. Nothing else is different.
+Pauses are short, and a silent response is given up after one second instead of thirty. Nothing else is different.
 """
 
 import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,38 +15,41 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
-from tests.conftest import PROJECT, make_texts
+from tests.conftest import make_texts
 from tests.loopback_hub import Fault, LoopbackHub, client_environment
-from tests.runs.conftest import SMALL, table
-from tests.runs.test_broken_data import json_lines, wait_for_rows
+from tests.runs.conftest import SMALL, count_steps, start, table, wait_until
+from tests.runs.test_broken_data import json_lines
 from tests.runs.test_resume import equal_runs
 from trainer.data.tokenizer import Tokenizer
 
 REPOSITORY = "someone/texts"
-SHARDS, DOCUMENTS_EACH = 3, 80
+SHARDS, DOCUMENTS_EACH = 3, 40
 STEPS = SHARDS * DOCUMENTS_EACH - 10
 EVENTS = "SELECT kind, detail FROM events WHERE kind IN ('retry', 'bad row') ORDER BY rowid"
 
-DRIVER = f"""
-import socket, sys
+IMPATIENT = """
+import functools, socket, sys
 from pathlib import Path
-sys.path.insert(0, {str(PROJECT)!r})
-from trainer.data import hub_file
-hub_file.FIRST_PAUSE_SECONDS, hub_file.LONGEST_PAUSE_SECONDS, hub_file.STALL_SECONDS = 0.05, 0.3, 1.0
+from trainer.assemble import Builders
+from trainer.cli import main
+from trainer.data.document_stream import open_documents
+from trainer.data.hub_file import RetryTiming
+
 resolve = socket.getaddrinfo
 def getaddrinfo(*arguments, **options):
     if Path("no-names").exists():
         raise socket.gaierror(-3, "Temporary failure in name resolution")
     return resolve(*arguments, **options)
 socket.getaddrinfo = getaddrinfo
-import train_slimpajama
-sys.exit(train_slimpajama.main(sys.argv[1:]))
+timing = RetryTiming(first_pause=0.05, longest_pause=0.3, stall=1.0)
+sys.exit(main(builders=Builders(open_documents=functools.partial(open_documents, timing=timing))))
 """
 
 
 class Runner:
-    """Starts runs in a folder that holds an undisturbed one, `whole`."""
+    """Starts runs in a folder that contains an undisturbed one, `whole`."""
 
     def __init__(self, folder: Path, hub: LoopbackHub) -> None:
         self.folder = folder
@@ -56,15 +57,8 @@ class Runner:
         self.flags = [*SMALL, *f"--steps {STEPS} --dataset {REPOSITORY} --tokenizer tokenizer.model".split()]
 
     def start(self, *words: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", DRIVER, *map(str, words)],
-            cwd=self.folder,
-            env={**os.environ, **client_environment(self.hub.endpoint, self.folder), "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        environment = client_environment(self.hub.endpoint, self.folder)
+        return start(list(map(str, words)), self.folder, IMPATIENT, environment)
 
     def run(self, *words: object, code: int = 0) -> tuple[str, str]:
         process = self.start(*words)
@@ -77,15 +71,17 @@ class Runner:
 
     def steps_of_first_shard(self) -> int:
         """Documents that are trained on before the second shard is needed (some are held out)."""
-        return table(self.folder / "whole" / "training_viz", "SELECT count(*) FROM documents WHERE shard LIKE '%-0.%'")[
-            0
-        ][0]
+        sql = "SELECT count(*) FROM documents WHERE shard LIKE '%-0.%'"
+        return int(table(self.folder / "whole" / "training_viz", sql)[0][0])
+
+    def wait_for_steps(self, out: str, count: int, process: subprocess.Popen[str]) -> None:
+        wait_until(lambda: count_steps(self.folder / out / "training_viz") >= count, process)
 
     def assert_like_whole(self, out: str) -> None:
         equal_runs(self.folder / "whole", self.folder / out, STEPS)
 
     def names_vanish(self, seconds: float) -> None:
-        """No name is resolved for a while: a new connection fails before it is tried."""
+        """Name resolution fails for a while."""
         flag = self.folder / "no-names"
         flag.touch()
         threading.Timer(seconds, flag.unlink).start()
@@ -98,10 +94,8 @@ def make_repository(folder: Path, kind: str) -> Path:
         path = folder / f"data/train-{shard}.{kind}"
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "parquet":
-            pq.write_table(pa.table({"text": part}), path, row_group_size=30)
+            pq.write_table(pa.table({"text": part}), path, row_group_size=15)
         else:
-            import zstandard
-
             path.write_bytes(zstandard.compress(json_lines(part)))
     return folder
 
@@ -127,9 +121,9 @@ def no_faults_left(runner: Runner) -> Iterator[None]:
 
 
 def every_fault(runner: Runner, part: str) -> list[tuple[Fault, str]]:
-    """One of each, with what is said of it."""
+    """One of each, with the reason that its event gives."""
     return [
-        (Fault(part, spoil=True), ""),  # what that looks like depends on the format
+        (Fault(part, spoil=True), ""),  # the reason depends on the format
         (Fault(part, cut_after=3), "peer closed connection"),  # the first answers of a Parquet file are short
         (Fault(part, status=429, headers={"Retry-After": "1"}), "the Hub answers 429"),
         (Fault(part, status=503), "the Hub answers 503"),
@@ -147,7 +141,7 @@ def every_fault(runner: Runner, part: str) -> list[tuple[Fault, str]]:
 def test_each_fault_once_in_one_run(runner: Runner, tmp_path: Path, shards: list[str]) -> None:
     hub = runner.hub
     faults = [fault for shard in shards for fault in every_fault(runner, shard)]
-    # And main moves on: the run stays where it began.
+    # A commit to main does not affect the run.
     moved = Fault("train-0", begins=range(1), drop=True, action=lambda: hub.push(REPOSITORY, other))
     other = make_repository(tmp_path / "other", "jsonl.zst")
     (other / "data/train-0.jsonl.zst").unlink()
@@ -169,7 +163,7 @@ def test_each_fault_once_in_one_run(runner: Runner, tmp_path: Path, shards: list
 
 @pytest.mark.full
 def test_interrupted_stopped_and_given_up_in_one_run(runner: Runner, tmp_path: Path) -> None:
-    """Ctrl-C while an answer hangs, Ctrl-C while the Hub asks for patience, a Hub that stays away: then it goes on."""
+    """Ctrl-C while a response hangs and during a pause that the Hub asked for, then a Hub that stays away."""
     hub, out, steps = runner.hub, f"thrice-{tmp_path.name}", runner.steps_of_first_shard()
     folder = runner.folder / out
     for round, fault in enumerate(
@@ -180,7 +174,7 @@ def test_interrupted_stopped_and_given_up_in_one_run(runner: Runner, tmp_path: P
         hub.faults = [fault]
         process = runner.start(*(["--resume"] if round else runner.flags), "--out", out)
         assert met.wait(120)
-        wait_for_rows(folder / "training_viz", steps, process)
+        runner.wait_for_steps(out, steps, process)
         assert_ctrl_c_is_answered(process, folder / "checkpoints" / f"checkpoint_step_{steps}.bin")
     hub.faults = [Fault("train-1", status=503, times=10**6)]
     _, error = runner.run("--resume", "--out", out, "--max-stall", 0.03, code=3)
@@ -200,13 +194,13 @@ def assert_ctrl_c_is_answered(process: subprocess.Popen[str], checkpoint: Path) 
     answered = time.monotonic() - since
     output, error = process.communicate(timeout=120)
     assert process.returncode == 130, output + error
-    assert answered < 2, answered  # within a second, and a checkpoint's time on a machine that others use
+    assert answered < 2, answered  # within a second, plus a checkpoint on a shared machine
     assert "Traceback" not in error and "Fatal" not in error
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("waits_for", ["an answer", "the rest of an answer", "the time that the Hub asked for"])
-def test_ctrl_c_during_a_wait_saves_and_goes_on_exactly(runner: Runner, tmp_path: Path, waits_for: str) -> None:
+def test_a_run_that_ctrl_c_ended_during_a_wait_resumes_exactly(runner: Runner, tmp_path: Path, waits_for: str) -> None:
     met = threading.Event()
     runner.hub.faults = [
         {
@@ -221,7 +215,7 @@ def test_ctrl_c_during_a_wait_saves_and_goes_on_exactly(runner: Runner, tmp_path
     process = runner.start(*runner.flags, "--out", out)
     assert met.wait(120)
     steps = runner.steps_of_first_shard()
-    wait_for_rows(runner.folder / out / "training_viz", steps, process)  # all that came is trained on
+    runner.wait_for_steps(out, steps, process)
     assert_ctrl_c_is_answered(process, runner.folder / out / "checkpoints" / f"checkpoint_step_{steps}.bin")
     runner.hub.faults.clear()
     runner.run("--resume", "--out", out)
@@ -229,7 +223,7 @@ def test_ctrl_c_during_a_wait_saves_and_goes_on_exactly(runner: Runner, tmp_path
 
 
 @pytest.mark.full
-def test_a_source_that_stays_away_ends_the_run_which_goes_on_later(runner: Runner, tmp_path: Path) -> None:
+def test_a_source_that_stays_away_ends_the_run_which_resumes_later(runner: Runner, tmp_path: Path) -> None:
     runner.hub.faults = [Fault("train-1", status=503, times=10**6)]
     out = f"away-{tmp_path.name}"
     since = time.monotonic()
@@ -243,7 +237,7 @@ def test_a_source_that_stays_away_ends_the_run_which_goes_on_later(runner: Runne
 
 
 @pytest.mark.full
-def test_a_commit_that_is_gone_is_one_clear_line(runner: Runner, tmp_path: Path) -> None:
+def test_a_missing_commit_is_reported_in_one_line(runner: Runner, tmp_path: Path) -> None:
     hub = runner.hub
     commit = hub.commit(REPOSITORY)
     other = make_repository(tmp_path / "other", "jsonl.zst")
@@ -265,7 +259,7 @@ def test_a_commit_that_is_gone_is_one_clear_line(runner: Runner, tmp_path: Path)
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(12))
 def test_faults_mixed_at_random(runner: Runner, tmp_path: Path, seed: int) -> None:
-    """One to twelve faults, some many times over, and sometimes a stop in the middle of them."""
+    """One to twelve faults, some repeatedly, and sometimes a stop among them."""
     generator = random.Random(seed)
     makers: list[Callable[[str], Fault]] = [
         lambda part: Fault(part, cut_after=generator.randrange(6000), times=generator.randint(1, 6)),
@@ -283,14 +277,14 @@ def test_faults_mixed_at_random(runner: Runner, tmp_path: Path, seed: int) -> No
     runner.hub.faults = [
         generator.choice(makers)(f"train-{generator.randrange(1, SHARDS)}") for _ in range(generator.randint(1, 12))
     ]
-    for part in ("train-1", "train-2"):  # the third in a row would count as damage of the file itself
+    for part in ("train-1", "train-2"):  # a third in a row would count as damage to the file
         for fault in [fault for fault in runner.hub.faults if fault.spoil and fault.part == part][2:]:
             runner.hub.faults.remove(fault)
     print(runner.hub.faults)
     if generator.random() < 0.5:
         process = runner.start(*runner.flags, "--out", out)
         rows = generator.randrange(5, STEPS - 20)
-        wait_for_rows(runner.folder / out / "training_viz", rows, process)
+        runner.wait_for_steps(out, rows, process)
         os.killpg(process.pid, signal.SIGINT)
         output, error = process.communicate(timeout=120)
         assert process.returncode in (0, 130), output + error

@@ -69,7 +69,7 @@ def test_from_qwen3_to_qwen3(train_on: Train, qwen3: Path, tmp_path: Path, capsy
     assert (again.eos_token, model.generation_config.eos_token_id) == ("<|endoftext|>", [600])
     assert model.config.max_position_embeddings == 4096
     card = Path("taken/README.md").read_text()
-    assert "30 of them" in card and f"`{qwen3}`" in card and "at most 48 tokens" in card
+    assert "30 documents" in card and f"`{qwen3}`" in card and "at most 48 tokens" in card
 
     assert train_on("--steps", 2, "--out", "next", "--pretrained-checkpoint", "taken") == 0
     first = [table(tmp_path / name / "training_viz", STEPS)[0][1] for name in ("whole", "next")]
@@ -111,7 +111,7 @@ def test_another_size_is_refused_and_a_folder_of_both_says_which(
     write_state(both / "checkpoint_step_9.bin", state)
     capsys.readouterr()
     assert train_on("--steps", 2, "--pretrained-checkpoint", both) == 0
-    assert f"{both} holds a transformers model and checkpoints: the model is taken" in capsys.readouterr().out
+    assert f"{both} contains a transformers model and checkpoints: using the model" in capsys.readouterr().out
     empty = tmp_path / "empty"
     empty.mkdir()
     assert train_on("--steps", 2, "--pretrained-checkpoint", empty) == 2

@@ -1,20 +1,23 @@
-"""Whole runs while another program holds the store, and while the drawing process dies or hangs: training is untouched.
+"""Whole runs while another process locks the store, and while the drawing process dies or hangs.
 
-The oracle: steps and documents equal those of a run that nobody disturbed, and no step waited.
+Steps and documents must equal those of an undisturbed run, and no step may wait.
 """
 
+import functools
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.runs.conftest import DOCUMENTS, STEPS, Train, table
+from tests.runs.conftest import DOCUMENTS, QUICK, STEPS, Train, table
 from tests.viz.holding import hold
+from viz.charts.render_process import DrawingOptions
+from viz.visualizer import TrainingVisualizer
 
 LONG = "--repeat --checkpoint-interval 1000000".split()
 
@@ -24,7 +27,7 @@ Undisturbed = Callable[[int], Path]
 
 @pytest.fixture
 def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """The record of a run of so many steps that nobody disturbs, made once for all tests here."""
+    """The record of a run of so many steps that nobody disturbs, made once for this file."""
 
     def run(steps: int) -> Path:
         out = tmp_path_factory.getbasetemp() / f"undisturbed{steps}"
@@ -36,7 +39,7 @@ def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Undis
 
 
 def waits_in(folder: Path) -> list[float]:
-    """Seconds of each step but the first ten, which warm up."""
+    """Seconds of each step after the first ten, which warm up."""
     return [seconds for (seconds,) in table(folder, "SELECT seconds FROM steps ORDER BY step")[10:]]
 
 
@@ -45,22 +48,22 @@ def waits_in(folder: Path) -> list[float]:
     [pytest.param("rollback", "reader", marks=pytest.mark.full), ("log", "writer"), ("log", "reader")],
 )
 @pytest.mark.parametrize("seconds", [3, pytest.param(20, marks=pytest.mark.full)])
-def test_training_never_waits_for_a_program_that_holds_its_store(
+def test_training_never_waits_for_a_process_that_locks_its_store(
     train: Train,
     undisturbed: Undisturbed,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     journal: str,
     kind: str,
     seconds: int,
 ) -> None:
-    monkeypatch.setattr("viz.record.writer.is_on_network", lambda _: journal == "rollback")
+    assert QUICK.visualizer is not None
+    visualizer = functools.partial(QUICK.visualizer, network_file_system=journal == "rollback")
     steps = 160 if seconds < 10 else 3000
     expected = undisturbed(steps)
     held = tmp_path / "held" / "training_viz"
     with hold(held / "run.db", kind, rows=20, seconds=seconds) as holder:
-        assert train("--steps", steps, *LONG, "--out", "held") == 0
+        assert train("--steps", steps, *LONG, "--out", "held", builders=replace(QUICK, visualizer=visualizer)) == 0
         ended = time.monotonic()
         seen, held_from = holder.begins()
         still_seen, held_until = holder.lets_go()
@@ -68,13 +71,13 @@ def test_training_never_waits_for_a_program_that_holds_its_store(
     assert seen < steps - 40
     assert held_from < ended
     if (journal, kind) != ("log", "reader"):
-        assert held_until < ended  # where it has to, the end waits for it, and nothing else does
+        assert held_until < ended  # the end waits for the lock where it must, and nothing else does
     assert max(waits_in(held)) < seconds / 3
     for sql in (STEPS, DOCUMENTS):
         assert table(held, sql) == table(expected, sql)
     assert table(held, "SELECT count(*) FROM steps") == [(steps,)]
     said = capsys.readouterr()
-    assert (said.out + said.err).count("waiting for another program") <= 1
+    assert (said.out + said.err).count("waiting for another process") <= 1
 
 
 @pytest.mark.parametrize(
@@ -84,18 +87,17 @@ def test_training_never_waits_for_a_program_that_holds_its_store(
         pytest.param(signal.SIGSTOP, "The drawing process hung", marks=pytest.mark.full),
     ],
 )
-def test_a_run_whose_drawing_process_is_struck_down(
+def test_training_continues_when_the_drawing_process_dies_or_hangs(
     train: Train,
     undisturbed: Undisturbed,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     blow: signal.Signals,
     word: str,
 ) -> None:
-    monkeypatch.setattr("viz.charts.render_process.subprocess", subprocess)  # a process of its own, that can be found
-    monkeypatch.setattr("viz.charts.render_process.ANSWER_SECONDS", 15.0)
-    monkeypatch.setattr("viz.charts.render_process.LAST_ANSWER_SECONDS", 3.0)
+    # A process of its own, which can be found.
+    drawing = DrawingOptions(answer_seconds=15.0, last_answer_seconds=3.0)
+    builders = replace(QUICK, visualizer=functools.partial(TrainingVisualizer, drawing=drawing))
     expected = undisturbed(160)
     struck = []
 
@@ -108,7 +110,7 @@ def test_a_run_whose_drawing_process_is_struck_down(
 
     striking = threading.Thread(target=strike, daemon=True)
     striking.start()
-    assert train("--steps", 160, *LONG, "--viz-interval", 20, "--out", "struck") == 0
+    assert train("--steps", 160, *LONG, "--viz-interval", 20, "--out", "struck", builders=builders) == 0
     striking.join(1)
     assert len(struck) == 1
     folder = tmp_path / "struck" / "training_viz"
@@ -123,7 +125,7 @@ def test_a_run_whose_drawing_process_is_struck_down(
 
 
 def drawing_processes(below: Path) -> list[int]:
-    """The children of this process that draw for a run below a folder."""
+    """The drawing processes of this process for runs below a folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:

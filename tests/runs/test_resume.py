@@ -1,4 +1,4 @@
-"""A resumed run goes on: same curve, same store, next document."""
+"""A resumed run continues exactly: same curve, same store, next document."""
 
 import copy
 import json
@@ -6,16 +6,12 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import PROJECT, command_environment
-from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, Train, table
+from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, Train, count_steps, error_line, start, table, wait_until
 from trainer.base.checkpoint_file import read_state, write_state
 
 
@@ -72,63 +68,47 @@ def test_going_back_to_an_older_checkpoint_rewinds_the_record(train: Train, tmp_
     equal_runs(tmp_path / "whole", tmp_path / "back", 20)
 
 
-def start_and_signal(number: signal.Signals, words: list[str], folder: Path, rows: int) -> tuple[int, str]:
-    """Start the command, send it a signal once its store has `rows` rows; its exit code and what it said."""
-    process = subprocess.Popen(
-        [sys.executable, PROJECT / "train_slimpajama.py", *words, "--out", str(folder)],
-        env=command_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # a group of its own, so that the signal reaches all of it as a terminal would send it
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whatever started these tests (`nohup`)
-    )
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None and _rows(folder / "training_viz") < rows:
-        time.sleep(0.02)
+def signal_at(number: signal.Signals, rows: int, words: list[object], folder: Path) -> tuple[int, str]:
+    """Start the command and send it a signal once its store has `rows` rows. Returns its exit code and its output."""
+    # Whatever started these tests (`nohup`) may ignore SIGHUP.
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from trainer.cli import main; exit(main())"
+    process = start([*SMALL, *map(str, words)], folder, code)
+    wait_until(lambda: count_steps(folder / "training_viz") >= rows, process)
     os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+    output, error = process.communicate(timeout=300)
+    return process.returncode, output + error
 
 
-def _rows(folder: Path) -> int:
-    try:
-        return len(table(folder, "SELECT step FROM steps"))
-    except sqlite3.Error:  # not made yet, or just being made
-        return 0
-
-
-def test_ctrl_c_saves_says_where_and_resume_goes_on(train: Train, corpus: Path, tmp_path: Path) -> None:
-    steps = 200
-    words = [*SMALL, "--dataset", str(corpus), "--steps", str(steps), "--repeat"]
-    code, output = start_and_signal(signal.SIGINT, words, tmp_path / "cut", rows=20)
+def test_ctrl_c_saves_and_the_run_resumes_exactly(train: Train, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut").mkdir()
+    words = ["--dataset", corpus, "--steps", 3000, "--repeat"]
+    code, output = signal_at(signal.SIGINT, 20, words, tmp_path / "cut")
     assert code == 130, output
     viz = tmp_path / "cut" / "training_viz"
-    done = _rows(viz)
-    assert 20 <= done < steps
+    done = count_steps(viz)
+    assert 20 <= done < 3000
     assert "Stopping after this step" in output and f"checkpoint_step_{done}.bin" in output and "--resume" in output
     assert (viz / f"training_step_{done:06d}.png").exists()
     assert len(json.loads((viz / "metrics_history.json").read_text())["steps"]) == done
-    assert train("--resume", "--out", tmp_path / "cut") == 0
-    assert train("--steps", steps, "--repeat", "--out", tmp_path / "whole") == 0
-    equal_runs(tmp_path / "whole", tmp_path / "cut", steps)
+    assert train("--resume", "--steps", done + 10, "--out", tmp_path / "cut") == 0
+    assert train("--steps", done + 10, "--repeat", "--out", tmp_path / "whole") == 0
+    equal_runs(tmp_path / "whole", tmp_path / "cut", done + 10)
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.full)]
 )
 def test_other_signals_save_too(corpus: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    words = [*SMALL, "--dataset", str(corpus), "--steps", "100000", "--repeat"]
-    returned, output = start_and_signal(number, words, tmp_path, rows=3)
+    returned, output = signal_at(number, 3, ["--dataset", corpus, "--steps", 100_000, "--repeat"], tmp_path)
     assert returned == code, output
     assert list((tmp_path / "checkpoints").glob("checkpoint_step_*.bin"))
 
 
-def test_finished_is_said_and_nothing_to_resume_is_an_error(
+def test_a_finished_run_and_nothing_to_resume_are_reported(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--resume") == 2
-    assert "nothing to resume" in capsys.readouterr().err
+    assert "nothing to resume" in error_line(capsys)
     assert train("--steps", 4) == 0
     before = table(tmp_path / "training_viz", STEPS)
     assert train("--resume") == 0
@@ -139,17 +119,17 @@ def test_finished_is_said_and_nothing_to_resume_is_an_error(
 @pytest.mark.parametrize(
     "flags", [["--seed", 1], ["--max-seq-length", 32], ["--model-size", "small"], ["--dataset", "x"]]
 )
-def test_another_run_is_refused_in_one_line(
+def test_a_flag_that_would_change_the_run_is_refused(
     train: Train, flags: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--steps", 2) == 0
     capsys.readouterr()
     assert train("--resume", "--steps", 4, *flags) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and str(flags[0]) in error and str(flags[1]) in error
+    error = error_line(capsys)
+    assert str(flags[0]) in error and str(flags[1]) in error
 
 
-def test_data_that_changed_are_refused(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_data_is_refused(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data.txt"
     data.write_text("\n\n".join(f"Paragraph {number} is long enough to be used." for number in range(30)))
     assert train("--dataset", data, "--steps", 3) == 0
@@ -158,9 +138,7 @@ def test_data_that_changed_are_refused(train: Train, tmp_path: Path, capsys: pyt
     assert "has changed" in capsys.readouterr().err
 
 
-def test_an_earlier_run_is_resumed_where_it_was_moved(
-    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_earlier_run_is_resumed_by_its_id(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--steps", 3) == 0
     assert train("--steps", 2, "--seed", 1) == 0
     run_id = next((tmp_path / "checkpoints" / "earlier").iterdir()).name
@@ -170,16 +148,16 @@ def test_an_earlier_run_is_resumed_where_it_was_moved(
     assert len(table(tmp_path / "training_viz", STEPS)) == 2
 
 
-def test_a_changed_learning_rate_is_kept_as_an_event(train: Train, tmp_path: Path) -> None:
+def test_a_changed_learning_rate_is_recorded_as_an_event(train: Train, tmp_path: Path) -> None:
     assert train("--steps", 3) == 0
     assert train("--resume", "--steps", 5, "--learning-rate", 0.5, "--warmup-steps", 0) == 0
     rates = [rate for (rate,) in table(tmp_path / "training_viz", "SELECT learning_rate FROM steps ORDER BY step")]
     assert rates[3:] == [0.5, 0.5] and rates[2] < 0.001
     detail = table(tmp_path / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")[0][0]
-    assert "initial_learning_rate 0.001 → 0.5" in detail and "not exact to the last bit" in detail
+    assert "initial_learning_rate 0.001 → 0.5" in detail and "not bit-identical" in detail
 
 
-def test_a_checkpoint_of_another_run_does_not_touch_this_record(
+def test_a_checkpoint_of_another_run_does_not_change_this_record(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--steps", 5, "--out", "a") == 0
@@ -196,18 +174,18 @@ def test_a_checkpoint_of_another_run_does_not_touch_this_record(
     assert table(tmp_path / "b" / "training_viz", STEPS) == before
 
 
-def test_a_record_that_ends_before_the_checkpoint_gets_no_hole(
+def test_a_record_that_ends_before_the_checkpoint_is_refused(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--steps", 9, "--checkpoint-interval", 3) == 0
     assert train("--resume", "checkpoints/checkpoint_step_3.bin", "--steps", 5) == 0
-    assert "--resume --steps 10" in capsys.readouterr().out  # not back to the older one once more
+    assert "--resume --steps 10" in capsys.readouterr().out  # not from the older checkpoint again
     newest = next((tmp_path / "checkpoints" / "earlier").rglob("checkpoint_step_9.bin"))
     assert train("--resume", newest, "--steps", 12) == 2
-    assert "set aside" in capsys.readouterr().err
+    assert "moved or copied out of run" in capsys.readouterr().err
     shutil.copy(newest, tmp_path / "checkpoints")
     assert train("--resume", "--steps", 12) == 2
-    assert "ends before that" in capsys.readouterr().err
+    assert "ends before it" in capsys.readouterr().err
     assert [row[0] for row in table(tmp_path / "training_viz", STEPS)] == [0, 1, 2, 3, 4]
 
 
@@ -226,7 +204,7 @@ def test_a_run_of_an_earlier_version_is_refused_before_anything_moves(
         assert train("--resume", path, "--steps", 12) == 2
         assert "earlier version of this program" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
-    assert train("--resume") == 0  # there is nothing to go on with
+    assert train("--resume") == 0  # nothing is left to train
     assert "Already finished" in capsys.readouterr().out
 
 
@@ -244,7 +222,7 @@ def test_a_config_file_that_started_a_run_also_resumes_it(train: Train, tmp_path
     assert train("--resume", "--config", "c.json", "--steps", 5) == 0
 
 
-def test_another_number_of_threads_is_taken_over_or_said(train: Train, tmp_path: Path) -> None:
+def test_a_resume_uses_the_number_of_threads_of_its_run(train: Train, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -254,22 +232,27 @@ def test_another_number_of_threads_is_taken_over_or_said(train: Train, tmp_path:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
-    assert "not exact" not in table(tmp_path / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")[0][0]
+    assert (
+        "not bit-identical"
+        not in table(tmp_path / "training_viz", "SELECT detail FROM events WHERE kind = 'resume'")[0][0]
+    )
 
 
-def test_a_record_that_is_gone_begins_again(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_record_starts_again_at_the_checkpoint(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train("--steps", 4) == 0
     (tmp_path / "training_viz" / "run.db").unlink()
     assert train("--resume", "--steps", 6) == 0
-    assert "the record begins again at step 4" in capsys.readouterr().out
+    assert "a new record starts at step 4" in capsys.readouterr().out
     assert [row[0] for row in table(tmp_path / "training_viz", STEPS)] == [4, 5]
 
 
 def test_the_comparison_can_fail(train: Train, tmp_path: Path) -> None:
-    """Controls: a resume that forgets a moment, a step count, the average or the cursor is seen by the comparison."""
-    assert train("--steps", 20, "--out", "whole") == 0
-    assert train("--steps", 10, "--out", "parts") == 0
-    path = tmp_path / "parts" / "checkpoints" / "checkpoint_step_10.bin"
+    """Controls: the comparison detects a resume that lost a moment, a step count, the average or the cursor."""
+    assert train("--steps", 12, "--out", "whole") == 0
+    assert train("--steps", 8, "--out", "parts") == 0
+    path = tmp_path / "parts" / "checkpoints" / "checkpoint_step_8.bin"
     whole = read_state(path)
     for forgotten in ("exp_avg_sq", "momentum", "step", "average", "cursor"):
         state = copy.deepcopy(whole)
@@ -282,29 +265,29 @@ def test_the_comparison_can_fail(train: Train, tmp_path: Path) -> None:
                 if forgotten in moments:
                     moments[forgotten].zero_()
         write_state(path, state)
-        assert train("--resume", path, "--steps", 20, "--out", "parts") == 0
+        assert train("--resume", path, "--steps", 12, "--out", "parts") == 0
         try:
-            equal_runs(tmp_path / "whole", tmp_path / "parts", 20)
+            equal_runs(tmp_path / "whole", tmp_path / "parts", 12)
         except AssertionError:
             continue
-        pytest.fail(f"nobody misses {forgotten}")
+        pytest.fail(f"the comparison does not detect a lost {forgotten}")
     write_state(path, whole)
-    assert train("--resume", path, "--steps", 20, "--out", "parts") == 0
-    equal_runs(tmp_path / "whole", tmp_path / "parts", 20)
+    assert train("--resume", path, "--steps", 12, "--out", "parts") == 0
+    equal_runs(tmp_path / "whole", tmp_path / "parts", 12)
 
 
-def test_weights_alone_are_no_run(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_alone_can_not_be_resumed(train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--steps", 3) == 0
     path = tmp_path / "checkpoints" / "checkpoint_step_3.bin"
     state = read_state(path)
     for missing in ("config", "kernels"):
         write_state(path, {key: value for key, value in state.items() if key != missing})
         assert train("--resume", "--steps", 5) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and missing in error and "--pretrained-checkpoint" in error
+        error = error_line(capsys)
+        assert missing in error and "--pretrained-checkpoint" in error
 
 
-def test_a_typed_folder_that_would_split_a_run_is_refused(train: Train, tmp_path: Path) -> None:
+def test_a_folder_that_would_split_a_run_is_refused(train: Train, tmp_path: Path) -> None:
     assert train("--steps", 5, "--out", "a") == 0
     assert train("--resume", "a/checkpoints/checkpoint_step_5.bin", "--out", "c", "--steps", 9) == 2
     assert len(table(tmp_path / "a" / "training_viz", STEPS)) == 5
@@ -331,16 +314,16 @@ def test_a_relative_dataset_is_found_from_another_folder(
     assert [row for (row,) in rows] == list(range(8))
 
 
-def test_a_resume_without_checkpoints_says_from_where_it_would_go_on(
+def test_a_resume_without_checkpoints_reports_where_the_next_one_would_start(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--steps", 4) == 0
     capsys.readouterr()
     assert train("--resume", "--no-checkpoint", "--steps", 8) == 0
-    assert "--resume --steps 16 (from step 4: what came after it was not saved" in capsys.readouterr().out
+    assert "--resume --steps 16 (continues from step 4; later steps were not saved)" in capsys.readouterr().out
 
 
-def test_a_copy_of_checkpoints_does_not_touch_the_record_of_the_first(train: Train, tmp_path: Path) -> None:
+def test_a_copy_of_checkpoints_does_not_change_the_original_record(train: Train, tmp_path: Path) -> None:
     assert train("--steps", 9, "--checkpoint-interval", 3, "--out", "a") == 0
     shutil.copytree(tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints")
     assert train("--resume", "--steps", 20, "--out", "a") == 0
@@ -350,18 +333,18 @@ def test_a_copy_of_checkpoints_does_not_touch_the_record_of_the_first(train: Tra
     assert [row[0] for row in table(tmp_path / "b" / "training_viz", STEPS)] == [9, 10, 11]
 
 
-def test_a_checkpoint_without_its_digest_is_told(
+def test_a_checkpoint_without_its_digest_is_reported(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--steps", 4) == 0
     (tmp_path / "checkpoints" / "checkpoint_step_4.bin.sha256").unlink()
     assert train("--resume", "--steps", 6) == 0
-    assert "has no SHA-256 beside it" in capsys.readouterr().out
+    assert "has no .sha256 file" in capsys.readouterr().out
     assert table(tmp_path / "training_viz", "SELECT count(*) FROM events WHERE kind = 'checkpoint unchecked'") == [(1,)]
 
 
-def test_a_finished_run_that_lost_its_pictures_gets_them_back(train: Train, tmp_path: Path) -> None:
-    """As after a kill between the last checkpoint and the last chart."""
+def test_a_finished_run_that_lost_its_images_gets_them_back(train: Train, tmp_path: Path) -> None:
+    """The state after a kill between the last checkpoint and the last chart."""
     assert train("--steps", 7) == 0
     viz = tmp_path / "training_viz"
     for name in ("run.json", "training_step_000007.png", "training_latest.png"):

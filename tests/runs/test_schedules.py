@@ -55,8 +55,7 @@ def test_another_end_of_a_cosine_is_told(train: Train, tmp_path: Path, capsys: p
     assert whole[:11] == parts[:11] and whole[11:15] != parts[11:15] and whole[15:] == parts[15:]
     (detail,) = resumes(tmp_path / "parts")
     assert detail == (
-        "after 15 documents; num_steps 20 → 24, learning rate of the next step 5.00e-04 → 7.17e-04; "
-        "not exact to the last bit"
+        "after 15 documents; num_steps 20 → 24, learning rate of the next step 5.00e-04 → 7.17e-04; not bit-identical"
     )
     assert detail in capsys.readouterr().out
 
@@ -74,8 +73,7 @@ def test_a_cooldown_that_has_not_begun_moves_with_the_end(train: Train, tmp_path
     constant, down = [1e-3] * 10, [1e-3, 7.5e-4, 5e-4, 2.5e-4]
     assert recorded(tmp_path / "parts") == close(*WARM_UP, *constant, *down, 1e-3, 1e-3, *down)
     assert resumes(tmp_path / "parts")[1] == (
-        "after 24 documents; num_steps 24 → 30, learning rate of the next step 2.50e-04 → 1.00e-03; "
-        "not exact to the last bit"
+        "after 24 documents; num_steps 24 → 30, learning rate of the next step 2.50e-04 → 1.00e-03; not bit-identical"
     )
 
 
@@ -83,9 +81,7 @@ def test_a_cooldown_is_added_to_a_run_that_goes_on(train: Train, tmp_path: Path)
     assert train("--steps", 14) == 0
     assert train("--resume", "--steps", 18, "--cooldown", 4) == 0
     assert recorded(tmp_path) == close(*WARM_UP, *[1e-3] * 5, 7.5e-4, 5e-4, 2.5e-4)
-    assert resumes(tmp_path) == [
-        "after 14 documents; num_steps 14 → 18, cooldown_steps 0 → 4; not exact to the last bit"
-    ]
+    assert resumes(tmp_path) == ["after 14 documents; num_steps 14 → 18, cooldown_steps 0 → 4; not bit-identical"]
 
 
 def test_mistakes_are_one_line_in_a_resumed_run_too(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,46 +5,23 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, command_environment
-from tests.runs.conftest import SMALL, Train, table
-from tests.runs.test_resume import _rows, equal_runs
+from tests.runs.conftest import SMALL, Train, count_steps, error_line, start, table, wait_until
+from tests.runs.test_resume import equal_runs
 from trainer.base.signals import NOTHING_TRAINED
 
 SLOW_DISK = """
 import os, sys, time
 sync, is_slow = os.fsync, lambda: os.path.exists("slow")
 os.fsync = lambda file: (time.sleep(1.5 * is_slow()), sync(file))[1]
-import train_slimpajama
-sys.exit(train_slimpajama.main(sys.argv[1:]))
+from trainer.cli import main
+sys.exit(main())
 """
-"""The command on a disk that takes a second and a half for a sync while there is a file `slow`."""
-
-
-def start(words: list[str], folder: Path, code: str | None = None, **environment: str) -> subprocess.Popen[str]:
-    program = ["-c", code] if code else [str(PROJECT / "train_slimpajama.py")]
-    return subprocess.Popen(
-        [sys.executable, *program, *words],
-        cwd=folder,
-        env={**command_environment(), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
-        time.sleep(0.01)
+"""The command on a disk that takes 1.5 seconds for a sync while a file `slow` exists."""
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -58,13 +35,13 @@ def words(corpus: Path) -> list[str]:
 
 @pytest.mark.parametrize("second", [pytest.param(None, marks=pytest.mark.full), signal.SIGTERM])
 def test_a_signal_during_a_save(train: Train, words: list[str], tmp_path: Path, second: signal.Signals | None) -> None:
-    """The first lets the save and one more finish; a second leaves at once, and the checkpoint before is whole."""
+    """The first signal lets this save and a last one finish; a second quits at once; the previous checkpoint stays."""
     folder = tmp_path / "cut"
     folder.mkdir()
     process = start(words, folder, SLOW_DISK)
-    wait_for(lambda: list((folder / "checkpoints").glob("checkpoint_step_*.bin")), process)
+    wait_until(lambda: list((folder / "checkpoints").glob("checkpoint_step_*.bin")), process)
     (folder / "slow").touch()
-    wait_for(lambda: unfinished(folder), process)
+    wait_until(lambda: unfinished(folder), process)
     os.kill(process.pid, signal.SIGINT)
     if second is not None:
         time.sleep(0.3)
@@ -74,16 +51,29 @@ def test_a_signal_during_a_save(train: Train, words: list[str], tmp_path: Path, 
     if second is None:
         assert process.returncode == 130, error
         assert "Stopping after this step" in error and not unfinished(folder)
-        done = _rows(folder / "training_viz")
+        done = count_steps(folder / "training_viz")
         assert (folder / "checkpoints" / f"checkpoint_step_{done}.bin").exists(), output
     else:
         assert process.returncode == 143 and time.monotonic() - since < 1.5
         assert unfinished(folder)
-    stopped = _rows(folder / "training_viz")
+    stopped = count_steps(folder / "training_viz")
     assert train("--resume", "--steps", stopped + 20, "--out", folder) == 0
     assert not unfinished(folder)
     assert train(*words[len(SMALL) : -4], "--steps", stopped + 20, "--out", tmp_path / "whole") == 0
     equal_runs(tmp_path / "whole", folder, stopped + 20)
+
+
+NEVER_OPENED = """
+import sys, time
+from trainer.assemble import Builders
+from trainer.cli import main
+
+def open_documents(*arguments, **options):
+    open("here", "w").close()
+    time.sleep(60)
+
+sys.exit(main(builders=Builders(open_documents=open_documents)))
+"""
 
 
 @pytest.mark.parametrize(
@@ -91,13 +81,9 @@ def test_a_signal_during_a_save(train: Train, words: list[str], tmp_path: Path, 
 )
 def test_a_signal_before_the_first_step(words: list[str], tmp_path: Path, number: signal.Signals, code: int) -> None:
     """While the documents are opened: one line, nothing left behind."""
-    slow = "import time, sys, trainer.assemble as parts\nopen_documents = parts.open_documents\n"
-    slow += (
-        "parts.open_documents = lambda *a, **k: (open('here', 'w').close(), time.sleep(60), open_documents(*a, **k))\n"
-    )
-    process = start(words, tmp_path, f"{slow}import train_slimpajama\nsys.exit(train_slimpajama.main(sys.argv[1:]))")
-    wait_for((tmp_path / "here").exists, process)
-    time.sleep(0.5)  # a signal that comes just before the sleep is heard after it: Python looks between its own steps
+    process = start(words, tmp_path, NEVER_OPENED)
+    wait_until((tmp_path / "here").exists, process)
+    time.sleep(0.5)  # a signal just before the sleep takes effect after it: Python looks for signals between its steps
     os.kill(process.pid, number)
     _, error = process.communicate(timeout=90)
     assert process.returncode == code
@@ -107,15 +93,15 @@ def test_a_signal_before_the_first_step(words: list[str], tmp_path: Path, number
 
 @pytest.mark.full
 def test_ctrl_c_while_the_step_is_compiled(corpus: Path, tmp_path: Path) -> None:
-    """A terminal sends it to the whole group, so that the C++ compiler dies of it too."""
+    """A terminal sends the signal to the whole group, so it also ends the C++ compiler."""
     flags = [*SMALL, "--dataset", str(corpus), "--steps", "70", "--compile"]
-    process = start(flags, tmp_path, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    process = start(flags, tmp_path, environment={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")})
 
     def compiling() -> bool:
         shown = subprocess.run(["ps", "-eo", "sid,args"], capture_output=True, text=True, check=True).stdout
         return any(int(line.split()[0]) == process.pid and "cc1plus" in line for line in shown.splitlines()[1:])
 
-    wait_for(compiling, process)
+    wait_until(compiling, process)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (130, f"\n{NOTHING_TRAINED}\n")
@@ -125,51 +111,51 @@ def test_ctrl_c_while_the_step_is_compiled(corpus: Path, tmp_path: Path) -> None
 def test_two_runs_in_one_folder(
     train: Train, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Either folder is enough to be refused, by who holds it; `kill -9` frees both."""
+    """The second run is refused if it shares either folder, and the message names the first; `kill -9` frees both."""
     first = start([*words, "--viz-dir", "viz", "--checkpoint-dir", "saved"], tmp_path)
-    wait_for(lambda: list((tmp_path / "saved").glob("checkpoint_step_*.bin")), first)
+    wait_until(lambda: list((tmp_path / "saved").glob("checkpoint_step_*.bin")), first)
     for flags in (["--viz-dir", "viz"], ["--checkpoint-dir", "saved"], ["--checkpoint-dir", "saved", "--resume"]):
         assert train(*([] if "--resume" in flags else words), *flags, small=False) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
+        error = error_line(capsys)
         assert re.search(rf"is in use by run \d{{8}}-\d{{6}}-\w+ \(process {first.pid}\)", error), error
     first.kill()
     first.communicate()
-    rows = _rows(tmp_path / "viz")
+    rows = count_steps(tmp_path / "viz")
     assert train("--resume", "--viz-dir", "viz", "--checkpoint-dir", "saved", "--steps", rows + 20) == 0
-    assert _rows(tmp_path / "viz") == rows + 20
+    assert count_steps(tmp_path / "viz") == rows + 20
 
 
 OUT_OF_MEMORY = """
-import resource, sys
-sys.path.insert(0, {project!r})
-import train_slimpajama
+import sys, torch
+from trainer.assemble import Builders
+from trainer.cli import main
 from trainer.learning.step import TrainingStep
-step, count = TrainingStep.__call__, 0
-def hungry(self, ids, rate):
-    global count
-    count += 1
-    if count > 30:
-        {how}
-    return step(self, ids, rate)
-TrainingStep.__call__ = hungry
-sys.exit(train_slimpajama.main(sys.argv[1:]))
+
+class Hungry(TrainingStep):
+    count = 0
+    def __call__(self, ids, learning_rate):
+        self.count += 1
+        if self.count > 30:
+            {how}
+        return super().__call__(ids, learning_rate)
+
+sys.exit(main(builders=Builders(training_step=Hungry)))
 """
 
 
 @pytest.mark.parametrize(
     "how",
     [
-        "import torch; self.hoard = torch.empty(2**55)",
+        "self.hoard = torch.empty(2**55)",
         pytest.param("self.hoard = bytearray(2**55)", marks=pytest.mark.full),
-        pytest.param("import torch; raise torch.OutOfMemoryError('CUDA out of memory')", marks=pytest.mark.full),
+        pytest.param("raise torch.OutOfMemoryError('CUDA out of memory')", marks=pytest.mark.full),
     ],
 )
 def test_out_of_memory(train: Train, words: list[str], tmp_path: Path, how: str) -> None:
-    """Allocations that fail for real, and what a GPU's allocator raises."""
+    """Real allocations that fail, and the exception of a GPU's allocator."""
     folder = tmp_path / "cut"
     folder.mkdir()
-    process = start(words, folder, OUT_OF_MEMORY.format(project=str(PROJECT), how=how))
+    process = start(words, folder, OUT_OF_MEMORY.format(how=how))
     _, error = process.communicate(timeout=300)
     assert process.returncode == 5, error
     assert error.startswith("train_slimpajama.py: out of memory: ") and error.count("\n") == 1
@@ -181,7 +167,7 @@ def test_out_of_memory(train: Train, words: list[str], tmp_path: Path, how: str)
 
 
 def test_a_clock_that_jumps(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wall time goes back and forth by years: no rate is negative, and nothing is decided by it."""
+    """Wall time jumps by years in both directions: no rate is negative, and no decision depends on it."""
     assert train("--steps", 30, "--out", "whole", "--checkpoint-interval", 7, "--viz-interval", 10) == 0
     generator, real = random.Random(0), time.time
     monkeypatch.setattr(time, "time", lambda: max(0.0, real() + generator.uniform(-1e9, 1e9)))

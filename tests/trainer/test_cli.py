@@ -19,13 +19,13 @@ from trainer.run.folders import Folders, new_run
         ("--steps 5 --viz-dir v --checkpoint-dir c", "python train_slimpajama.py --viz-dir v --checkpoint-dir c"),
     ],
 )
-def test_what_is_printed_finds_the_same_folders(typed: str, printed: str) -> None:
+def test_the_printed_command_selects_the_same_folders(typed: str, printed: str) -> None:
     arguments = parse_arguments(shlex.split(typed))
     assert start_command(arguments) == printed
     assert folders_of(parse_arguments(shlex.split(printed)[2:])) == folders_of(arguments)
 
 
-def test_how_a_run_is_named(tmp_path: Path) -> None:
+def test_the_resume_command_names_the_run(tmp_path: Path) -> None:
     for typed, folders, ending in (
         ([], Folders(tmp_path / "training_viz", tmp_path / "checkpoints"), "--resume"),
         (["--test"], Folders(tmp_path / "training_viz/test", tmp_path / "checkpoints/test"), "--test --resume"),

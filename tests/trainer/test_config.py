@@ -149,7 +149,7 @@ def test_a_mistake_gets_one_line_that_names_it(words: str, parts: list[str]) -> 
         ('{"dataset": null}', ["dataset"]),
         ('{"keep_documents": "all"}', ["keep_documents", "a whole number, or null for all"]),
         ("[1]", ["object of settings"]),
-        ("{", ["not JSON"]),
+        ("{", ["not valid JSON"]),
     ],
 )
 def test_a_mistake_in_a_config_file_gets_one_line(content: str, parts: list[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m trainer.generate` as a user runs it, on a checkpoint made here."""
+"""`python -m trainer.generate` as a user runs it, on checkpoints created here."""
 
 import signal
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import PROJECT
 from trainer.base.checkpoint_file import write_state
 from trainer.base.device import choose_dtype
 from trainer.config import MODEL_SIZES
@@ -17,21 +18,20 @@ from trainer.generate import main
 from trainer.model.language_model import LanguageModel
 from trainer.run.checkpoints import CheckpointManager
 
-ROOT = Path(__file__).parents[2]
 PROMPT = "the café is"
 
-Generate = Callable[..., subprocess.CompletedProcess[str]]
+Generate = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a run leaves it: the states after 5, 20 and 100 documents, each of other weights."""
+    """A run's folder with checkpoints after 5, 20 and 100 documents, each with different weights."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "checkpoints").mkdir()
     tokenizer = Tokenizer.train(["the café is open, the river is wide, \U0001f600\n"] * 20)
     for step in (5, 20, 100):
         model = LanguageModel(MODEL_SIZES["tiny"], tokenizer.vocab_size, seed=step)
-        with torch.no_grad():  # fresh weights are nearly zero: every token as likely as the next
+        with torch.no_grad():  # with initial weights, all tokens are about equally likely
             for weight in model.parameters():
                 weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(step)), alpha=0.15)
         state = {**model.checkpoint_state(), "tokenizer": tokenizer.model_bytes, "global_step": step}
@@ -39,26 +39,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "trainer.generate", *map(str, arguments)]
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **more}
-
-
 @pytest.fixture
-def generate(folder: Path) -> Generate:
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments), cwd=folder, env=environment(), capture_output=True, encoding="utf-8", timeout=60
-        )
+def generate(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
+    """Run the command in `folder`; return its exit code, standard output and standard error."""
+    monkeypatch.chdir(folder)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        return main(["--device", "cpu", *map(str, arguments)]), *capsys.readouterr()
 
     return run
 
 
 def expected(path: Path, new_tokens: int, **options: float) -> str:
-    """What the model itself says."""
+    """The text that the model itself generates."""
     state = torch.load(path, weights_only=True)
     tokenizer = Tokenizer.from_bytes(state["tokenizer"])
     model = LanguageModel.from_checkpoint(state).to(choose_dtype("auto", torch.device("cpu")))
@@ -67,18 +61,16 @@ def expected(path: Path, new_tokens: int, **options: float) -> str:
     return PROMPT + "".join(tokenizer.decode_stream(tokens)) + "\n"
 
 
-def test_the_newest_checkpoint_goes_on_from_the_prompt(generate: Generate, folder: Path) -> None:
-    done = generate("--prompt", PROMPT, "--max-new-tokens", 30, "--device", "cpu")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == expected(folder / "checkpoints/checkpoint_step_100.bin", 30)
+def test_the_newest_checkpoint_continues_the_prompt(generate: Generate, folder: Path) -> None:
+    text = expected(folder / "checkpoints/checkpoint_step_100.bin", 30)
+    assert generate("--prompt", PROMPT, "--max-new-tokens", 30) == (0, text, "")
 
 
-def test_a_named_checkpoint_and_every_option_count(generate: Generate, folder: Path) -> None:
+def test_a_named_checkpoint_and_every_option_take_effect(generate: Generate, folder: Path) -> None:
     path = folder / "checkpoints/checkpoint_step_20.bin"
-    options = ["--temperature", 1.5, "--top-k", 0, "--seed", 3, "--max-new-tokens", 25, "--device", "cpu"]
-    done = generate(path, "--prompt", PROMPT, *options)
+    options = ["--temperature", 1.5, "--top-k", 0, "--seed", 3, "--max-new-tokens", 25]
     wanted = expected(path, 25, temperature=1.5, top_k=None, seed=3)
-    assert (done.returncode, done.stdout) == (0, wanted)
+    assert generate(path, "--prompt", PROMPT, *options) == (0, wanted, "")
     assert wanted not in {
         expected(path, 25, temperature=1.5, top_k=None, seed=4),
         expected(path, 25, temperature=1.5, top_k=2, seed=3),
@@ -86,15 +78,14 @@ def test_a_named_checkpoint_and_every_option_count(generate: Generate, folder: P
     }
 
 
-def test_a_damaged_newest_checkpoint_is_passed_by_and_said(generate: Generate, folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped_and_reported(generate: Generate, folder: Path, tmp_path: Path) -> None:
     for file in (folder / "checkpoints").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     newest = tmp_path / "checkpoint_step_100.bin"
     newest.write_bytes(newest.read_bytes()[:-9])
-    done = generate("--prompt", PROMPT, "--max-new-tokens", 5, "--checkpoint-dir", tmp_path, "--device", "cpu")
-    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert "checkpoint_step_100.bin is damaged" in done.stderr
-    assert done.stdout == expected(tmp_path / "checkpoint_step_20.bin", 5)
+    code, out, err = generate("--prompt", PROMPT, "--max-new-tokens", 5, "--checkpoint-dir", tmp_path)
+    assert (code, out) == (0, expected(tmp_path / "checkpoint_step_20.bin", 5))
+    assert err.count("\n") == 1 and "checkpoint_step_100.bin is damaged" in err
 
 
 @pytest.mark.parametrize(
@@ -113,60 +104,34 @@ def test_a_damaged_newest_checkpoint_is_passed_by_and_said(generate: Generate, f
         (["--prompt", "\udcff"], "not valid Unicode"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    says: str,
-) -> None:
-    monkeypatch.chdir(folder)
+def test_bad_input_is_one_line_and_exit_code_2(generate: Generate, arguments: list[str], says: str) -> None:
     LanguageModel(MODEL_SIZES["tiny"], 300).save_checkpoint("weights.bin")
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert says in err
-    assert err.count("\n") == 1
+    code, out, err = generate(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and says in err
 
 
-def test_bad_input_ends_the_process_with_exit_code_2(generate: Generate) -> None:
-    done = generate("missing.bin", "--prompt", "x")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "missing.bin can't be read as a checkpoint: No such file or directory\n"
-
-
-def test_a_diverged_checkpoint_says_so(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = torch.load(folder / "checkpoints/checkpoint_step_5.bin", weights_only=True)
+def test_a_diverged_checkpoint_is_an_error(generate: Generate, tmp_path: Path) -> None:
+    state = torch.load("checkpoints/checkpoint_step_5.bin", weights_only=True)
     state["model"]["model.norm.weight"].fill_(torch.nan)
     torch.save(state, tmp_path / "nan.bin")
-    assert main([str(tmp_path / "nan.bin"), "--prompt", PROMPT, "--device", "cpu"]) == 4
-    assert "not finite" in capsys.readouterr().err
+    code, _, err = generate(tmp_path / "nan.bin", "--prompt", PROMPT)
+    assert code == 4 and "not finite" in err
 
 
-def test_text_comes_as_it_is_made_and_ctrl_c_ends_it(folder: Path) -> None:
-    arguments = command("--prompt", PROMPT, "--max-new-tokens", 10**7, "--device", "cpu")
-    with subprocess.Popen(
-        arguments,
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a script's background job has it ignored
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.read(len(PROMPT) + 40).startswith(PROMPT.encode())  # long before ten million tokens
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
-        assert process.stderr.read() == b""
-
-
-def test_a_reader_that_leaves_is_no_error(folder: Path) -> None:
-    arguments = command("--prompt", PROMPT, "--max-new-tokens", 10**7, "--device", "cpu")
-    with subprocess.Popen(
-        arguments, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.read(20)
-        process.stdout.close()
-        assert process.wait(timeout=60) == 0
-        assert process.stderr.read() == b""
+def test_text_is_printed_as_it_is_generated_until_ctrl_c_or_the_reader_leaves(folder: Path) -> None:
+    words = ["-m", "trainer.generate", "--prompt", PROMPT, "--max-new-tokens", str(10**7), "--device", "cpu"]
+    for interrupt, code in ((True, 130), (False, 0)):
+        with subprocess.Popen(
+            [sys.executable, *words],
+            cwd=folder,
+            env={"PYTHONPATH": str(PROJECT), "PYTHONIOENCODING": "utf-8"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a script ignore it
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            # Long before ten million tokens:
+            assert process.stdout.read(len(PROMPT) + 40).startswith(PROMPT.encode())
+            process.send_signal(signal.SIGINT) if interrupt else process.stdout.close()
+            assert process.wait(timeout=60) == code
+            assert process.stderr.read() == b""

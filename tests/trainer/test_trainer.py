@@ -1,4 +1,4 @@
-"""The loop, with a list in place of a visualizer: what it needs of one is the protocol in `trainer/records.py`."""
+"""The training loop, with a list as the visualizer (the protocol is in `trainer/records.py`)."""
 
 import math
 import threading
@@ -27,7 +27,7 @@ from trainer.trainer import Trainer
 
 
 class Notebook:
-    """A visualizer that writes down what it is told, in order."""
+    """A visualizer that lists its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -59,7 +59,7 @@ class Notebook:
         self.calls.append(("json",))
 
     def refuse(self) -> None:
-        """A store that has failed once fails at every later call, as the real one does."""
+        """Like the real store: after one failure, every later call fails too."""
         if self.is_full:
             raise OSError(28, "No space left on device")
 
@@ -122,7 +122,7 @@ def notebook(trainer: Trainer) -> Notebook:
     return trainer.viz
 
 
-def test_each_thing_happens_when_it_is_due(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_each_action_happens_when_it_is_due(tokenizer: Tokenizer, tmp_path: Path) -> None:
     intervals = {"viz_interval": 4, "checkpoint_interval": 3, "display_samples": 5}
     trainer = make_trainer(tokenizer, tmp_path, documents(20), num_steps=10, prompt=("Document",), **intervals)
     assert trainer.train() == "done"
@@ -137,14 +137,14 @@ def test_each_thing_happens_when_it_is_due(tokenizer: Tokenizer, tmp_path: Path)
     assert trainer.global_step == 10 and len(trainer.step_times) == 10
 
 
-def test_the_model_writes_before_it_learns(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_text_is_generated_before_the_model_learns(tokenizer: Tokenizer, tmp_path: Path) -> None:
     trainer = make_trainer(tokenizer, tmp_path, documents(3), num_steps=1, warmup_steps=0, prompt=("Document 2",))
     ids = tokenizer.EncodeAsIds(make_texts(1)[0])[:32]
     untouched = LanguageModel(trainer.config.shape, tokenizer.vocab_size)
     expected = untouched.generate(ids[:10], 40, seed=0)[10:]
     assert trainer.model.generate(ids[:10], 40, seed=0)[10:] == expected
     trainer.train()
-    assert trainer.model.generate(ids[:10], 40, seed=0)[10:] != expected  # it has learned something since
+    assert trainer.model.generate(ids[:10], 40, seed=0)[10:] != expected  # the weights have changed since
     own, asked = (call for call in notebook(trainer).of("update") if "prompt" in call[0])
     assert own[2] == tokenizer.DecodeIds(expected)
     assert own[0]["prompt"] == tokenizer.DecodeIds(ids[:10]) and own[1] == tokenizer.DecodeIds(ids[:31])
@@ -156,7 +156,7 @@ def test_the_model_writes_before_it_learns(tokenizer: Tokenizer, tmp_path: Path)
     )
 
 
-def test_the_first_prompt_is_asked_again_ever_more_rarely(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_first_prompt_is_repeated_at_growing_intervals(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def asked(folder: str, **settings: Any) -> tuple[Trainer, dict[int, tuple[str, str]]]:
         (tmp_path / folder).mkdir()
         trainer = make_trainer(tokenizer, tmp_path / folder, documents(30), display_samples=2, **settings)
@@ -170,10 +170,10 @@ def test_the_first_prompt_is_asked_again_ever_more_rarely(tokenizer: Tokenizer, 
     assert {prompt for prompt, _ in found.values()} == {tokenizer.DecodeIds(first)}
     assert len({written for _, written in found.values()}) > 1  # it learns
     assert all("reference" not in call[0] for call in notebook(trainer).of("update") if not call[1])
-    assert asked("own", num_steps=9, prompt=("Document 2",))[1] == {}  # theirs are asked at each look
+    assert asked("own", num_steps=9, prompt=("Document 2",))[1] == {}  # the user's prompts replace it
 
 
-def test_a_resumed_run_asks_the_same_first_prompt(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_resumed_run_repeats_the_same_first_prompt(tokenizer: Tokenizer, tmp_path: Path) -> None:
     half = make_trainer(tokenizer, tmp_path, documents(30), num_steps=3, display_samples=2)
     half.train()
     other = make_trainer(tokenizer, tmp_path / "b", documents(30), num_steps=20, display_samples=2)
@@ -181,11 +181,11 @@ def test_a_resumed_run_asks_the_same_first_prompt(tokenizer: Tokenizer, tmp_path
     sample = next(iter(other.samples))
     prompts = {generation.prompt for generation in other.display.show(sample, 4)[1:]}
     assert prompts == {tokenizer.DecodeIds(tokenizer.EncodeAsIds(make_texts(1)[0])[:10])}
-    other.display.load_state_dict({"first_prompt": [10**9]})  # of a file that was tampered with
+    other.display.load_state_dict({"first_prompt": [10**9]})  # from an untrusted file
     assert len(other.display.show(sample, 4)) == 1
 
 
-def test_what_a_step_records(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_row_of_a_step(tokenizer: Tokenizer, tmp_path: Path) -> None:
     trainer = make_trainer(tokenizer, tmp_path, documents(3), num_steps=3)
     trainer.train()
     metrics = notebook(trainer).of("update")[1][0]
@@ -197,7 +197,7 @@ def test_what_a_step_records(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert metrics["learning_rate"] == pytest.approx(0.001 / 5)
 
 
-def test_the_public_face(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_public_methods_of_the_contract(tokenizer: Tokenizer, tmp_path: Path) -> None:
     trainer = make_trainer(tokenizer, tmp_path, documents(1), num_steps=10, warmup_steps=1000)
     ids = tokenizer.EncodeAsIds(make_texts(1)[0])[:20]
     loss, accuracy = trainer.train_step(ids[:-1], ids[1:])
@@ -211,12 +211,12 @@ def test_the_public_face(tokenizer: Tokenizer, tmp_path: Path) -> None:
             trainer.train_step(inputs, targets)
 
 
-def test_a_generation_that_fails_is_said_and_stands_for_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_failed_generation_records_its_error_and_no_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     trainer = make_trainer(tokenizer, tmp_path, documents(2), num_steps=1)
     with torch.no_grad():
         for model in (trainer.model, trainer.step.averaged()):
             model.model.norm.weight.fill_(math.nan)
-    with pytest.raises(Diverged, match="no checkpoint"):  # a state that is not finite is never saved
+    with pytest.raises(Diverged, match="no earlier checkpoint"):  # a state that is not finite is never saved
         trainer.train()
     metrics, given, written = notebook(trainer).of("update")[0]
     assert "not finite" in metrics["error"] and written == "" and given
@@ -224,7 +224,7 @@ def test_a_generation_that_fails_is_said_and_stands_for_nothing(tokenizer: Token
     assert next(kind for _, kind, _ in notebook(trainer).of("event")) == "skipped update"
 
 
-def test_a_last_attempt_saves_all_that_was_trained(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_final_attempt_saves_everything_trained_so_far(tokenizer: Tokenizer, tmp_path: Path) -> None:
     shown = {"display_samples": 1, "prompt": ("One", "Two")}
     trainer = make_trainer(tokenizer, tmp_path, documents(9), num_steps=9, checkpoint_interval=2, **shown)
     notebook(trainer).full_after, notebook(trainer).can_recover = 5, True
@@ -236,10 +236,10 @@ def test_a_last_attempt_saves_all_that_was_trained(tokenizer: Tokenizer, tmp_pat
     assert [call[1] for call in notebook(trainer).of("update") if call[0]["step"] == 5][1:] == ["One", "Two"]
 
 
-def test_a_save_that_failed_while_the_source_was_waited_for_is_made_again(
+def test_a_save_that_failed_during_a_wait_for_the_source_is_repeated(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fails once, for the save at 5; then the source is lost, before any other step could tell."""
+    """The disk fails once, in the save at step 5; then the source is lost before another step could report it."""
     (tmp_path / "checkpoints").mkdir()
     folder, failed = tmp_path / "checkpoints", threading.Event()
     source = documents(5, SourceUnreachable("gone"))
@@ -264,7 +264,7 @@ def test_a_save_that_failed_while_the_source_was_waited_for_is_made_again(
     assert [step for step, _ in trainer.checkpoints.all()] == [5]
 
 
-def test_a_save_on_its_way_is_finished_whatever_happens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_save_in_progress_is_finished_whatever_happens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     trainer = make_trainer(tokenizer, tmp_path, documents(9, MemoryError()), num_steps=20, checkpoint_interval=9)
     trainer.viz.flush = lambda: time.sleep(1.0)  # type: ignore[method-assign]
     with pytest.raises(MemoryError):
@@ -280,8 +280,8 @@ def test_a_save_that_fails_ends_the_run_at_the_next_step(tokenizer: Tokenizer, t
     assert trainer.global_step < 100
 
 
-def test_training_goes_on_while_a_save_waits_for_its_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Another program holds the store: the checkpoint at 10 has to wait, the one at 20 comes when it lets go."""
+def test_training_continues_while_a_save_waits_for_its_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Another process holds the store: the checkpoint at 10 waits, and the one at 20 follows when the store is free."""
     trainer = make_trainer(tokenizer, tmp_path, documents(60), num_steps=60, checkpoint_interval=10)
     held = threading.Event()
     trainer.viz.flush = lambda: (held.wait(60), None)[1]  # type: ignore[method-assign]
@@ -294,7 +294,7 @@ def test_training_goes_on_while_a_save_waits_for_its_rows(tokenizer: Tokenizer, 
     assert later[0] in range(41, 60) and later[-1] == 60 and len(events) == 2 + len(later)
 
 
-def test_what_is_skipped_at_the_end_is_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_documents_skipped_at_the_end_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
     texts = [*make_texts(4), "short", "tiny"]
     source = (Document(text, "here", Origin("file", row), Cursor(row=row + 1)) for row, text in enumerate(texts))
     trainer = make_trainer(tokenizer, tmp_path, source, num_steps=20)
@@ -303,7 +303,7 @@ def test_what_is_skipped_at_the_end_is_counted(tokenizer: Tokenizer, tmp_path: P
     assert samples["cursor"]["row"] == 6 and samples["skipped"] == {"shorter than 10 characters": 2}
 
 
-def test_a_defect_saves_no_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_bug_saves_no_checkpoint(tokenizer: Tokenizer, tmp_path: Path) -> None:
     trainer = make_trainer(tokenizer, tmp_path, documents(7, ZeroDivisionError("ours")), num_steps=20)
     with pytest.raises(ZeroDivisionError):
         trainer.train()

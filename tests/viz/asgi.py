@@ -1,4 +1,4 @@
-"""A program asked without a socket: what it answers, by its status."""
+"""Requests to an ASGI application without a socket."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message
 
 
 def status_of(application: ASGIApp, address: str, host: bytes = b"localhost") -> int:
-    """Of a GET; what the program raises is raised."""
+    """Return the status of a GET; exceptions of the application propagate."""
     path, _, query = address.partition("?")
     sent: list[Message] = []
 

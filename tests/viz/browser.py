@@ -1,7 +1,7 @@
-"""A real browser and a real server for the tests of the page, and the runs that they look at.
+"""A real browser and a real server for the tests of the page, and the runs that they show.
 
-A test file takes the fixtures over by `chromium, visit = browser.chromium, browser.visit`: each file has a browser of
-its own, which ends with the file, because Playwright's event loop would be in the way of other tests' loops.
+A test file imports the fixtures by `chromium, visit = browser.chromium, browser.visit`. Each file has its own browser,
+which is closed after the file, because Playwright's event loop would interfere with those of other tests.
 """
 
 import os
@@ -27,7 +27,7 @@ from viz.page.http import application
 from viz.record.schema import Row, rows_of
 from viz.record.writer import StoreWriter
 
-PATIENCE = 30_000  # milliseconds: a machine that others use too
+PATIENCE = 30_000  # milliseconds, for a busy machine
 expect.set_options(timeout=PATIENCE)
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -40,7 +40,11 @@ addEventListener("securitypolicyviolation", (event) =>
   console.error(`policy: ${event.effectiveDirective} ${event.blockedURI}`));
 addEventListener("unhandledrejection", (event) => console.error(`unhandled: ${event.reason}`));
 """
-NETWORK = "Failed to load resource: "  # how Chromium's own console tells of an answer like 404, or of none
+POLL_FASTER = """
+const wait = setTimeout;
+window.setTimeout = (act, delay, ...rest) => wait(act, delay >= 1000 ? 100 : delay, ...rest);
+"""
+NETWORK = "Failed to load resource: "  # Chromium's message for a failed request or a status such as 404
 
 
 def _no_browser(known: str) -> None:
@@ -52,7 +56,7 @@ def _no_browser(known: str) -> None:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A browser for one file of tests. Without one: skipped, or failed where REQUIRE_BROWSER is set."""
+    """A browser for one test file. If there is none, skip, or fail if REQUIRE_BROWSER is set."""
     with sync_playwright() as playwright:
         known = playwright.chromium.executable_path
         path = next(filter(None, map(shutil.which, NAMES)), known)
@@ -65,19 +69,24 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """`visit(address)`: the page there, in a context of its own. Whatever it complains of is in `problems`."""
+    """`visit(address)` opens a page in a new context and collects its complaints in `problems`."""
 
     browser: Browser
     problems: list[str] = field(default_factory=list)
     contexts: list[BrowserContext] = field(default_factory=list)
 
-    def __call__(self, address: str, *, refused: bool = False, offline: bool = False, **settings: Any) -> Page:
-        """`refused`: requests may be, and the browser may say so. `settings`: of the context, such as its viewport."""
+    def __call__(
+        self, address: str, *, refused: bool = False, offline: bool = False, poll_faster: bool = False, **settings: Any
+    ) -> Page:
+        """Open an address in a new context with `settings`, such as its viewport.
+
+        `refused`: the console may report failed requests. `poll_faster`: every 100 ms instead of every second.
+        """
         context = self.browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
         self.contexts.append(context)
         context.set_default_timeout(PATIENCE)
         context.set_offline(offline)
-        context.add_init_script(WATCH)
+        context.add_init_script(WATCH + POLL_FASTER if poll_faster else WATCH)
         page = context.new_page()
 
         def hear(message: ConsoleMessage) -> None:
@@ -95,7 +104,7 @@ class Visit:
         return page
 
     def settle(self) -> list[str]:
-        """The problems so far, also those that are on their way."""
+        """Return the problems, including those still pending."""
         for context in self.contexts:
             for page in context.pages:
                 page.evaluate("new Promise((done) => setTimeout(done, 20))")
@@ -104,8 +113,7 @@ class Visit:
 
 @pytest.fixture
 def visit(chromium: Browser) -> Iterator[Visit]:
-    """Fails the test at its end for an error in the console, one that nobody caught, a dialog, or what the page's
-    own policy forbids."""
+    """Fail the test at its end if there were console errors, uncaught errors, dialogs or policy violations."""
     made = Visit(chromium)
     yield made
     problems = made.settle()
@@ -115,26 +123,31 @@ def visit(chromium: Browser) -> Iterator[Visit]:
 
 
 def until(page: Page, expression: str, argument: object = None, seconds: float = PATIENCE / 1000) -> Any:
-    """Wait until a function of the page is truthy; its value. (Playwright's own wait evaluates text in the page, which
-    the page's policy forbids.)"""
+    """Wait until an expression is truthy and return its value. (The page's policy forbids Playwright's own wait.)"""
     deadline = time.monotonic() + seconds
     while not (found := page.evaluate(expression, argument)):
-        assert time.monotonic() < deadline, f"never so: {expression}"
+        assert time.monotonic() < deadline, f"never true: {expression}"
         page.wait_for_timeout(50)
     return found
 
 
 def drawn(page: Page) -> Page:
-    """The page, once its curves and its tab are there."""
+    """Wait until the curves and the tab are shown; returns the page."""
     until(page, "document.querySelector('#chart[data-drawn]') && document.querySelector('#panel[data-ready]')")
     return page
 
 
 def choose(page: Page, tab: str) -> None:
-    """Open a tab and wait for what it shows."""
+    """Open a tab and wait for its content."""
     page.evaluate("delete document.getElementById('panel').dataset.ready")
     page.click(f"#tab-{tab}")
     until(page, "(tab) => document.getElementById('panel').dataset.ready === tab", tab)
+
+
+def text_in_reader(page: Page) -> str:
+    """The text of the open document, without the marks that show its line ends."""
+    found: str = page.evaluate("document.querySelector('#reader [aria-label=\"Text of the document\"]').textContent")
+    return found.replace("⏎\n", "\n")
 
 
 POINTS = """(step) => {
@@ -155,20 +168,20 @@ POINTS = """(step) => {
 
 
 def points_of(page: Page, step: int) -> list[dict[str, Any]]:
-    """Where the lane of the loss shows a step: in the curve, and at its edge; `x` and `y` in pixels of the window."""
+    """Return the points that show a step in the loss lane (curve and edge); `x`, `y` in pixels of the window."""
     found: list[dict[str, Any]] = page.evaluate(POINTS, step)
     return found
 
 
 def shown_range(page: Page) -> tuple[float, float]:
-    """The steps at the ends of the axis."""
+    """Return the steps at the ends of the axis."""
     low, high = page.evaluate("document.getElementById('chart')._fullLayout.xaxis.range")
     return low, high
 
 
 @contextmanager
 def served(folder: Path, *others: Path, port: int = 0) -> Iterator[str]:
-    """The address of the page on a folder, answered by a thread here: a process for each test would take seconds."""
+    """Serve a folder from a thread and yield the address: a process per test would take seconds."""
     service = Service.of(folder, others)
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "off"}
     server = uvicorn.Server(uvicorn.Config(application(service), timeout_graceful_shutdown=2, **settings))
@@ -190,19 +203,19 @@ def free_port() -> int:
     return number
 
 
-# ---- runs to look at
+# ---- the runs
 
 SPIKE, BEST = 97, 61
 PROBED, MEASURED = 40, {0: -0.75, 1: -1.5, 8: -0.25}
-"""The step of a document that was measured again; how many documents later: by how much its loss had changed."""
+"""The step of a re-measured document; number of documents later -> change of its loss."""
 SOURCES = ("web pages", "code", "books")
 GONE = range(20, 30)
 """Steps whose documents are no longer kept."""
-Told = Callable[[int], Sequence[tuple[str, Row]]]
+RowsOf = Callable[[int], Sequence[tuple[str, Row]]]
 
 
 def encode(text: str) -> list[int]:
-    """By a tokenizer that spells any text by its bytes; a lone surrogate, which has none, is `?`."""
+    """Encode a text with a byte-fallback tokenizer; a lone surrogate becomes `?`."""
     model = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"])
     found: list[int] = model.EncodeAsIds(text.encode("utf-8", "replace").decode("utf-8"))
     return found
@@ -220,8 +233,8 @@ def token_losses(step: int, text: str) -> list[float]:
     return [(place * 7 + step) % 20 / 2 for place in range(len(encode(text)) - 1)]
 
 
-def told(step: int, **changed: Any) -> list[tuple[str, Row]]:
-    """The rows of a step as a trainer tells them. `text`: of its document; None where it is not kept."""
+def rows_at(step: int, **changed: Any) -> list[tuple[str, Row]]:
+    """Return the rows of a step as a trainer writes them. `text`: of its document; None if it is not kept."""
     text = changed.pop("text", text_of(step))
     ids = [] if text is None else encode(text)
     losses = [] if text is None else token_losses(step, text)
@@ -242,8 +255,8 @@ def told(step: int, **changed: Any) -> list[tuple[str, Row]]:
     return rows
 
 
-def write_run(folder: Path, count: int = 150, tell: Told = told, *, ended: bool = True, **about: Any) -> Path:
-    """The record of a run of `count` documents, with generations, events and an evaluation; the folder it is in."""
+def write_run(folder: Path, count: int = 150, tell: RowsOf = rows_at, *, ended: bool = True, **about: Any) -> Path:
+    """Write the record of a run of `count` documents, with samples, events and an evaluation; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     described = {
         "run_id": "run-1", "config": {"warmup_steps": 10, "num_steps": count, "seed": 1}, "model": "tiny 0.3 M",
@@ -277,4 +290,4 @@ def write_run(folder: Path, count: int = 150, tell: Told = told, *, ended: bool 
 
 
 def with_some_gone(step: int) -> list[tuple[str, Row]]:
-    return told(step, text=None) if step in GONE else told(step)
+    return rows_at(step, text=None) if step in GONE else rows_at(step)

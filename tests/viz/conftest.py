@@ -1,4 +1,4 @@
-"""What the tests of `viz` share: rows as a run makes them."""
+"""Fixtures for the tests of `viz`: rows as a run creates them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +49,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def filled(tmp_path: Path, metrics: Metrics) -> Path:
-    """A folder with the closed store of a run of 20 documents, a generation at each tenth."""
+    """A folder with the closed store of a run of 20 documents, with a generation at every tenth."""
     writer = StoreWriter(tmp_path / "run.db", {"run_id": "r1", "source": "python-library", "model": "small 13.8 M"})
     for step in range(20):
         text = ("input", "output") if step % 10 == 0 else ("", "")

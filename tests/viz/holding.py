@@ -1,4 +1,4 @@
-"""Another program that holds a store: a real process with an open transaction, like a paused `sqlite3` shell."""
+"""Another process that locks a store: a real one with an open transaction, like a paused `sqlite3` shell."""
 
 import contextlib
 import subprocess
@@ -19,7 +19,7 @@ def count():
         database.close()
         return found
     except sqlite3.Error:
-        return -1  # not made yet
+        return -1  # not created yet
 until = time.monotonic() + 120
 while count() < rows:
     assert time.monotonic() < until, "no such store"
@@ -40,7 +40,10 @@ print(again, time.monotonic(), flush=True)
 
 @dataclass
 class Holder:
-    """`begins`/`lets_go`: (rows of `steps` that it sees, `time.monotonic()`); what it sees can't change in between."""
+    """`begins` and `lets_go` return (rows of `steps` that it sees, `time.monotonic()`) when the lock begins and ends.
+
+    What it sees can't change in between.
+    """
 
     process: subprocess.Popen[str]
 
@@ -60,8 +63,10 @@ class Holder:
 
 @contextlib.contextmanager
 def hold(path: Path, kind: str, *, rows: int = 0, seconds: float = 0) -> Iterator[Holder]:
-    """Once the store has `rows` steps, open a transaction: a `reader`'s or a `writer`'s. It lasts `seconds`, or until
-    it is told to let go."""
+    """Once the store has `rows` steps, open a transaction of a `reader` or a `writer`.
+
+    It lasts `seconds`, or until `lets_go` is called.
+    """
     command = [sys.executable, "-c", HOLD, str(path), kind, str(rows), str(seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

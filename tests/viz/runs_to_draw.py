@@ -1,4 +1,4 @@
-"""Runs that are made up for pictures: columns as a store has them, and the view of them."""
+"""Synthetic runs for charts: columns of a store, and views of them."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ HOSTILE = (
 
 
 def columns_of(count: int, sources: int = 3, ugly: bool = False) -> Columns:
-    """A run of `count` documents: falling loss, warm-up; if ugly, NaN, infinities and spikes in everything."""
+    """A run of `count` documents: falling loss, warm-up; if `ugly`, NaN, infinities and spikes in every column."""
     random = np.random.default_rng(count)
     steps = np.arange(count)
     names = np.array([f"RedPajamaCommonCraw{i}" for i in range(sources)], dtype=object)
@@ -60,7 +60,7 @@ def columns_of(count: int, sources: int = 3, ugly: bool = False) -> Columns:
 
 
 def view_of(columns: Columns, *, run: dict[str, Any] | None = None, **shown: Any) -> View:
-    """A view of these columns with everything that a chart shows beside them; `shown` replaces parts of it."""
+    """A view of these columns with everything else that a chart shows; `shown` replaces parts of it."""
     series = Series()
     series.extend(columns)
     count = len(columns["steps"])

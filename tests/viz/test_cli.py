@@ -51,7 +51,7 @@ def test_a_run_is_found_by_its_store_and_by_its_out_folder(
     (tmp_path / "out" / "training_viz" / "earlier" / "a").mkdir(parents=True)
     shutil.move(tmp_path / "out" / "training_viz" / "run.db", tmp_path / "out" / "training_viz" / "earlier" / "a")
     assert main(["chart", "out"]) == 2
-    assert "there are earlier ones: python -m viz runs out" in capsys.readouterr().err
+    assert "only earlier ones: python -m viz runs out" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_quiet(filled: Path) -> None:
@@ -156,7 +156,7 @@ def test_runs_are_listed_and_deleted_after_confirmation(
         (["chart", "DIR", "--step", "21"], "has 20 documents"),
         (["chart", "DIR", "--all", "--step", "5"], "omit --output and --step"),
         (["timelapse", "DIR", "-o", "film.mp4"], ".gif or .png"),
-        (["document", "20", "DIR"], "no step 20: they are 0 to 19"),
+        (["document", "20", "DIR"], "no step 20: its steps are 0 to 19"),
         (["runs", "DIR", "--delete", "nobody"], "no run with that id"),
         (["compare", "nobody", "DIR"], "nobody is neither the folder of a run nor the id of a run in training_viz"),
         (["compare", "DIR", "EMPTY"], "B has no steps yet"),

@@ -203,7 +203,7 @@ def test_a_new_run_never_overwrites_a_store_and_a_resume_needs_one(tmp_path: Pat
     TrainingVisualizer(tmp_path).close()
     with pytest.raises(FileExistsError, match="there is a run already"):
         TrainingVisualizer(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no run store there"):
+    with pytest.raises(FileNotFoundError, match="there is no run store"):
         TrainingVisualizer(tmp_path / "other", resume_from=5)
 
 

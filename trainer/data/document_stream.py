@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from trainer.data.hub_file import POLL_SECONDS, EventFailed, Patience, Stopped, reason_of
-from trainer.data.row_reader import Damaged, Row, read_rows
+from trainer.data.hub_file import POLL_SECONDS, EventFailed, Patience, RetryTiming, Stopped, reason_of
+from trainer.data.row_reader import Damaged, RowOrFault, read_rows
 from trainer.data.sources import PYTHON_LIBRARY, DataSource, is_local, resolve_source, silence_libraries
 from trainer.errors import SourceUnreachable, UserError
 from trainer.records import Cursor, Document, Origin
@@ -44,6 +44,7 @@ class DocumentStream:
     max_stall: float = 1800.0
     """Seconds without a document, or a quarter of a megabyte on the way to one, before the Hub counts as lost."""
     should_stop: Callable[[], bool] = lambda: False
+    timing: RetryTiming = field(default_factory=RetryTiming)
 
     def at(self, cursor: Cursor) -> "DocumentStream":
         """The same documents from another cursor on."""
@@ -70,11 +71,11 @@ class DocumentStream:
                 return
             position = Cursor(epoch=position.epoch + 1)
 
-    def _epoch(self, position: Cursor) -> Iterator[tuple[Document, Row]]:
+    def _epoch(self, position: Cursor) -> Iterator[tuple[Document, RowOrFault]]:
         for index in range(position.shard, len(self.source.shards)):
             yield from self._shard(replace(position, shard=index, row=position.row if index == position.shard else 0))
 
-    def _shard(self, position: Cursor) -> Iterator[tuple[Document, Row]]:
+    def _shard(self, position: Cursor) -> Iterator[tuple[Document, RowOrFault]]:
         """One file's documents from `position` on, and, where the rest of it is damaged, one that stands for the rest.
 
         A shard on the Hub is read again from there some times before that is believed: it may be the way that is bad.
@@ -86,6 +87,7 @@ class DocumentStream:
             where=lambda: f"{shard.name} row {position.row}",
             on_event=self.on_event,
             should_stop=self.should_stop,
+            timing=self.timing,
         )
         damaged_row, tries = -1, 0
         while True:
@@ -105,7 +107,7 @@ class DocumentStream:
                 yield Document(None, self.source.name, Origin(shard.name, position.row), behind, fault), fault
                 return
 
-    def _document(self, row: Row, origin: Origin, behind: Cursor) -> Document:
+    def _document(self, row: RowOrFault, origin: Origin, behind: Cursor) -> Document:
         if isinstance(row, str):
             return Document(None, self.source.name, origin, behind, fault=row)
         if self.text_column not in row:
@@ -148,6 +150,8 @@ def open_documents(
     on_event: Callable[[str, str], None] = lambda kind, detail: None,
     max_stall: float = 1800.0,
     should_stop: Callable[[], bool] = lambda: False,
+    timing: RetryTiming = RetryTiming(),  # noqa: B008  # frozen
+    first_document_seconds: float = FIRST_DOCUMENT_SECONDS,
 ) -> DocumentStream:
     """Open what `--dataset` names. Of a Hub dataset a first document has been read when this returns.
 
@@ -168,6 +172,7 @@ def open_documents(
             on_event=on_event,
             max_stall=max_stall,
             should_stop=should_stop,
+            timing=timing,
         )
 
     if dataset == PYTHON_LIBRARY:
@@ -191,7 +196,7 @@ def open_documents(
         return source
 
     try:
-        return stream(_first_of(names, reach, should_stop))
+        return stream(_first_of(names, reach, should_stop, first_document_seconds))
     except SourceUnreachable as error:
         reason = str(error)
     if dataset == "auto":
@@ -212,10 +217,13 @@ def _embedded(embedded: Callable[[], DataSource], revision: str | None) -> DataS
 
 
 def _first_of(
-    names: Sequence[str], reach: Callable[[str, float], DataSource], should_stop: Callable[[], bool]
+    names: Sequence[str],
+    reach: Callable[[str, float], DataSource],
+    should_stop: Callable[[], bool],
+    first_document_seconds: float,
 ) -> DataSource:
     """The first of the Hub datasets that can be reached. Raises SourceUnreachable with the reasons in a few words."""
-    end = time.monotonic() + FIRST_DOCUMENT_SECONDS
+    end = time.monotonic() + first_document_seconds
     _within(NETWORK_SECONDS, _ask_hub, should_stop)
     reasons: list[str] = []
     for index, name in enumerate(names):

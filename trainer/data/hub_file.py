@@ -9,18 +9,15 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import SourceUnreachable
 
 HUB = "hf://datasets/"
 BLOCK_BYTES = 4 << 20
-STALL_SECONDS = 30.0
-"""An answer of which no byte comes for so long is given up."""
 PROGRESS_BYTES = 1 << 18
 """A source that gave so much is no longer one that stays away: pauses begin at the shortest again."""
-FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 60.0
 POLL_SECONDS = 0.1
 TRIES_FOR_A_COMMIT = 4
 """So often the Hub may say that it does not know a commit, before that is believed."""
@@ -34,6 +31,17 @@ class EventFailed(Exception):
     """`on_event` raised an OSError (its cause): told apart, because here an OSError is a failure of the network."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryTiming:
+    """When a request is given up and sent again, in seconds."""
+
+    first_pause: float = 1.0
+    """Each pause is twice as long as the one before, up to `longest_pause`."""
+    longest_pause: float = 60.0
+    stall: float = 30.0
+    """A response that sends no byte for this long is given up."""
+
+
 class Patience:
     """How long a source may stay away, and the waiting for it. Not for several threads at once."""
 
@@ -45,6 +53,7 @@ class Patience:
         where: Callable[[], str] = lambda: "",
         on_event: Callable[[str, str], None] = lambda kind, detail: None,
         should_stop: Callable[[], bool] = lambda: False,
+        timing: RetryTiming = RetryTiming(),
     ) -> None:
         """
         Args:
@@ -55,6 +64,7 @@ class Patience:
         """
         self.failures = 0
         """Since the last progress."""
+        self.timing = timing
         self._name = name
         self._max_stall = max_stall
         self._where = where
@@ -92,7 +102,7 @@ class Patience:
         # So that many runs do not come back at the same instant. A generator of its own: drawing from the global one
         # would change what is learned.
         spread = random.SystemRandom().uniform(0.8, 1.2)
-        seconds = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self.failures, 10)) * spread
+        seconds = min(self.timing.longest_pause, self.timing.first_pause * 2.0 ** min(self.failures, 10)) * spread
         seconds = min(max(seconds, _asked_to_wait(error) * max(spread, 1.0)), left)
         self.failures += 1
         try:
@@ -177,7 +187,7 @@ class HubFile(io.RawIOBase):
             "Range": f"bytes={first}-{first + len(view) - 1}",
             "Accept-Encoding": "identity",  # a range of what is compressed on the way would be of no use
         }
-        timeout = min(STALL_SECONDS, max(self._patience.left(), 0.1))
+        timeout = min(self._patience.timing.stall, max(self._patience.left(), 0.1))
         with get_session().stream("GET", self._url, headers=headers, timeout=timeout) as answer:
             total = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", answer.headers.get("Content-Range", ""))
             if answer.status_code == 416 and total:  # nothing there: an empty file
@@ -244,11 +254,11 @@ def reason_of(error: BaseException) -> str:
     if "timeout" in type(error).__name__.lower():
         return "the Hub does not answer in time"
     if type(error).__name__ in {"ConnectError", "ProxyError"}:
-        return f"no connection to the Hub: {one_line(error)}"
-    return one_line(error) or type(error).__name__
+        return f"no connection to the Hub: {short_message(error)}"
+    return short_message(error) or type(error).__name__
 
 
-def one_line(error: BaseException) -> str:
+def short_message(error: BaseException) -> str:
     """The message of an error of a library, as the middle of a sentence."""
     text = re.sub(r"\[Errno -?\d+\] ", "", str(error).split("Example of usage")[0])
     return " ".join(text.split())[:200].rstrip(" .")

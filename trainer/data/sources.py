@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainer.data.hub_file import HUB, one_line, reason_of
+from trainer.base.atomic_files import sha256_of_file
+from trainer.data.hub_file import HUB, reason_of, short_message
 from trainer.errors import SourceUnreachable, UserError
 
 PYTHON_LIBRARY = "python-library"
@@ -71,7 +72,12 @@ def embedded_source(shards: Sequence[Path], revision: str) -> DataSource:
 
 
 def resolve_source(
-    dataset: str, *, config: str | None = None, split: str = "train", revision: str | None = None
+    dataset: str,
+    *,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    read_whole_bytes: int = READ_WHOLE_BYTES,
 ) -> DataSource:
     """Resolve a path or a Hub name, the latter by asking the Hub (seconds, minutes where it does not answer well).
 
@@ -85,7 +91,7 @@ def resolve_source(
         raise UserError(
             f"--dataset {dataset} is local and has neither configurations nor splits: name the files instead"
         )
-    source = _resolve_local(dataset)
+    source = _resolve_local(dataset, read_whole_bytes)
     if revision is not None and revision != source.revision:
         raise UserError(
             f"--dataset {dataset} has changed: its files' revision is {source.revision[:12]}, expected {revision[:12]}"
@@ -100,7 +106,7 @@ def is_local(dataset: str) -> bool:
     return not could_be_hub or Path(dataset).exists()
 
 
-def _resolve_local(dataset: str) -> DataSource:
+def _resolve_local(dataset: str, read_whole_bytes: int) -> DataSource:
     folder = Path(dataset).expanduser()
     if folder.is_dir():
         files = sorted(
@@ -116,7 +122,7 @@ def _resolve_local(dataset: str) -> DataSource:
     if not shards:
         raise UserError(f"--dataset {dataset} has {_suffixes(path.name for path in files)}: expected {READABLE}")
     try:
-        return DataSource(dataset, _local_revision([Path(shard.address) for shard in shards]), shards)
+        return DataSource(dataset, _local_revision([Path(shard.address) for shard in shards], read_whole_bytes), shards)
     except OSError as error:
         raise UserError(f"--dataset {dataset}: can't read {error.filename}: {error.strerror}") from error
 
@@ -126,17 +132,17 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _local_revision(files: Sequence[Path]) -> str:
+def _local_revision(files: Sequence[Path], read_whole_bytes: int) -> str:
     """SHA-256 hex over name, size and contents of each file.
 
-    Beyond READ_WHOLE_BYTES in all, over the time of change instead of the contents, which would take long to read.
+    Beyond `read_whole_bytes` in all, over the time of change instead of the contents, which would take long to read.
     """
     root = os.path.commonpath([path.absolute().parent for path in files])
     stats = [path.stat() for path in files]
-    read_whole = sum(stat.st_size for stat in stats) <= READ_WHOLE_BYTES
+    read_whole = sum(stat.st_size for stat in stats) <= read_whole_bytes
     revision = hashlib.sha256()
     for path, stat in zip(files, stats, strict=True):
-        what = hashlib.sha256(path.read_bytes()).hexdigest() if read_whole else stat.st_mtime_ns
+        what = sha256_of_file(path) if read_whole else stat.st_mtime_ns
         revision.update(
             f"{path.absolute().relative_to(root).as_posix()}\0{stat.st_size}\0{what}\n".encode(errors="surrogateescape")
         )
@@ -162,7 +168,7 @@ def _resolve_hub(dataset: str, config: str | None, split: str, revision: str | N
         raise SourceUnreachable(reason_of(error)) from error
     except (ValueError, RuntimeError) as error:
         # A configuration that is not there or must be chosen, data made by a script: the message says which there are.
-        raise UserError(f"--dataset {dataset}: {one_line(error)}") from error
+        raise UserError(f"--dataset {dataset}: {short_message(error)}") from error
     files = {str(name): [str(file) for file in files] for name, files in (builder.config.data_files or {}).items()}
     if not files:  # `datasets` falls back on what it has in its cache when the Hub stops answering half-way
         raise SourceUnreachable("the Hub does not list its files")

@@ -1,1 +1,1 @@
-"""How the model learns: the step, its optimizer, schedule and safeguards."""
+"""The training step, its optimizer, schedule and safeguards."""

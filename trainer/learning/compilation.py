@@ -1,4 +1,4 @@
-"""What `torch.compile` needs, and what it gives a run: when a step is compiled."""
+"""Whether to compile the training step: what `torch.compile` needs, and when it makes a run faster."""
 
 import contextlib
 import importlib.util
@@ -15,42 +15,42 @@ import torch
 from trainer.errors import MachineError
 
 SECONDS_TO_COMPILE = {"cpu": 30.0, "cuda": 25.0}
-"""What compiling takes at the start of a run with nothing in the cache: measured on two slow cores, at three sizes, and
-beside one H100 at two. On other devices it was never tried, and is not done unasked.
+"""Seconds to compile with an empty cache: measured for three model sizes on two slow cores, and for two with an H100.
+Other devices were never measured, so they compile only if `--compile` is given.
 """
 GAIN = {"cpu": 0.1, "cuda": 0.15}
-"""Share of an eager step that a compiled one saves: on a CPU 0.25 of `tiny`, 0.12 of `small`, 0.05 of `base`; on an
-H100 0.23 in turns, and less in a slower session (`docs/performance.md`).
+"""Share of an eager step's time that compiling saves: on a CPU 0.25 for `tiny`, 0.12 for `small`, 0.05 for `base`; on
+an H100 0.23, or less in a slower session (`docs/performance.md`).
 """
 
 
 @contextlib.contextmanager
 def compiler_settings(longest: int) -> Iterator[None]:
-    """In here graphs are made for all lengths up to `longest`, and everything that can fail fails at once."""
+    """Inside, graphs are compiled for every length up to `longest`, and a failure raises immediately."""
     import torch._functorch.config
     import torch._inductor.config
     import torch.fx.experimental._config
 
     with (
-        # Which kernels are taken follows from the first length that is seen, which torch's cache does not look at.
+        # The choice of kernels depends on the first length, which is not part of torch's cache key.
         torch.compiler.config.patch(cache_key_tag=str(longest)),  # type: ignore[attr-defined]
-        # A length that happens to equal the width would be taken for the same thing.
+        # Otherwise a length that happens to equal the width would be treated as the same symbol.
         torch.fx.experimental._config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
-        # Else a backward pass that can't be made is told by a traceback, and tried again later.
+        # Otherwise a backward pass that fails to compile prints a traceback and is retried later.
         torch._functorch.config.patch(force_non_lazy_backward_lowering=True),
-        # Else what is timed on a GPU, differently each time, decides how matrices are padded.
+        # Otherwise timings on a GPU, which vary, decide how matrices are padded.
         torch._inductor.config.patch(deterministic=torch.are_deterministic_algorithms_enabled()),
     ):
         yield
 
 
 def why_not_compile(device: torch.device) -> str:
-    """What `torch.compile` lacks here, or nothing. On a CPU it needs a C++ compiler and the Python headers."""
+    """Return what `torch.compile` lacks here, or "". On a CPU it needs a C++ compiler and the Python headers."""
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         return "TORCH_COMPILE_DISABLE is set"
     if device.type == "cuda":
         return "" if importlib.util.find_spec("triton") else "triton is not installed"
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # no other is tried
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # torch tries no other
     if not shutil.which(compiler):
         return f"there is no C++ compiler ({compiler})"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
@@ -59,10 +59,11 @@ def why_not_compile(device: torch.device) -> str:
 
 
 def compiling_pays(steps: int, seconds: float, kind: str) -> bool:
-    """Whether a run of `steps` steps ends sooner with a compiled step, if an eager one takes `seconds`.
+    """Return whether a run of `steps` steps ends sooner with a compiled step.
 
     Args:
-        kind: of device.
+        seconds: time of an eager step.
+        kind: device type.
     """
     return kind in GAIN and steps * seconds * GAIN[kind] > SECONDS_TO_COMPILE[kind]
 
@@ -78,14 +79,15 @@ def compile_where_it_pays(
     compiling: Callable[[], AbstractContextManager[object]],
     pays: Callable[[int, float, str], bool] = compiling_pays,
 ) -> bool:
-    """Compile the step where that is asked for, or ends the run sooner, and can be done. Whether it was.
+    """Compile the step if the user wants it or it makes the run faster. Return whether the step is compiled.
 
     Args:
-        compile_step: does it, or raises MachineError.
-        wanted: what the user asked for; None: what ends sooner.
-        steps: of the run.
-        seconds: that an eager step takes.
-        compiling: entered meanwhile.
+        compile_step: compiles it, or raises MachineError.
+        wanted: the user's choice; None: decide by the run's length.
+        steps: number of steps of the run.
+        seconds: time of an eager step.
+        say: prints a line.
+        compiling: a context manager that is active during compilation.
         pays: decides where the user has not.
     """
     why = "--compile"
@@ -96,12 +98,12 @@ def compile_where_it_pays(
         return False
     lacking = why_not_compile(device)
     if not lacking:
-        say("Compiling the step: half a minute or more, where torch has never done it before")
+        say("Compiling the step: this takes half a minute or more the first time")
         try:
             with compiling():
                 compile_step()
         except MachineError as error:
             lacking = str(error)
     if lacking:
-        say(f"{why}: {lacking}, so the step runs without it")
+        say(f"{why}: {lacking}, so the step runs uncompiled")
     return not lacking

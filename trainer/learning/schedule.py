@@ -1,4 +1,4 @@
-"""Step → learning rate: pure functions. A scheduler holds settings and no state, so there is nothing of it to save."""
+"""Learning rate schedules: pure functions of the step. A scheduler has no state, so checkpoints do not store one."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def warmup_then_constant(step: int, initial_learning_rate: float, warmup_steps: int) -> float:
-    """Linear warm-up, then constant. Step 0 gets the rate of step 1, so that no step is wasted at rate zero.
+    """Linear warm-up, then constant. Step 0 has the rate of step 1, so no step runs at rate zero.
 
     Args:
         step: 0-based index of the document trained on.
@@ -23,10 +23,10 @@ def warmup_then_constant(step: int, initial_learning_rate: float, warmup_steps: 
 
 @dataclass(frozen=True)
 class LRScheduler:
-    """Linear warm-up, then constant; the last `cooldown_steps` go down linearly to zero.
+    """Linear warm-up, then constant; the rate decreases linearly to zero over the last `cooldown_steps`.
 
-    Warm-up, decay (of the classes below) and cooldown are factors, multiplied where they overlap. Decay and cooldown
-    would end at step `num_steps`, the first that does not run: so the last that does is above zero.
+    Warm-up, decay (in the subclasses) and cooldown are factors that multiply where they overlap. Decay and cooldown
+    reach their end at step `num_steps`, which does not run, so the last step has a rate above zero.
     """
 
     initial_learning_rate: float
@@ -35,17 +35,17 @@ class LRScheduler:
     cooldown_steps: int = 0
 
     def get_learning_rate(self, step: int) -> float:
-        """The base rate of a step, above zero; from `num_steps` on, decay and cooldown stay as in the last step."""
+        """Return the base rate of a step, always above zero. From `num_steps` on, decay and cooldown stay constant."""
         left = max(self.num_steps - step, 1)
         share = min(left / max(self.num_steps - self.warmup_steps, 1), 1.0)
         rate = warmup_then_constant(step, self._decayed(share), self.warmup_steps)
         return rate * left / self.cooldown_steps if left < self.cooldown_steps else rate
 
     get_lr = get_learning_rate
-    """By the founding documents' name."""
+    """The name in the founding documents."""
 
     def _decayed(self, share: float) -> float:
-        """The rate where `share` (0...1) of the steps behind the warm-up are left."""
+        """Return the rate when the share `share` (0...1) of the steps after the warm-up is left."""
         return self.initial_learning_rate
 
 
@@ -66,7 +66,7 @@ class CosineLRScheduler(LRScheduler):
     min_learning_rate: float = 0.0
 
     def _decayed(self, share: float) -> float:
-        # (1 + cos(π · done)) / 2, written so that it does not round to zero at the end of a very long run.
+        # (1 + cos(π · done)) / 2, in a form that does not round to zero at the end of a very long run.
         height = math.sin(math.pi / 2 * share) ** 2
         return self.min_learning_rate + (self.initial_learning_rate - self.min_learning_rate) * height
 
@@ -77,6 +77,6 @@ SCHEDULERS: Mapping[str, type[LRScheduler]] = types.MappingProxyType(
 
 
 def make_scheduler(settings: Mapping[str, Any]) -> LRScheduler:
-    """The scheduler of a run whose settings are these, by the field names of `TrainingConfig`; others are passed by."""
+    """Return the scheduler for settings named as in `TrainingConfig`; other settings are ignored."""
     kind = SCHEDULERS[settings["schedule"]]
     return kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})

@@ -108,7 +108,10 @@ class InstabilityDetector:
         """
         history, counts = state["history"], state["counts"]
         if history.keys() != counts.keys() or any(rows.shape != (2, self._window) for rows in history.values()):
-            raise UserError("the checkpoint's history of losses and norms is not one of this program")
+            raise UserError(
+                "the checkpoint's history of losses and gradient norms does not fit this version: "
+                "resume from another checkpoint"
+            )
         self._history = {length: rows.to(device, torch.float32, copy=True) for length, rows in history.items()}
         self._counts = dict(counts)
 
@@ -119,8 +122,8 @@ def describe_faults(faults: Sequence[float], loss: float, norm: float, medians: 
         "logits not finite",
         "loss not finite",
         "gradient not finite",
-        f"loss {loss:.2f} where the median is {medians[0]:.2f}",
-        f"gradient norm {norm:.3g} where the median is {medians[1]:.3g}",
+        f"loss {loss:.2f} (median {medians[0]:.2f})",
+        f"gradient norm {norm:.3g} (median {medians[1]:.3g})",
     )
     return ", ".join(word for fault, word in zip(faults, words, strict=True) if fault)
 
@@ -155,7 +158,7 @@ class Health:
         if not weights_are_finite:
             raise Diverged(f"after {documents:,} documents the weights are no longer finite")
         if self.is_stuck:
-            raise Diverged(f"nothing that was computed in the last {self.failures_in_a_row} steps is finite")
+            raise Diverged(f"the last {self.failures_in_a_row} steps gave no finite numbers")
 
     def state_dict(self) -> dict[str, Any]:
         return {

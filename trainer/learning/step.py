@@ -1,4 +1,4 @@
-"""One sample → one optimizer step: forward, backward, judge, update. The hot path, the only place clever for speed."""
+"""One optimizer step on one sample: forward, backward, spike check, update. This is the hot path."""
 
 import copy
 import dataclasses
@@ -19,9 +19,9 @@ from trainer.records import StepResult
 
 
 def padded_lengths(max_seq_length: int) -> tuple[int, ...]:
-    """The lengths that samples are padded to: multiples of 32 up to 128, then steps of at most a half.
+    """Return the lengths that samples are padded to: multiples of 32 up to 128, then growing by at most a half.
 
-    A fixed list keeps the choice of kernels, and so the last bits, independent of the order of lengths.
+    With a fixed list, the choice of kernels, and so the last bits of a loss, does not depend on the order of documents.
     """
     lengths = [32]
     while lengths[-1] < max_seq_length - 1:
@@ -31,7 +31,7 @@ def padded_lengths(max_seq_length: int) -> tuple[int, ...]:
 
 
 class TrainingStep:
-    """The model's weights, their fp32 masters, the optimizer, the judge, and the step that moves the weights."""
+    """A model with its fp32 master weights, optimizer and spike detector. Call it to train on one document."""
 
     def __init__(
         self,
@@ -46,16 +46,16 @@ class TrainingStep:
         """
         Args:
             model: on its device, with fp32 weights; it is cast to `dtype` here.
-            dtype: of the weights that compute. In bf16 the fp32 masters stay beside them, because an update smaller
-                than a weight's last bf16 bit would be lost.
-            recipe: of the update; a resumed run brings its own along.
+            dtype: of the weights in the forward and backward pass. With bf16 there are also fp32 master weights,
+                because bf16 can't represent small updates.
+            recipe: settings of the update; a resumed run restores its own with `load_state_dict`.
         """
         self.model = model
         self.lengths = padded_lengths(max_seq_length)
         self._objective = objective or NextToken()
         self._detector = detector or InstabilityDetector()
         self.device = model.device
-        model.rotary(self.lengths[-1])  # here, so that their memory lies the same whichever document comes first
+        model.rotary(self.lengths[-1])  # allocated now, so the memory layout does not depend on the first document
         self._names = [name for name, _ in model.named_parameters()]
         self._places = {name: place for place, name in enumerate(self._names)}
         self._weights: list[torch.Tensor] = list(model.parameters())
@@ -69,7 +69,7 @@ class TrainingStep:
         inside = {place for _, places in joined for place in places}
         alone = [(weight, [place]) for place, weight in enumerate(self._weights) if place not in inside]
         self._leaves: list[tuple[torch.Tensor, list[int]]] = [*joined, *alone]
-        """What has gradients, each with the places of the weights that its rows are."""
+        """The tensors with gradients, each with the indices of the weights that its rows are."""
         self._max_seq_length = max_seq_length
         self._dtype = dtype
         self.optimizer = self._make_optimizer(recipe or Recipe.for_width(model.shape.width))
@@ -80,12 +80,12 @@ class TrainingStep:
         self._judge_hidden: Callable[[torch.Tensor, torch.Tensor], Judgement] = self._judge
 
     def compile(self) -> None:
-        """From now on compiled: one graph for every layer and one for what follows them, for documents of any length.
+        """Compile the step: one graph for all layers and one for the loss, for documents of any length.
 
-        All of it is made here, the longest documents first, so that no kernel depends on which document comes first.
+        Everything is compiled here, longest documents first, so no kernel depends on which document comes first.
 
         Raises:
-            MachineError: the compiler fails. The step is what it was, then.
+            MachineError: the compiler failed. The step is then unchanged.
         """
         eager = self._layers, self._judge_hidden
         self._layers = [torch.compile(layer, dynamic=True) for layer in self.model.model.layers]
@@ -94,13 +94,13 @@ class TrainingStep:
             with compiler_settings(self.lengths[-1]):
                 for length in reversed(self.lengths):
                     self._gradients([0] * (length + 1), length)
-        except Exception as error:  # of any kind: the compiler's are many, and the eager step is known to work
+        except Exception as error:  # the compiler raises many kinds, and the eager step is known to work
             self._layers, self._judge_hidden = eager
-            said = str(error).strip().partition("\n")[0]
-            raise MachineError(f"the compiler fails ({type(error).__name__}: {said})") from error
+            message = str(error).strip().partition("\n")[0]
+            raise MachineError(f"the compiler failed ({type(error).__name__}: {message})") from error
 
     def __call__(self, ids: Sequence[int], learning_rate: float) -> StepResult:
-        """One step on one document.
+        """Train on one document.
 
         Args:
             ids: (T,) token ids, 2 <= T <= max_seq_length.
@@ -112,7 +112,7 @@ class TrainingStep:
         loss_before, norm_before = judged.loss.detach(), self._l2_norm(gradients)
         verdict = self._detector.check(length, judged.logits_are_finite, loss_before, norm_before)
         self._update(gradients, learning_rate, verdict)
-        # One transfer for all numbers: on a GPU each would be a wait of its own.
+        # One transfer for all numbers: on a GPU, each separate one would wait.
         scalars = torch.stack([loss_before, norm_before, verdict.found_inf])
         found = torch.cat([scalars, verdict.medians, verdict.faults, judged.token_losses[:count]]).cpu().numpy()
         ranks = judged.token_ranks[:count].cpu().numpy()
@@ -130,12 +130,12 @@ class TrainingStep:
         )
 
     def trial_seconds(self, length: int) -> float:
-        """Seconds of one step of `length` predictions, the faster of two, measured before any other.
+        """Measure the seconds of one step of `length` predictions, the faster of two. Call before the first step.
 
-        Nothing is learned from it: at rate zero an update leaves the weights as they are, and the moments are dropped.
+        It changes nothing: at learning rate zero the weights stay, and moments and history are reset.
         """
         ids, seconds = [0] * (length + 1), []
-        for _ in range(3):  # the first pays for allocations
+        for _ in range(3):  # the first one includes allocations
             since = time.monotonic()
             self(ids, 0.0)
             seconds.append(time.monotonic() - since)
@@ -146,26 +146,26 @@ class TrainingStep:
 
     @torch.no_grad()
     def averaged(self) -> LanguageModel:
-        """The model to look at, evaluate and let write: a copy with the averaged weights as of now."""
+        """Return the model for evaluation and generation: a copy with the current averaged weights."""
         if self._averaged_model is None:
             self._averaged_model = copy.deepcopy(self.model).requires_grad_(False)
-            self._averaged_model.join_products()  # a copy has parted them
+            self._averaged_model.join_products()  # copying has separated them
         if not self._averaged_is_current:
             torch._foreach_copy_(list(self._averaged_model.parameters()), self._average.weights)
             self._averaged_is_current = True
         return self._averaged_model
 
     def is_finite(self) -> bool:
-        """Whether all weights and moments are finite numbers. Waits for the device."""
+        """Return whether all weights, averages and moments are finite. Waits for the device."""
         kept = [*self._masters, *self.optimizer.memory(), *self._average.weights]
         greatest = torch._foreach_norm(kept, float("inf"))
         return bool(torch.isfinite(torch.stack(greatest)).all())
 
     def state_dict(self) -> dict[str, Any]:
-        """`model`: name → fp32 weight; `average`: name → its average; `optimizer`: name → its momentum or moments, and
-        step count; `recipe`: what the update is made with; `stability`: the judge's memory.
+        """Return `model`: name → fp32 weight; `average`: name → its average; `optimizer`: name → momentum or moments,
+        and step count; `recipe`: the settings of the update; `stability`: the spike detector's history.
 
-        The tensors are the living ones: whoever keeps them clones them.
+        The tensors are not copies: clone them to keep them.
         """
         weights = {name: master.detach() for name, master in zip(self._names, self._masters, strict=True)}
         return {
@@ -177,14 +177,14 @@ class TrainingStep:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up where `state` was saved.
+        """Restore a state from `state_dict`.
 
         Raises:
-            UserError: weights, moments or the judge's memory are not those of this model. Nothing has changed then.
+            UserError: weights, moments or the detector's history do not fit this model. Nothing changes then.
         """
         fault = self._misfit(state)
         if fault:
-            raise UserError(f"the checkpoint is not one of this model: {fault}")
+            raise UserError(f"the checkpoint does not fit this model: {fault} is missing or invalid")
         self._detector.load_state_dict(state["stability"], self.device)
         with torch.no_grad():
             for name, master in zip(self._names, self._masters, strict=True):
@@ -196,7 +196,7 @@ class TrainingStep:
         self._averaged_is_current = False
 
     def _misfit(self, state: Mapping[str, Any]) -> str:
-        """The first thing in a state that does not fit, or nothing."""
+        """Return the name of the first entry of a state that does not fit, or ""."""
         for part in ("model", "average", "optimizer"):
             if wrong := sorted(state[part].keys() ^ set(self._names)):
                 return f"{part} of {wrong[0]}"
@@ -208,18 +208,18 @@ class TrainingStep:
         try:
             Recipe(**state["recipe"])
         except (TypeError, ValueError):
-            return "recipe"
+            return "the recipe"
         return self.optimizer.misfit(state["optimizer"])
 
     def _judge(self, hidden: torch.Tensor, targets: torch.Tensor) -> Judgement:
         return self._objective.judge(self.model.logits(hidden), targets)
 
     def _gradients(self, ids: Sequence[int], length: int) -> tuple[Judgement, list[torch.Tensor]]:
-        """The gradient of the mean loss for each weight, in its dtype, over a sample padded to `length` predictions."""
+        """Return the judgement of a sample padded to `length` predictions, and the gradients of its mean loss."""
         inputs, targets = self._objective.inputs_and_targets(ids, length)
-        # Here, because a copy to a GPU waits for what it was asked before, which soon is the whole forward pass.
-        asked = (inputs, targets, *torch.unique(inputs, return_inverse=True))
-        inputs, targets, tokens, places = (whole.to(self.device) for whole in asked)
+        # Copied now: a later copy to a GPU would wait for the queued forward pass.
+        on_cpu = (inputs, targets, *torch.unique(inputs, return_inverse=True))
+        inputs, targets, tokens, places = (tensor.to(self.device) for tensor in on_cpu)
         embedded = self.model.embed(inputs.unsqueeze(0)).detach().requires_grad_()
         judged = self._judge_hidden(self.model.hidden_from(embedded, self._layers)[0], targets)
         *found, of_rows = torch.autograd.grad(judged.loss, [*(leaf for leaf, _ in self._leaves), embedded])
@@ -234,14 +234,15 @@ class TrainingStep:
     @staticmethod
     @torch.no_grad()
     def _add_rows(gradient: torch.Tensor, tokens: torch.Tensor, places: torch.Tensor, of_rows: torch.Tensor) -> None:
-        """Add the gradients of the T embedded tokens to that of the output layer, which has the same weights.
+        """Add the gradients of the T embedded tokens to that of the output layer, which shares the weights.
 
-        Autograd would make a gradient of all V rows for them. Compiled, it adds what repeats in the order of threads.
+        Autograd would allocate a gradient for all V rows. Compiled, it would add repeated tokens in thread order, which
+        varies.
 
         Args:
-            gradient: (V, width), changed.
-            tokens: (N,) the different ones.
-            places: (T,) where in `tokens` each of the T is.
+            gradient: (V, width), changed in place.
+            tokens: (N,) the distinct tokens.
+            places: (T,) index into `tokens` for each of the T tokens.
             of_rows: (T, width).
         """
         sums = gradient[tokens].float().index_add_(0, places, of_rows.float())
@@ -249,11 +250,11 @@ class TrainingStep:
 
     @staticmethod
     def _l2_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Of all of them together, () fp32, whatever dtype they are in.
+        """Return the L2 norm of all gradients together, () fp32.
 
-        First of each row: a norm of everything is taken by one thread. In the gradient's own dtype, because one in
-        another is taken of a copy. In bf16 that rounds the norms of rows, by a thousandth: of N rows alike the whole is
-        off by 0.0023 / sqrt(N) of it, less than 1e-4 of those of a model.
+        The norm of each row comes first, because torch computes a norm over everything in one thread. It is in the
+        gradient's dtype, because another one would need a copy. In bf16 this rounds each row's norm by about 0.1 %. For
+        N similar rows, the relative error of the total is 0.0023 / sqrt(N), for a model less than 1e-4.
         """
         rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
         norm: torch.Tensor = torch.linalg.vector_norm(torch.cat(rows), dtype=torch.float32)
@@ -261,7 +262,7 @@ class TrainingStep:
 
     @torch.no_grad()
     def _update(self, gradients: Sequence[torch.Tensor], learning_rate: float, verdict: Verdict) -> None:
-        """Move the masters as far as the verdict lets them, and write the weights that moved."""
+        """Update the master weights as the verdict allows, and copy the changed ones to the model."""
         moved = self.optimizer.step(
             gradients, learning_rate, found_inf=verdict.found_inf, grad_scale=verdict.grad_scale
         )

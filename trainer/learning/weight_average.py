@@ -1,4 +1,4 @@
-"""`AveragedWeights`: the mean of the weights over the last part of the run, better than where they happen to stand."""
+"""`AveragedWeights`: the average of the weights over the last part of a run, for evaluation and generation."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 INTERVAL = 8
-"""Steps between two looks at the weights: neighbours are nearly equal, and each look reads all of them."""
+"""Steps between two updates of the average: consecutive weights are nearly equal, and each update reads all of them."""
 DECAY = 8.0
-"""The mean reaches back over about the last tenth of the run: step s of t counts (s/t)^8."""
+"""The average covers about the last tenth of the run: step s of t has weight (s/t)^8."""
 
 
 class AveragedWeights:
     """Polynomial-decay average of fp32 weights (arXiv 1212.1824, section 4).
 
-    At a constant rate, with one document a step, the weights jitter around where they are going: the mean of the last
-    ones is what a lower rate would have come to, without having gone slower. Nothing is learned from it.
+    At a constant learning rate and one document per step, the weights jitter around their trend. The average has the
+    loss of a lower learning rate without slower learning. It does not influence training.
 
-    Until the first look it is the weights themselves.
+    Before the first update, it equals the weights.
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
@@ -25,13 +25,13 @@ class AveragedWeights:
 
     @torch.no_grad()
     def follow(self, weights: Sequence[Tensor], steps: int) -> None:
-        """After `steps` steps in all the weights stand there. To be told of every step."""
+        """Update the average. Call once per step, with the number of steps taken so far."""
         if steps % INTERVAL == 0 or steps < INTERVAL:
-            looks = max(steps // INTERVAL, 1)
-            torch._foreach_lerp_(self.weights, [weight.detach() for weight in weights], (DECAY + 1) / (DECAY + looks))
+            updates = max(steps // INTERVAL, 1)
+            torch._foreach_lerp_(self.weights, [weight.detach() for weight in weights], (DECAY + 1) / (DECAY + updates))
 
     @torch.no_grad()
     def copy_from(self, weights: Sequence[Tensor]) -> None:
-        """Be these weights."""
-        for mine, weight in zip(self.weights, weights, strict=True):
-            mine.copy_(weight)
+        """Copy these weights."""
+        for average, weight in zip(self.weights, weights, strict=True):
+            average.copy_(weight)

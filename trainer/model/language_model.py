@@ -1,4 +1,4 @@
-"""`LanguageModel`: ids to logits, a prompt to text, weights to and from disk."""
+"""`LanguageModel`: computes logits, generates text, saves and loads weights."""
 
 import dataclasses
 import math
@@ -20,8 +20,8 @@ from trainer.model.transformer import Decoder, RotaryTables, join
 class LanguageModel(nn.Module):
     """A language model over `vocab_size` tokens, in float32 or bfloat16, on any device.
 
-    Parameters carry the names and shapes of Hugging Face's `Qwen3ForCausalLM` with tied embeddings (the output layer is
-    the embedding and is not stored twice), so weights are exchanged by `state_dict`.
+    Parameters have the names and shapes of Hugging Face's `Qwen3ForCausalLM` with tied embeddings (the output layer is
+    the embedding and is stored once), so a `state_dict` fits both.
     """
 
     def __init__(self, shape: ModelShape, vocab_size: int, *, seed: int = 0) -> None:
@@ -37,11 +37,10 @@ class LanguageModel(nn.Module):
         return self.model.embed_tokens.weight.device
 
     def initialize(self, seed: int) -> None:
-        """Draw new weights: norms are ones, what a block adds to its input is zero, all else is normal(0, 0.02), in the
-        order of `parameters()`.
+        """Draw new weights in the order of `parameters()`: norms 1, output projections 0, all others normal(0, 0.02).
 
-        From one generator on the CPU, so the same seed gives the same weights on every device, whatever random numbers
-        others drew before. The whole recipe is the loop below.
+        One private CPU generator draws all of them, so the same seed gives the same weights on every device, and the
+        global random state does not matter.
         """
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -49,28 +48,28 @@ class LanguageModel(nn.Module):
                 if parameter.dim() == 1:
                     parameter.fill_(1.0)
                 elif name.endswith(("o_proj.weight", "down_proj.weight")):
-                    parameter.zero_()  # a block begins as nothing, and does not drown the token it stands on
+                    parameter.zero_()  # each block starts as the identity, so it does not drown out its token
                 else:
                     parameter.copy_(torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator))
 
     def join_products(self) -> list[tuple[Tensor, list[str]]]:
-        """From now on what reads the same input is one product, of a tensor that holds the values of its parameters.
+        """Compute matrices that read the same input in one product, with one tensor that stores all of their weights.
 
-        To be asked for when the model has its dtype and its device: another `to` would part them again.
+        Call this once the model has its dtype and device: another `to` would separate them again.
 
         Returns:
-            Each such tensor, which is no parameter, and the names of those that its rows now are, from above.
+            Each such tensor, which is not a parameter, and the names of the parameters that its rows are, in order.
         """
-        found = []
+        joined = []
         for number, layer in enumerate(self.model.layers):
             for block, names in (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj"))):
                 owner = getattr(layer, block)
                 owner.joined = join([getattr(owner, name) for name in names])
-                found.append((owner.joined, [f"model.layers.{number}.{block}.{name}.weight" for name in names]))
-        return found
+                joined.append((owner.joined, [f"model.layers.{number}.{block}.{name}.weight" for name in names]))
+        return joined
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """(B, T) int64 → (B, T, width), what the output layer reads. No token has an effect on those left of it."""
+        """(B, T) int64 → (B, T, width), the input of the output layer. No token affects those to its left."""
         return self.hidden_from(self.embed(ids))
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ class LanguageModel(nn.Module):
         return embedded
 
     def hidden_from(self, embedded: Tensor, layers: Sequence[Callable[..., Tensor]] | None = None) -> Tensor:
-        """(B, T, width) → (B, T, width): `hidden` from what `embed` gave. `layers`: the model's own, compiled."""
+        """(B, T, width) → (B, T, width): `hidden` from the result of `embed`. `layers`: compiled layers, if any."""
         output: Tensor = self.model(embedded, self.rotary(embedded.shape[1]), layers=layers)
         return output
 
@@ -100,14 +99,14 @@ class LanguageModel(nn.Module):
         top_k: int | None = 50,
         seed: int = 0,
     ) -> list[int]:
-        """The prompt and its continuation, `max_length` ids in all (a longer prompt comes back as it is).
+        """Return the prompt and its continuation, `max_length` ids in total (a longer prompt is returned unchanged).
 
-        Sampled with temperature 0.8 among the 50 most likely tokens, with a generator of its own: the same seed gives
-        the same text. Temperature 0 takes the most likely token. Weights, gradients, training mode and the global
-        random generators stay as they are.
+        By default, tokens are sampled with temperature 0.8 from the 50 most likely ones. Temperature 0 takes the most
+        likely token. The same seed gives the same text. Weights, gradients, training mode and the global random state
+        do not change.
 
         Raises:
-            ValueError: empty prompt, or an id that is no token.
+            ValueError: the prompt is empty, or an id is not a token.
             FloatingPointError: the logits are not finite.
         """
         continuation = self.stream(prompt_ids, max_length, temperature=temperature, top_k=top_k, seed=seed)
@@ -122,10 +121,10 @@ class LanguageModel(nn.Module):
         top_k: int | None = 50,
         seed: int = 0,
     ) -> Iterator[int]:
-        """`generate`, one id of the continuation at a time. The weights must stay as they are meanwhile."""
+        """Like `generate`, but yield the continuation one id at a time. The weights must not change meanwhile."""
         unknown = [token for token in prompt_ids if not 0 <= token < self.vocab_size]
         if unknown:
-            raise ValueError(f"prompt id {unknown[0]} is no token: ids go from 0 to {self.vocab_size - 1}")
+            raise ValueError(f"prompt id {unknown[0]} is not a token: ids are 0 to {self.vocab_size - 1}")
         decoder = CachedDecoder(self.model, self.shape, capacity=min(max(max_length, len(prompt_ids)), 1024))
         return sample_tokens(
             decoder.read,
@@ -137,9 +136,9 @@ class LanguageModel(nn.Module):
         )
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """What `save_checkpoint` writes; a whole training checkpoint is this with more keys.
+        """Return what `save_checkpoint` writes. A training checkpoint has the same keys and more.
 
-        `model` holds every parameter by name as float32 on the CPU (of a float32 model on the CPU: its own memory).
+        `model` has every parameter by name as float32 on the CPU (a float32 model on the CPU shares its memory).
         """
         return {
             **STATE_HEADER,
@@ -149,84 +148,89 @@ class LanguageModel(nn.Module):
         }
 
     def save_checkpoint(self, path: str | Path) -> None:
-        """Write the weights, whole or not at all. Raises OSError when that fails; an earlier file is then untouched."""
+        """Write the weights atomically. Raises OSError on failure and then leaves an earlier file unchanged."""
         state = self.checkpoint_state()
         write_state(Path(path), state)
 
     def load_checkpoint(self, path: str | Path) -> None:
-        """Take over the weights of a file by `save_checkpoint` or of a training checkpoint; dtype and device stay.
+        """Load the weights of a file from `save_checkpoint` or of a training checkpoint; dtype and device stay.
 
         Raises:
-            UserError: no such file, not a checkpoint, damaged, or of another shape. The weights are then as before.
+            UserError: the file is missing, damaged, not a checkpoint, or of another shape. The weights do not change.
+            Diverged: its weights are not finite.
         """
-        self.take_weights(read_state(path), str(path))
+        self.copy_weights(read_state(path), str(path))
 
     @classmethod
     def from_checkpoint(cls, source: str | Path | Mapping[str, Any]) -> "LanguageModel":
-        """The model of a checkpoint, float32 on the CPU. `source`: a file, or what was read from one.
+        """Return the model of a checkpoint, float32 on the CPU. `source`: a file, or its state.
 
         Raises:
-            UserError: as `load_checkpoint`.
+            UserError, Diverged: as `load_checkpoint`.
         """
         state, name = (source, "checkpoint") if isinstance(source, Mapping) else (read_state(source), str(source))
         model = cls(*shape_of(state, name))
-        model.take_weights(state, name)
+        model.copy_weights(state, name)
         return model
 
-    def take_weights(self, state: Mapping[str, Any], name: str) -> None:
-        """Take over the weights of a state that was read.
+    def copy_weights(self, state: Mapping[str, Any], name: str) -> None:
+        """Copy the weights of a checkpoint's state. `name` is used in error messages.
 
         Raises:
-            UserError: they do not fit; both shapes are named.
-            Diverged: they are not all finite.
+            UserError: the weights do not fit; the message names both shapes.
+            Diverged: some weights are not finite.
         """
         theirs = {"vocab_size": state.get("vocab_size"), **(state.get("shape") or {})}
         ours = {"vocab_size": self.vocab_size, **dataclasses.asdict(self.shape)}
         differences = [
-            f"{key} {theirs[key]}, here {ours[key]}" for key in ours if theirs.get(key, ours[key]) != ours[key]
+            f"{key} is {theirs[key]}, not {ours[key]}" for key in ours if theirs.get(key, ours[key]) != ours[key]
         ]
         if differences:
-            raise UserError(f"{name} holds another model: {'; '.join(differences)}")
+            raise UserError(f"{name} is a checkpoint of another model: {'; '.join(differences)}")
         weights = weights_of(state)
         parameters = dict(self.named_parameters())
         wrong = sorted(weights.keys() ^ parameters.keys()) or [
             key for key, parameter in parameters.items() if weights[key].shape != parameter.shape
         ]
         if wrong:
-            raise UserError(f"{name} holds another model: {len(wrong)} weights do not fit, the first is {wrong[0]}")
-        for named in (weights, state["model"]):  # those too that only training goes on with
+            raise UserError(
+                f"{name} is a checkpoint of another model: {len(wrong)} weights do not fit, the first is {wrong[0]}"
+            )
+        for named in (weights, state["model"]):  # also the raw weights, which only training uses
             for key in named:
                 if not torch.isfinite(named[key]).all():
-                    raise Diverged(f"{name} has diverged: {key} is not finite. Name an earlier checkpoint")
+                    raise Diverged(f"{name} is from a diverged run: {key} is not finite. Use an earlier checkpoint")
         with torch.no_grad():
             for key, parameter in parameters.items():
                 parameter.copy_(weights[key])
 
 
 def weights_of(state: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The weights that a checkpoint's model computes with: their average where a run kept one."""
+    """Return the weights to evaluate and generate with: the average, if the checkpoint has one."""
     weights: Mapping[str, Tensor] = state.get("average", state["model"])
     return weights
 
 
 def shape_of(state: Mapping[str, Any], name: str) -> tuple[ModelShape, int]:
-    """The shape and the vocabulary of the model whose weights a state holds, before any memory is taken for it.
+    """Return shape and vocabulary size of a state's model, and check them before memory is allocated for it.
 
     Raises:
-        UserError: the state does not say, or what it says can't be.
+        UserError: they are missing or invalid.
     """
     try:
         shape, vocab_size = ModelShape(**state["shape"]), state["vocab_size"]
         *sizes, theta, epsilon = dataclasses.astuple(shape)
         if not all(type(size) is int and size > 0 for size in (*sizes, vocab_size)):
-            raise TypeError("a size is no whole number above 0")
+            raise TypeError("sizes must be whole numbers above 0")
         if not all(type(value) in (int, float) and 0 < float(value) < math.inf for value in (theta, epsilon)):
-            raise TypeError("rope_theta or norm_epsilon is no number above 0")
-        if shape.heads % shape.kv_heads or shape.head_dim % 2:
-            raise TypeError(f"{shape.kv_heads} heads of {shape.head_dim} can't be shared by {shape.heads}")
-        # What the shape needs must be what the file holds, more or less.
+            raise TypeError("rope_theta and norm_epsilon must be numbers above 0")
+        if shape.heads % shape.kv_heads:
+            raise TypeError(f"{shape.heads} query heads can't share {shape.kv_heads} key heads")
+        if shape.head_dim % 2:
+            raise TypeError(f"head_dim must be even, not {shape.head_dim}")
+        # The shape must need about as many weights as the file has.
         if shape.parameters(vocab_size) > 2 * sum(weight.numel() for weight in state["model"].values()):
-            raise TypeError("its sizes do not fit its weights")
+            raise TypeError("the sizes do not match the weights")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{name} does not say what shape its model has ({error})") from None
+        raise UserError(f"{name} does not define a valid model shape ({error})") from None
     return shape, vocab_size

@@ -51,9 +51,9 @@ def sample_tokens(
         FloatingPointError: the model's logits are NaN or infinite.
     """
     if not prompt_ids:
-        raise ValueError("the prompt is empty: the model needs a token to go on from")
+        raise ValueError("the prompt is empty: pass at least one token")
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be a number from 0 on, not {temperature}")
+        raise ValueError(f"temperature must be finite and at least 0, not {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}")
     return _sample(next_logits, list(prompt_ids), count, temperature, top_k, torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The blocks of a decoder-only transformer of the Qwen3 design (arXiv 2505.09388, section 2)."""
+"""The blocks of a decoder-only transformer with the Qwen3 architecture (arXiv 2505.09388, section 2)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from trainer.config import ModelShape
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, statistics in float32 (arXiv 1910.07467, equation 4)."""
+    """x / rms(x) * weight over the last dimension, with statistics in float32 (arXiv 1910.07467, equation 4)."""
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
@@ -22,14 +22,14 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
     def in_fp32(self, x: Tensor) -> Tensor:
-        """The same with a float32 result, for what goes on in float32."""
+        """The same with a float32 result, for further steps in float32."""
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon)
 
 
 def rotary_tables(shape: ModelShape, length: int, device: torch.device) -> Tensor:
-    """Cosines and sines of the rotary embedding (arXiv 2104.09864, equation 34) for positions 0 ... length-1.
+    """Return cosines and sines of the rotary embedding (arXiv 2104.09864, equation 34) for positions 0 ... length-1.
 
-    Returns (2, length, 1, head_dim/2) float32: dimension i turns with i + head_dim/2.
+    Shape (2, length, 1, head_dim/2), float32: dimension i rotates with i + head_dim/2.
     """
     frequencies = 1.0 / shape.rope_theta ** (torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
@@ -37,9 +37,9 @@ def rotary_tables(shape: ModelShape, length: int, device: torch.device) -> Tenso
 
 
 def rotate(x: Tensor, tables: Tensor) -> Tensor:
-    """Turn (B, T, H, head_dim) float32 by the angles of its T positions: `tables` is (2, T, 1, head_dim/2).
+    """Rotate (B, T, H, head_dim) float32 by the angles of its T positions: `tables` is (2, T, 1, head_dim/2).
 
-    By halves: the compiler's code for `roll` reads one number after the other, 3 % of a step of `small`.
+    Uses halves instead of `roll`: compiled `roll` reads one number at a time, which costs 3 % of a step of `small`.
     """
     first, second = x.chunk(2, dim=-1)
     cosines, sines = tables
@@ -47,7 +47,7 @@ def rotate(x: Tensor, tables: Tensor) -> Tensor:
 
 
 class RotaryTables(nn.Module):
-    """The tables of the training graph: float32 whatever the model is cast to, on the model's device."""
+    """The rotary tables of the training graph: on the model's device, and always float32."""
 
     tables: Tensor
 
@@ -58,19 +58,19 @@ class RotaryTables(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         if length > self.tables.shape[1]:
-            # Always more rows than are asked for: a slice of all of them lies in memory as no other does, and a
-            # compiled layer would need a graph of its own for it.
+            # Always more rows than requested: a slice of all rows has other strides than a shorter one, and a compiled
+            # layer would need another graph for it.
             self._fill(2 * length + 1, self.tables.device)
         return self.tables[:, :length]
 
     def _fill(self, length: int, device: torch.device) -> None:
-        # An inference tensor made during an evaluation would be refused by the next training step.
+        # An inference tensor created during an evaluation would be rejected by the next training step.
         with torch.inference_mode(False):
             self.tables = rotary_tables(self.shape, length, device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "RotaryTables":
-        # `.to(bfloat16)` casts every floating buffer, and a position above 256 has no exact bf16. What is asked for is
-        # tried on an empty tensor, and only the device is followed.
+        # `.to(bfloat16)` would cast this buffer, and bf16 can't represent positions above 256. So `fn` is applied to an
+        # empty tensor, and only the resulting device is used.
         self._fill(self.tables.shape[1], fn(self.tables.new_empty(0)).device)
         return self
 
@@ -78,7 +78,7 @@ class RotaryTables(nn.Module):
 class LayerCache:
     """Keys and values of one layer for the tokens read so far, (1, kv_heads, capacity, head_dim) each.
 
-    The memory doubles when it is full: a text may be asked for until somebody stops it.
+    The capacity doubles when it is full, because the length of a text may be unlimited.
     """
 
     def __init__(self, shape: ModelShape, capacity: int, weight: Tensor) -> None:
@@ -86,32 +86,32 @@ class LayerCache:
         self.values = torch.empty_like(self.keys)
 
     def append(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep (1, kv_heads, T, head_dim) at positions start ... start+T-1; returns all that is kept up to there."""
+        """Store (1, kv_heads, T, head_dim) at positions start ... start+T-1; return everything up to there."""
         end = start + keys.shape[2]
         capacity = self.keys.shape[2]
         if end > capacity:
-            room = (0, 0, 0, max(end, 2 * capacity) - capacity)
-            self.keys, self.values = F.pad(self.keys, room), F.pad(self.values, room)
+            padding = (0, 0, 0, max(end, 2 * capacity) - capacity)
+            self.keys, self.values = F.pad(self.keys, padding), F.pad(self.values, padding)
         self.keys[:, :, start:end] = keys
         self.values[:, :, start:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Causal attention of the last T of S tokens on all of them (arXiv 1706.03762, equation 1).
+    """Causal attention of the last T of S tokens to all S (arXiv 1706.03762, equation 1).
 
     queries (B, heads, T, head_dim), keys and values (B, kv_heads, S, head_dim) → (B, heads, T, head_dim). Each
     heads/kv_heads neighbouring query heads share a key head (arXiv 2305.13245).
     """
     batch, heads, length, head_dim = queries.shape
     kv_heads, reach = keys.shape[1], keys.shape[2]
-    if length == 1:  # sees everything, so the query heads of a group stand in for several positions: no mask, no copies
+    if length == 1:  # no mask needed: the query heads of a group act as positions, which avoids copies
         grouped = queries.reshape(batch, kv_heads, -1, head_dim)
-        # Reshaped, because a GPU's kernel for fp32 lays the result out otherwise.
+        # `reshape`, because a GPU's fp32 kernel returns another memory layout.
         return F.scaled_dot_product_attention(grouped, keys, values).reshape(batch, heads, 1, head_dim)
     if queries.device.type == "cpu" and length == reach <= 512:
-        # The CPU's flash attention is slow: a step of `small` on 256 tokens takes 10 % longer with it in bf16, 7 % in
-        # fp32 by oneDNN. Written out, the (T, T) scores need memory, and in bf16 they are rounded: not for long texts.
+        # With the CPU's flash attention, a step of `small` on 256 tokens takes 10 % longer in bf16, and 7 % in fp32 by
+        # oneDNN. Written out, the (T, T) scores need memory, and bf16 rounds them, so this is not for long texts.
         group = heads // kv_heads
         future = queries.new_full((length, length), -torch.inf).triu(1).repeat(group, 1)
         scores = torch.baddbmm(
@@ -129,7 +129,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 class Matrix(nn.Linear):
-    """A matrix whose first weights `LanguageModel.initialize` draws, and nobody before it."""
+    """A linear layer without bias that does not draw initial weights: `LanguageModel.initialize` does."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -139,14 +139,14 @@ class Matrix(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """Likewise."""
+    """An embedding that does not draw initial weights."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 def join(matrices: Sequence[Matrix]) -> Tensor:
-    """(rows of all, columns): the rows are the matrices' weights from now on, so that one product is made of them."""
+    """Store the weights of all matrices in one tensor (rows of all, columns), for one product. Return the tensor."""
     whole = torch.cat([matrix.weight.detach() for matrix in matrices])
     for matrix, rows in zip(matrices, torch.split(whole, [matrix.out_features for matrix in matrices]), strict=True):
         matrix.weight.data = rows
@@ -164,7 +164,7 @@ class Attention(nn.Module):
         self.v_proj = Matrix(shape.width, shape.kv_heads * shape.head_dim)
         self.o_proj = Matrix(shape.heads * shape.head_dim, shape.width)
         self.joined: Tensor | None = None
-        """The three above, once they are joined."""
+        """The weights of the three above in one tensor, after `join_products`."""
         self.q_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
         self.k_norm = RMSNorm(shape.head_dim, shape.norm_epsilon)
 
@@ -197,7 +197,7 @@ class FeedForward(nn.Module):
         self.up_proj = Matrix(shape.width, shape.hidden)
         self.down_proj = Matrix(shape.hidden, shape.width)
         self.joined: Tensor | None = None
-        """Gate and up, once they are joined."""
+        """The weights of gate and up in one tensor, after `join_products`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.joined is None:
@@ -225,8 +225,9 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The layers and the last norm, and the embedding, which is the output layer too. Attributes are named so that
-    weights are called as in `Qwen3ForCausalLM`.
+    """The embedding (also the output layer), the layers and the last norm.
+
+    Attribute names are those of `Qwen3ForCausalLM`, so the weights have the same names.
     """
 
     def __init__(self, shape: ModelShape, vocab_size: int) -> None:
@@ -243,7 +244,7 @@ class Decoder(nn.Module):
         caches: Sequence[LayerCache] | None = None,
         layers: Sequence[Callable[..., Tensor]] | None = None,
     ) -> Tensor:
-        """(B, T, width) → (B, T, width), from the rows of the embedding on. `layers`: its own, compiled."""
+        """(B, T, width) → (B, T, width), starting from the embedded tokens. `layers`: compiled layers, if any."""
         for index, layer in enumerate(layers or list(self.layers)):
             x = layer(x, tables, start, None if caches is None else caches[index])
         output: Tensor = self.norm(x)

@@ -1,1 +1,1 @@
-"""What the model is trained to predict."""
+"""Training objectives: what the model predicts."""

@@ -1,4 +1,4 @@
-"""What is predicted and how it is judged: a sample's ids and the model's logits → loss and rank of every token."""
+"""Next-token prediction: inputs and targets of a sample, then loss and rank of every token."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,26 +12,29 @@ PADDING = -100
 
 
 class Judgement(NamedTuple):
-    """How T predictions turned out. A tuple, so that a compiled step can return it."""
+    """The result of T predictions. A tuple, so that a compiled step can return it."""
 
     loss: Tensor
-    """() float32, nats per token: the mean over the real predictions. Only this carries a gradient."""
+    """() float32, nats per token: the mean over the real predictions. Only this has a gradient."""
     token_losses: Tensor
     """(T,) float32, nats; 0 where the target is padding."""
     token_ranks: Tensor
-    """(T,) int32: how many tokens have a greater logit than the true one. 0 exactly where argmax is the true token:
-    where several share the greatest logit, the others get 1. -1 where the target is padding."""
+    """(T,) int32: number of tokens with a greater logit than the true one. 0 exactly where argmax is the true token;
+    other tokens that share the greatest logit have rank 1. -1 where the target is padding."""
     logits_are_finite: Tensor
-    """() bool: every logit is a finite number, also those of padding."""
+    """() bool: all logits are finite, including those at padding."""
 
 
 class NextToken:
-    """Each token from those before it: input `ids[:-1]`, target `ids[1:]`, mean cross-entropy."""
+    """Predict each token from those before it: input `ids[:-1]`, target `ids[1:]`, mean cross-entropy."""
 
     def inputs_and_targets(self, ids: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-        """Two (length,) int64 tensors on the CPU, padded on the right: inputs with 0, targets with `PADDING`.
+        """Return two (length,) int64 tensors on the CPU, padded on the right: inputs with 0, targets with `PADDING`.
 
-        A causal model needs no mask for them: what stands on the right is never looked at.
+        A causal model needs no mask, because a token never attends to those on its right.
+
+        Raises:
+            ValueError: the sample is longer than `length`.
         """
         padding = length - (len(ids) - 1)
         if padding < 0:
@@ -41,12 +44,11 @@ class NextToken:
         return inputs, targets
 
     def judge(self, logits: Tensor, targets: Tensor) -> Judgement:
-        """Judge T predictions.
+        """Return loss and rank of T predictions.
 
         Args:
-            logits: (T, V), any float dtype; the sums are done in float32.
-            targets: (T,) int64, `PADDING` where nothing is predicted. At least one must be real: without any, the mean
-                of nothing is NaN.
+            logits: (T, V), any float dtype; sums are computed in float32.
+            targets: (T,) int64, `PADDING` where nothing is predicted. Without any real target, the loss is NaN.
         """
         logits = logits.float()
         token_losses = F.cross_entropy(logits, targets, ignore_index=PADDING, reduction="none")
@@ -55,9 +57,9 @@ class NextToken:
         with torch.no_grad():
             true_logits = logits.gather(1, targets.clamp(min=0).unsqueeze(1))
             more_likely = (logits > true_logits).sum(1, dtype=torch.int32)
-            # Equal logits are common in bf16, also at the top: without a choice among them two tokens would be right.
+            # Equal logits are common in bf16, also at the top: without a tie-break, two tokens would count as correct.
             token_ranks = torch.where(logits.argmax(1) == targets, 0, more_likely.clamp(min=1))
             token_ranks = torch.where(real, token_ranks, -1)
-            # What is not finite goes through a sum: one pass, without a mask of the size of the logits.
+            # A sum propagates non-finite values: one pass, without a mask of the size of the logits.
             logits_are_finite = torch.isfinite(logits.sum())
         return Judgement(loss, token_losses.detach(), token_ranks, logits_are_finite)

@@ -1,1 +1,1 @@
-"""What a run shows while it trains: its record, its totals, the terminal, generations, evaluations."""
+"""What a run shows and records: totals, terminal output, generations, evaluations, re-measured documents."""

@@ -17,11 +17,11 @@ from trainer.observe.totals import TimeBudget
 from trainer.records import Evaluation, Sample
 
 BATCH = 8
-"""Documents that the model reads at once."""
+"""Documents in one forward pass."""
 
 
 class Evaluator:
-    """Judges a model on fixed splits. Looking only: no gradient, no random number, never the training graph."""
+    """Measures a model on fixed splits without changing training: no gradient and no random number is used."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class Evaluator:
     ) -> None:
         """
         Args:
-            model: asked at each evaluation for the one to measure, as it then is, in its own dtype on its own device.
-            splits: name → the samples of that split: a list in memory, or what can be read once.
-            sorted_at_once: samples of a split that are in memory and sorted by length at a time.
+            model: returns the model to measure; called at each evaluation. It runs in its own dtype, on its own device.
+            splits: name → samples of that split: a list, or an iterable that can be read once.
+            sorted_at_once: number of samples that are held in memory and sorted by length at a time.
         """
         self._model = model
         self._splits = splits
@@ -47,16 +47,16 @@ class Evaluator:
         return list(self._splits)
 
     def evaluate(self, split: str = "validation") -> float:
-        """Mean loss of a split, nats per token: every prediction counts the same, whichever document it is of.
+        """Return the mean loss of a split, nats per token. Every prediction has the same weight.
 
         Raises:
-            KeyError: no such split.
-            UserError: it holds no document.
+            KeyError: there is no such split.
+            UserError: the split has no documents.
         """
         return self.measure(split)[0].loss
 
     def measure(self, split: str = "validation") -> list[Evaluation]:
-        """`evaluate`, with what it was counted over: first of the whole split, then of each source in it, by name."""
+        """Return the `Evaluation` of the whole split, then of each of its sources, sorted by name."""
         since = time.monotonic()
         sources: dict[str, _Sums] = {}
         model = self._model()
@@ -64,7 +64,7 @@ class Evaluator:
             for sample, counted in zip(batch, self._judge(model, batch), strict=True):
                 sources.setdefault(sample.document.source, _Sums()).add(counted)
         if not sources:
-            raise UserError(f"{split}: there is nothing to predict")
+            raise UserError(f"{split}: nothing to predict")
         whole = _Sums()
         for counted in sources.values():
             whole.add(counted)
@@ -72,15 +72,15 @@ class Evaluator:
         return [sums.evaluation(split, name, seconds) for name, sums in [("", whole), *sorted(sources.items())]]
 
     def trial_seconds(self) -> float:
-        """About how long it takes to measure all splits, which must be in memory, by a trial.
+        """Estimate the seconds that an evaluation of all splits takes. The splits must be lists.
 
-        Nine documents of each are read: at most what as many training steps take.
+        It reads nine documents of each split, which takes no longer than nine training steps.
         """
         seconds = 0.0
         for samples in self._splits.values():
             batches = list(_batches(samples, self._sorted_at_once))
             longest = batches[0]
-            self._judge(self._model(), longest[:1])  # pays for what is done once
+            self._judge(self._model(), longest[:1])  # pays the one-time costs
             since = time.monotonic()
             self._judge(self._model(), longest)
             seconds += (time.monotonic() - since) * sum(map(_padded_size, batches)) / _padded_size(longest)
@@ -88,14 +88,14 @@ class Evaluator:
 
     @torch.no_grad()
     def _judge(self, model: LanguageModel, batch: list[Sample]) -> list["_Sums"]:
-        """What each sample counts. One forward for all of them, of which the longest stands first."""
+        """Return the sums of each sample, from one forward pass. The longest sample comes first."""
         device, length = model.device, len(batch[0].ids) - 1
         pairs = [self._objective.inputs_and_targets(sample.ids, length) for sample in batch]
         hidden = model.hidden(torch.stack([inputs for inputs, _ in pairs]).to(device))
         counted = []
         for sample, row, (_, targets) in zip(batch, hidden, pairs, strict=True):
             count = len(sample.ids) - 1
-            # The logits of one document at a time: with a large vocabulary those of a batch need more memory than a
+            # One document's logits at a time: with a large vocabulary, those of a batch would need more memory than a
             # training step.
             judged = self._objective.judge(model.logits(row[:count]), targets[:count].to(device))
             nats = judged.token_losses.cpu().double().sum().item()  # not every device has float64
@@ -105,7 +105,7 @@ class Evaluator:
 
 @dataclass
 class _Sums:
-    """What is counted, never a mean: so that samples, and sources, add up."""
+    """Sums and counts (never means), so that samples and sources can be added."""
 
     nats: float = 0.0
     right: int = 0
@@ -135,7 +135,7 @@ class _Sums:
 
 
 def _batches(samples: Iterable[Sample], sorted_at_once: int) -> Iterator[list[Sample]]:
-    """Samples of like length together, so that little is padded; in each batch the longest first."""
+    """Yield batches of samples of similar length, which need little padding; the longest sample comes first."""
     stream = iter(samples)
     while chunk := sorted(islice(stream, sorted_at_once), key=lambda sample: len(sample.ids), reverse=True):
         for first in range(0, len(chunk), BATCH):
@@ -164,26 +164,26 @@ AUTOMATIC_EVALUATION = AutomaticEvaluation()
 
 
 def evaluation_interval(
-    asked: int | None, num_steps: int, automatic: AutomaticEvaluation = AUTOMATIC_EVALUATION
+    requested: int | None, num_steps: int, automatic: AutomaticEvaluation = AUTOMATIC_EVALUATION
 ) -> int:
-    """Documents between two evaluations; 0: never. `asked` is `--evaluation-interval`, None if it is not set."""
-    if asked is not None:
-        return asked
+    """Documents between two evaluations; 0: never. `requested` is `--evaluation-interval`, None if it is not set."""
+    if requested is not None:
+        return requested
     return automatic.interval if num_steps >= automatic.shortest_run else 0
 
 
 class Evaluations:
-    """One evaluation each interval and one at the end, each told to the recorder.
+    """Evaluates a run at each interval and at its end, and passes the results to the recorder.
 
-    Automatic ones stay within their share of the time: one that is due is left out where the time for it, and for the
-    one at the end, has not yet been earned. Those that are asked for are made; what they cost is said if it is more.
+    Automatic evaluations stay within their share of the time: one is skipped if it, and the one at the end, do not fit
+    into the budget yet. Evaluations that the user requested always run; if they exceed that share, a line reports it.
     """
 
     def __init__(
         self,
         evaluator: Evaluator | None,
         recorder: Recorder,
-        asked: int | None,
+        requested: int | None,
         num_steps: int,
         *,
         automatic: AutomaticEvaluation = AUTOMATIC_EVALUATION,
@@ -191,64 +191,65 @@ class Evaluations:
     ) -> None:
         """
         Args:
-            evaluator: None where there is nothing to measure with; then nothing is ever due.
-            asked: as in `evaluation_interval`.
+            evaluator: None: no evaluation is ever due.
+            requested: as in `evaluation_interval`.
         """
         self._evaluator = evaluator
         self._recorder = recorder
-        self._is_automatic = asked is None
-        self._interval = evaluation_interval(asked, num_steps, automatic) if evaluator is not None else 0
+        self._is_automatic = requested is None
+        self._interval = evaluation_interval(requested, num_steps, automatic) if evaluator is not None else 0
         self._num_steps = num_steps
         self._budget = TimeBudget(automatic.share_of_time, clock)
-        self._cost_is_told = False
-        self.stands_at = 0
-        """Documents after which the model need not be measured: it was, or the run goes on from there."""
+        self._warned = False
+        self.evaluated_at = 0
+        """Number of documents after which no evaluation is needed: it was made, or the run resumes there."""
 
     def start(self) -> None:
-        """The run's time counts from here."""
+        """Start counting the time of the run."""
         self._budget.start()
 
     def are_due(self, done: int) -> bool:
-        """Whether there is one after `done` documents. The one at the end of a run is not asked for here."""
+        """Whether an evaluation is due after `done` documents. The one at the end of a run is not included."""
         return bool(self._interval) and done % self._interval == 0 and done < self._num_steps
 
     def make(self, done: int, *, is_last: bool = False) -> None:
-        """Measure each split after `done` documents, unless that was done there or would take too much of the time."""
-        if self._evaluator is None or not self._interval or done == self.stands_at:
+        """Evaluate each split after `done` documents, unless that was done already or exceeds the time budget."""
+        if self._evaluator is None or not self._interval or done == self.evaluated_at:
             return
         if self._is_automatic and not self._has_time(self._evaluator, 1 if is_last else 2):
-            self._leave_out(done)
+            self._skip(done)
             return
         with self._budget.spend():
             for split in self._evaluator.splits:
                 self._recorder.record_evaluation(self._evaluator.measure(split), done=done)
-        self.stands_at = done
+        self.evaluated_at = done
         share = self._budget.share_spent
-        if share > self._budget.share and not self._is_automatic and not self._cost_is_told:
-            self._cost_is_told = True
+        if share > self._budget.share and not self._is_automatic and not self._warned:
+            self._warned = True
             each = format_time(self._budget.expected or 0.0)
             self._recorder.note(
-                done, "evaluation cost", f"Evaluations have taken {share:.1%} of the time so far, the last one {each}"
+                done,
+                "evaluation cost",
+                f"Evaluations have used {share:.1%} of the time so far; the last one took {each}",
             )
 
     def _has_time(self, evaluator: Evaluator, count: int) -> bool:
-        """Whether `count` more of them would stay within what they may take of the time until now."""
+        """Whether `count` more evaluations fit into the time budget."""
         if self._budget.expected is None:
             with self._budget.spend():
                 seconds = evaluator.trial_seconds()
             self._budget.expected = seconds
         return self._budget.allows(count, self._budget.expected)
 
-    def _leave_out(self, done: int) -> None:
-        """An event each time, and said the first time."""
+    def _skip(self, done: int) -> None:
+        """Record a skipped evaluation; print the first one."""
         seconds = format_time(self._budget.expected or 0.0)
         detail = (
-            f"No evaluation after {done:,} documents: it takes about {seconds}, and all of them together may take "
-            f"{self._budget.share:.0%} of the time; "
-            f"--evaluation-interval {self._interval} makes each"
+            f"Skipped the evaluation after {done:,} documents: it takes about {seconds}, and all evaluations together "
+            f"may use {self._budget.share:.0%} of the time. To run each one: --evaluation-interval {self._interval}"
         )
-        if self._cost_is_told:
+        if self._warned:
             self._recorder.viz.record_event(done, "evaluation left out", detail)
         else:
-            self._cost_is_told = True
+            self._warned = True
             self._recorder.note(done, "evaluation left out", detail)

@@ -1,4 +1,4 @@
-"""`Probes`: a few documents of the run, measured again and again after they were learned from: what stays of them."""
+"""`Probes` re-measures a few documents of the run after the model trained on them: how fast are they forgotten?"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +12,20 @@ from trainer.observe.totals import TimeBudget
 from trainer.records import Sample, Visualizer
 
 SHARES = (0.02, 0.1, 0.3, 0.6)
-"""Of a run's steps, after which a document is taken that is measured from then on."""
+"""Shares of a run's steps after which a document is chosen for re-measurement."""
 MOST_TIME = 0.01
-"""Of a run's time, that measuring may take."""
+"""The most of a run's time that measurements may use."""
 FIRST_EXPECTED = 0.25
-"""Of a mean step: what a measurement is taken to last before there was one."""
+"""Expected duration of the first measurement, in mean steps."""
 
 
 class Probes:
-    """Measures each of its documents 0, 1, 2, 4, 8 … steps after the one that learned from it.
+    """Measures each chosen document 0, 1, 2, 4, 8 … steps after the step that trained on it.
 
-    With the weights as they train, because their average would know the document long after they forgot it, and would
-    hardly know it just after. Looking only: no gradient, no random number, never the training graph.
+    It uses the current weights, because their average lags: it would hardly know the document just after its step, and
+    still know it long after the weights forgot it. It does not change training: no gradient, no random number.
 
-    A measurement for which the time has not been earned is left out, and a document is taken only where there is time
-    for two.
+    A measurement that does not fit into the time budget is skipped. A document is chosen only if two measurements fit.
     """
 
     def __init__(
@@ -43,9 +42,9 @@ class Probes:
     ) -> None:
         """
         Args:
-            model: the one that trains, in its own dtype on its own device.
-            max_seq_length: what a checkpoint says of longer documents is not believed.
-            share_of_time: of the run's time, the most that all measurements together may use.
+            model: the model that trains, in its own dtype on its own device.
+            max_seq_length: longer documents in a checkpoint are ignored.
+            share_of_time: the most of the run's time that all measurements together may use.
         """
         self._model = model
         self._viz = viz
@@ -56,32 +55,32 @@ class Probes:
         self._budget = TimeBudget(share_of_time, clock)
         self._followed = 0
         """Steps since the budget started."""
-        self._is_told = False
+        self._warned = False
         self.documents: dict[int, list[int]] = {}
-        """Step -> its (T,) ids, of the documents that are measured."""
+        """Step → (T,) ids of the chosen documents."""
 
     def start(self) -> None:
-        """The run's time counts from here."""
+        """Start counting the time of the run."""
         self._followed = 0
         self._budget.start()
 
     def follow(self, sample: Sample, done: int) -> None:
-        """After `done` documents, of which `sample` is the last: measure what is due. To be told of every step.
+        """Measure what is due after `done` documents, of which `sample` is the last. Call once per step.
 
         Raises:
-            OSError: the record can't be written any more.
+            OSError: the record can no longer be written.
         """
         if not self._is_on:
             return
         self._followed += 1
         for step, ids in self.documents.items():
-            if _is_moment(done - 1 - step):
+            if _is_due(done - 1 - step):
                 if self._has_time(1):
                     self._measure(step, ids, done)
                 else:
-                    self._leave_out(done)
-        begun = len(self.documents)
-        if begun < len(SHARES) and done > SHARES[begun] * self._num_steps and self._has_time(2):
+                    self._skip(done)
+        chosen = len(self.documents)
+        if chosen < len(SHARES) and done > SHARES[chosen] * self._num_steps and self._has_time(2):
             self.documents[done - 1] = sample.ids
             self._measure(done - 1, sample.ids, done)
 
@@ -92,7 +91,7 @@ class Probes:
 
     @torch.no_grad()
     def _judge(self, ids: Sequence[int]) -> tuple[float, float, Any]:
-        """Loss, accuracy and (T-1,) losses of the tokens, as in a `StepResult`."""
+        """Return loss, accuracy and (T-1,) token losses, as in a `StepResult`."""
         inputs, targets = self._objective.inputs_and_targets(ids, len(ids) - 1)
         hidden = self._model.hidden(inputs.unsqueeze(0).to(self._model.device))[0]
         judged = self._objective.judge(self._model.logits(hidden), targets.to(hidden.device))
@@ -101,24 +100,26 @@ class Probes:
         return judged.loss.item(), accuracy, judged.token_losses.cpu().numpy()
 
     def _has_time(self, count: int) -> bool:
-        """Whether `count` more of them would stay within what they may take of the time until now."""
+        """Whether `count` more measurements fit into the time budget."""
         expected = self._budget.expected
         if expected is None:
             expected = FIRST_EXPECTED * self._budget.elapsed / self._followed
         return self._budget.allows(count, expected)
 
-    def _leave_out(self, done: int) -> None:
-        """An event the first time. Not said: a row that is missing among many is no news."""
-        if not self._is_told:
-            self._is_told = True
-            detail = f"All measurements of earlier documents together may take {self._budget.share:.0%} of the time"
+    def _skip(self, done: int) -> None:
+        """Record the first skipped measurement. It is not printed: one row of many is missing."""
+        if not self._warned:
+            self._warned = True
+            detail = (
+                f"Re-measuring documents may use {self._budget.share:.0%} of the time: some measurements are skipped"
+            )
             self._viz.record_event(done, "probe left out", detail)
 
     def state_dict(self) -> dict[str, Any]:
         return {"documents": [{"step": step, "ids": ids} for step, ids in self.documents.items()]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        # A checkpoint may come from anywhere: what can't be a document of this run is not measured.
+        # A checkpoint may be untrusted: ignore ids that can't be a document of this run.
         self.documents = {
             document["step"]: document["ids"]
             for document in state["documents"][: len(SHARES)]
@@ -126,6 +127,6 @@ class Probes:
         }
 
 
-def _is_moment(distance: int) -> bool:
+def _is_due(distance: int) -> bool:
     """0, 1, 2, 4, 8 …"""
     return distance >= 0 and distance & (distance - 1) == 0

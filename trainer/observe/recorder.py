@@ -1,4 +1,4 @@
-"""What becomes of a step that is done: counted, written down in one row, shown on the bar, told where it was odd."""
+"""Records each finished step: totals, one row in the store, the progress bar, and events such as spikes."""
 
 import dataclasses
 import time
@@ -13,7 +13,7 @@ from trainer.records import Evaluation, Sample, StepResult, Visualizer
 
 
 class Recorder:
-    """The one who tells the record and the terminal about the run, in the thread that trains or, by `note`, in any."""
+    """Passes the steps and events of a run to the record and the terminal. `note` may be called from any thread."""
 
     def __init__(self, viz: Visualizer, progress: Progress) -> None:
         self.viz = viz
@@ -26,7 +26,7 @@ class Recorder:
         self._noted: Counter[str] = Counter()
 
     def start(self, done: int, epoch: int) -> None:
-        """The clock runs from here; `done` documents were finished before, the last in `epoch`."""
+        """Start the clock. `done` documents were finished before, the last of them in `epoch`."""
         self._epoch = epoch
         self._step_ended = time.monotonic()
         self.progress.start(done)
@@ -41,14 +41,14 @@ class Recorder:
         *,
         done: int,
     ) -> None:
-        """One row for the document, in the store and on the bar.
+        """Record one document in the store and on the progress bar.
 
         Args:
-            waited: seconds that the sample was waited for.
-            done: documents finished, this one included.
+            waited: seconds that the run waited for the sample.
+            done: documents finished, including this one.
 
         Raises:
-            OSError: the record can't be written any more. Everything was counted and handed over all the same.
+            OSError: the record can no longer be written. The document was still counted, and its rows were passed on.
         """
         step = done - 1
         now = time.monotonic()
@@ -81,7 +81,7 @@ class Recorder:
         own, *prompted = rows or [({}, "", "")]
         failure = self._write([({**metrics, **own[0]}, own[1], own[2]), *prompted])
         try:
-            self._tell(step, sample, result)
+            self._report_events(step, sample, result)
         except OSError as error:
             failure = failure or error
         if failure is not None:
@@ -89,26 +89,26 @@ class Recorder:
         self.progress.show(done, self.tally, learning_rate, usual_mean(self.step_times))
 
     def rewind(self, done: int, epoch: int) -> None:
-        """The run went back: only `done` documents are finished, the last in `epoch`."""
+        """Go back to `done` finished documents, the last of them in `epoch`."""
         self._epoch = epoch
         self.progress.rewind(done)
 
-    def _tell(self, step: int, sample: Sample, result: StepResult) -> None:
-        """What was odd about a step, as events."""
+    def _report_events(self, step: int, sample: Sample, result: StepResult) -> None:
+        """Report a new epoch, a spike or a skipped update."""
         epoch = sample.document.cursor.epoch
-        if epoch != self._epoch:  # not told where documents are read: what is read ahead has not been trained on yet
+        if epoch != self._epoch:  # reported here and not by the reader, which reads ahead of training
             self._epoch = epoch
-            self.note(step, "epoch", f"All documents were read: epoch {epoch + 1} begins at step {step:,}")
+            self.note(step, "epoch", f"All documents were read; epoch {epoch + 1} starts at step {step:,}")
         if result.fault:
-            kind, what = ("spike", "A spike at step") if result.finite else ("skipped update", "Step")
-            ending = "" if result.updated else ", no update"
-            self.note_often(step, kind, f"{what} {step:,}: {result.fault}{ending} ({sample.where})")
+            kind, what = ("spike", "Spike") if result.finite else ("skipped update", "Skipped update")
+            ending = ", update skipped" if result.finite and not result.updated else ""
+            self.note_often(step, kind, f"{what} at step {step:,}: {result.fault}{ending} ({sample.where})")
 
     def record_evaluation(self, found: Sequence[Evaluation], *, done: int) -> None:
-        """Keep what was measured on held-out documents under the document last trained on, and say it.
+        """Record an evaluation under the document last trained on, and print it.
 
         Args:
-            found: of the whole split first, then of its sources.
+            found: the evaluation of the whole split, then of each source.
         """
         self.viz.record_evaluation(done - 1, [dataclasses.asdict(part) for part in found])
         whole = found[0]
@@ -118,12 +118,12 @@ class Recorder:
         )
 
     def note(self, step: int, kind: str, detail: str) -> None:
-        """Say something above the bar and keep it as an event."""
+        """Print an event above the progress bar and record it."""
         self.progress.say(detail)
         self.viz.record_event(step, kind, detail)
 
     def note_often(self, step: int, kind: str, detail: str) -> None:
-        """Like `note`, for what may happen at every step: said the first three times, then the 10th, 100th …"""
+        """Like `note`, for frequent events: printed the first three times, then the 10th, 100th … time."""
         self._noted[kind] += 1
         count = self._noted[kind]
         if count <= 3 or str(count).strip("0") == "1":
@@ -131,7 +131,7 @@ class Recorder:
         self.viz.record_event(step, kind, detail)
 
     def _write(self, rows: list[tuple[dict[str, Any], str, str]]) -> OSError | None:
-        """Hand over all rows; the record keeps them also where it raises OSError, which is returned."""
+        """Pass on all rows and return an OSError if one was raised; the record keeps the rows in that case too."""
         failure = None
         for row in rows:
             try:

@@ -1,4 +1,4 @@
-"""What the terminal shows while a run lasts: the bar, or plain lines."""
+"""What a run prints: the opening lines, a progress bar or plain lines, and the closing lines."""
 
 import math
 import os
@@ -23,7 +23,7 @@ from trainer.observe.totals import Tally
 
 
 def say(line: str) -> None:
-    """Print a line. A reader that went away (`| head`) or a full disk behind it ends the talking, not the run."""
+    """Print a line. If standard output can't be written (`| head`, a full disk), printing stops, not the run."""
     try:
         print(line, flush=True)
     except OSError:
@@ -31,16 +31,16 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """The bar on a terminal; elsewhere a plain line every 10 seconds for a minute, then every 60."""
+    """A progress bar on a terminal; otherwise a plain line every 10 seconds for a minute, then every 60 seconds."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._bar: tqdm[Any] | None = None
-        self._started = self._spoke = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def start(self, done: int) -> None:
-        """Begin to show, with `done` documents finished before."""
-        self._started = self._spoke = time.monotonic()
+        """Start, with `done` documents finished before."""
+        self._started = self._printed = time.monotonic()
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._total,
@@ -51,7 +51,7 @@ class Progress:
             )
 
     def show(self, done: int, tally: Tally, learning_rate: float, seconds: float) -> None:
-        """One more document is finished: `done` in all. Those to come take `seconds` each."""
+        """Show that one more document is finished, `done` in total. The remaining ones take about `seconds` each."""
         numbers = {
             "loss": f"{tally.loss.value:.4f}",
             "acc": f"{tally.accuracy.value * 100:.1f}%",
@@ -64,17 +64,17 @@ class Progress:
             self._bar.update(1)
             return
         now = time.monotonic()
-        if now - self._spoke >= (10 if now - self._started <= 65 else 60):
-            self._spoke = now
+        if now - self._printed >= (10 if now - self._started <= 65 else 60):
+            self._printed = now
             self.say(f"{done:,} of {self._total:,} documents, " + ", ".join(f"{k} {v}" for k, v in numbers.items()))
 
     def rewind(self, done: int) -> None:
-        """The run went back: only `done` documents are finished."""
+        """Go back to `done` finished documents."""
         if self._bar is not None:
             self._bar.n = done
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self._bar is not None:
             self._bar.clear()
         say(line)
@@ -100,31 +100,32 @@ def opening_lines(
     seconds: float,
     needed: int,
 ) -> list[str]:
-    """Data and tokenizer; model and device; time and disk; where to look. A fifth line where the warm-up is too long.
+    """Return the opening lines: data, model, plan, files; and a warning if the warm-up is too long.
 
     Args:
         documents: how many are still to be trained on.
-        seconds: that they will take, estimated.
-        needed: bytes that they will take at most.
+        seconds: estimated time for all of them.
+        needed: the most bytes that the run writes.
     """
     parameters = shape.parameters(tokenizer.vocab_size)
     where = f"{source.name} ({source.note})" if source.note else source.name
     compiled = ", compiled" if config.compile else ""
-    advice = ". This GPU has room for more: --model-size base" if device.type == "cuda" and parameters < 5e7 else ""
+    has_room = device.type == "cuda" and parameters < 5e7
+    advice = ". This GPU has memory for a larger model: --model-size base" if has_room else ""
     lines = [
         f"Data: {where}, revision {source.revision[:12]}; tokenizer {tokenizer.sha256[:12]}, "
-        f"{tokenizer.vocab_size:,} pieces",
-        f"Model: {config.model_size or shape}, {parameters / 1e6:.1f} M parameters, on {describe_device(device)} in "
+        f"vocabulary of {tokenizer.vocab_size:,}",
+        f"Model: {config.model_size or shape}, {parameters / 1e6:.1f} M parameters, on {describe_device(device)}, "
         f"{config.dtype}{compiled}{advice}",
-        f"This run: {documents:,} documents, about {format_time(seconds)} by a trial pass, "
-        f"at most {format_bytes(needed)} on disk",
-        f"Watch {viz / 'training_latest.png'}; every document is kept in {viz / 'run.db'}; Ctrl-C saves and stops",
+        f"Plan: {documents:,} documents, about {format_time(seconds)}, at most {format_bytes(needed)} on disk",
+        f"Chart: {viz / 'training_latest.png'}. Record of every document: {viz / 'run.db'}. "
+        "Press Ctrl-C to save and stop",
     ]
     if config.warmup_steps > config.num_steps / 2:
         reached = make_scheduler(config.to_dict()).get_learning_rate(config.num_steps - 1)
         lines.append(
-            f"The warm-up ({config.warmup_steps:,} steps) is longer than half of this run, which ends at learning rate "
-            f"{reached:.1e}: choose --warmup-steps"
+            f"The warm-up ({config.warmup_steps:,} steps) is longer than half of this run, which ends at a learning "
+            f"rate of {reached:.1e}. Consider a lower --warmup-steps"
         )
     return lines
 
@@ -137,21 +138,23 @@ def closing_lines(
     texts: Sequence[str],
     viz: Path,
     checkpoint: Path | None,
-    go_on: str | None,
-    guessing: float,
+    resume_command: str | None,
+    uniform_loss: float,
 ) -> list[str]:
-    """Five lines, or one where nothing was trained: documents; loss and bits per byte; speed; files; what comes next.
+    """Return the closing lines: documents, loss, speed, how to read them, files, how to resume and generate.
 
     Args:
-        tally: the run's running numbers.
+        ending: how the run ended.
+        tally: the running totals of the run.
         counts: the state of the `SampleStream`: `held_out` and `skipped`.
-        texts: what the documents of `tally.bits_per_byte()` say, as far as they were read.
-        go_on: the command that continues the run, if one can.
-        guessing: loss of a model that holds every token equally likely. A sixth line where the run ended above it.
+        texts: the documents of `tally.bits_per_byte()`, as far as they were read.
+        resume_command: the command that resumes the run; None if it can't be resumed.
+        uniform_loss: loss of a uniform guess, nats per token. A run that ends above it gets a line of advice.
     """
     if not tally.documents:
-        return [f"{ending}: no document was trained on"]
-    skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts["skipped"].items()))
+        return [f"{ending}: trained on no documents"]
+    skipped = sum(counts["skipped"].values())
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts["skipped"].items()))
     plural = "" if tally.documents == 1 else "s"
     first, last, window = tally.first_and_last()
     bits, number = tally.bits_per_byte()
@@ -159,30 +162,29 @@ def closing_lines(
     generate = _module("trainer.generate", str(checkpoint), "--prompt", "TEXT")
     files = ("training_latest.png", "metrics_history.json", "text_samples.json", "run.json", "run.db")
     made = ", ".join(name for name in files if (viz / name).is_file())
-    worse = f"That is worse than guessing ({guessing:.2f}): a lower --learning-rate or a longer --warmup-steps may help"
+    worse = f"Worse than a uniform guess ({uniform_loss:.2f}): try a lower --learning-rate or a longer --warmup-steps"
     return [
-        f"{ending}: {tally.documents:,} document{plural} trained ({tally.tokens:,} tokens), "
-        f"{counts['held_out']:,} held out from training, skipped: {skipped or 'none'}",
+        f"{ending}: trained on {tally.documents:,} document{plural} ({tally.tokens:,} tokens), "
+        f"held out {counts['held_out']:,}, skipped {skipped:,}" + (f" ({reasons})" if reasons else ""),
         f"Loss {first:.4f} → {last:.4f} nats per token (means of the first and the last {window} documents); "
-        f"{bits:.3f} bits per byte on the last {number}, where zstd -19 makes {zstd_bits_per_byte(texts):.3f}",
-        *([worse] if last > guessing + 0.5 else []),
-        f"{speed:,.1f} tokens/s in {format_time(tally.seconds)}, {waited:.1%} of it waiting for documents",
-        f"To read its documents: {_module('viz', 'serve', str(viz))}",
-        f"Files: in {viz}/ {made}" + (f"; {checkpoint}" if checkpoint else "; no checkpoint"),
-        f"To go on: {go_on}; to let it write: {generate}"
-        if go_on
-        else "To go on: not possible, no checkpoint was written",
+        f"last {number} documents: {bits:.3f} bits per byte (zstd -19: {zstd_bits_per_byte(texts):.3f})",
+        *([worse] if last > uniform_loss + 0.5 else []),
+        f"Speed: {speed:,.1f} tokens/s for {format_time(tally.seconds)}, {waited:.1%} of it waiting for documents",
+        f"Read the documents: {_module('viz', 'serve', str(viz))}",
+        f"Files: {viz}/ ({made}), {checkpoint or 'no checkpoint'}",
+        f"Resume: {resume_command}" if resume_command else "Resume: not possible, because no checkpoint was saved",
+        *([f"Generate: {generate}"] if checkpoint else []),
     ]
 
 
 def _module(*words: str) -> str:
-    """The command that runs a module of this project, from where the person stands now."""
+    """Return the command that runs a module of this project from the current folder."""
     project = Path(__file__).resolve().parents[2]
     path = "" if Path.cwd() == project else f"PYTHONPATH={shlex.quote(str(project))} "
     return f"{path}python -m {shlex.join(words)}"
 
 
 def zstd_bits_per_byte(texts: Sequence[str]) -> float:
-    """Bits a byte that zstd at level 19 needs for the texts, together in one frame."""
+    """Return the bits per byte of the texts, compressed together by zstd at level 19."""
     joined = "\n".join(texts).encode(errors="replace")
     return 8 * len(zstandard.compress(joined, 19)) / len(joined) if joined else math.nan

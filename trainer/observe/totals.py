@@ -17,13 +17,13 @@ import torch
 from common.debiased_average import DebiasedAverage
 
 WINDOW = 100
-"""Documents that the averages of the bar and of the closing lines are taken over."""
+"""Number of documents in the averages of the progress bar and the closing lines."""
 _SPAN = 2 * WINDOW - 1
-"""The same as a `DebiasedAverage` counts: each document has the weight 1 / WINDOW."""
+"""The window of a `DebiasedAverage` in which each document has the weight 1 / WINDOW."""
 
 
 class Tally:
-    """Sums and averages over the documents trained so far; goes with the checkpoint."""
+    """Sums and averages over the documents trained on so far. Part of the checkpoint."""
 
     def __init__(self) -> None:
         self.documents = 0
@@ -39,12 +39,12 @@ class Tally:
         self._texts: deque[tuple[float, int, list[int]]] = deque(maxlen=WINDOW)
         self._token_counts = TokenCounts()
         self.unigram_entropy = math.nan
-        """Of all tokens trained on, nats per token: what a model loses that only knows how frequent each one is."""
+        """Of all tokens trained on, nats per token: the loss of a model that knows only their frequencies."""
 
     def add(
         self, ids: list[int], predicted_bytes: int, loss: float, accuracy: float, seconds: float, waited: float
     ) -> None:
-        """Count one trained document. `loss` in nats per token, `seconds` since the step before."""
+        """Add one document. `loss` in nats per token, `seconds` since the previous step."""
         self.documents += 1
         self.tokens += len(ids) - 1
         self.seconds += seconds
@@ -62,28 +62,28 @@ class Tally:
 
     @property
     def tokens_per_second(self) -> float:
-        """Predictions a second over about the last `WINDOW` documents, waits included."""
+        """Predictions per second over about the last `WINDOW` documents, including waits."""
         return self._tokens.value / self._seconds.value if self._seconds.value else math.nan
 
     def first_and_last(self) -> tuple[float, float, int]:
-        """Mean loss of the first and of the last n documents, and n: `WINDOW`, or half the run where that is less."""
+        """Return the mean loss of the first and of the last n documents, and n: `WINDOW`, or less in a short run."""
         n = max(1, min(WINDOW, self.documents // 2, len(self._first), len(self._last)))
         return _mean(self._first[:n]), _mean(list(self._last)[-n:]), n
 
     def bits_per_byte(self) -> tuple[float, int]:
-        """Bits that the model needs for a byte of the last n documents' text, and n."""
+        """Return the model's bits per byte on the last n documents, and n."""
         count = sum(number for _, number, _ in self._texts)
         nats = sum(nats for nats, _, _ in self._texts)
         return (nats / math.log(2) / count if count else math.nan), len(self._texts)
 
     def speed(self) -> tuple[float, float]:
-        """Predictions a second over the whole run, and the share of its time that was waited for documents."""
+        """Return the predictions per second of the whole run, and the share of its time spent waiting for documents."""
         if not self.seconds:
             return math.nan, math.nan
         return self.tokens / self.seconds, self.waited / self.seconds
 
     def last_ids(self) -> list[list[int]]:
-        """The ids of the documents that `bits_per_byte` speaks of."""
+        """Return the ids of the documents of `bits_per_byte`."""
         return [ids for _, _, ids in self._texts]
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,8 +110,8 @@ class Tally:
 class TokenCounts:
     """Counts of the tokens trained on, and the entropy of their frequencies.
 
-    H = -sum_i p_i ln p_i with p_i = c_i / N (Shannon 1948, section 6), kept as ln N - (sum_i c_i ln c_i) / N, so that a
-    document costs what it is long and not what the vocabulary is large.
+    H = -sum_i p_i ln p_i with p_i = c_i / N (Shannon 1948, section 6), computed as ln N - (sum_i c_i ln c_i) / N, so
+    that the cost of a document depends on its length and not on the size of the vocabulary.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class TokenCounts:
         self._sum = 0.0  # of c ln c
 
     def add(self, ids: Sequence[int]) -> float:
-        """Count the (T,) ids of a document. Returns the entropy of all tokens so far, nats per token."""
+        """Add the (T,) ids of a document. Returns the entropy of all tokens so far, nats per token."""
         seen, times = np.unique(np.asarray(ids, dtype=np.int64), return_counts=True)
         if seen[-1] >= len(self._counts):
             self._counts = np.pad(self._counts, (0, int(seen[-1]) + 1 - len(self._counts)))
@@ -132,7 +132,7 @@ class TokenCounts:
         return float(np.log(self._total)) - self._sum / self._total
 
     def state_dict(self) -> dict[str, Any]:
-        """The sum as it is, too: counted anew it would differ in its last bits."""
+        """Return counts and sum. The sum is stored because recomputing it would change its last bits."""
         return {"counts": torch.from_numpy(self._counts.copy()), "sum": self._sum}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,9 +182,9 @@ class TimeBudget:
 
 
 def usual_mean(seconds: Collection[float]) -> float:
-    """The mean of some durations without those that something else held up: a network was away, a laptop asleep.
+    """Return the mean of durations, ignoring those above 20 times the lower median.
 
-    Those are the ones of more than 20 times the lower median.
+    Those were held up by something else: the network was down, or the laptop was asleep.
     """
     middle = sorted(seconds)[(len(seconds) - 1) // 2]
     return statistics.fmean(one for one in seconds if one <= 20 * middle)

@@ -1,1 +1,1 @@
-"""What a run stores: checkpoints, folders and where it came from."""
+"""What a run stores: its folders, its checkpoints, and the provenance of its results."""

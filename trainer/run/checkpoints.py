@@ -1,4 +1,4 @@
-"""`CheckpointManager` saves and loads the states of a run; `RUN_STATE` declares what such a state consists of."""
+"""`CheckpointManager` saves and loads the states of a run; `RUN_STATE` declares the parts of a state."""
 
 import shutil
 import threading
@@ -17,15 +17,15 @@ from trainer.base.checkpoint_file import are_counts, checkpoints_in, digest_path
 class CheckpointManager:
     """A folder of checkpoints: `checkpoint_step_N.bin` is the state after N documents, `….bin.sha256` its digest.
 
-    A save returns as soon as it has a copy of the state; a thread writes it, at most one at a time.
+    `save` returns as soon as the state is copied. A thread writes the copy; there is at most one at a time.
     """
 
     def __init__(self, folder: Path, *, keep: int = 3, keep_every: int | None = None, patience: float = 0.25) -> None:
         """
         Args:
-            keep: how many of the newest stay.
-            keep_every: each after so many documents stays as well.
-            patience: seconds that `wait_for_disk` gives `before_naming`.
+            keep: number of newest checkpoints to keep.
+            keep_every: also keep the checkpoints after every so many documents.
+            patience: seconds after which `wait_for_disk` stops waiting for `before_naming`.
         """
         self.folder = folder
         self._keep = keep
@@ -36,6 +36,7 @@ class CheckpointManager:
         self._failure: BaseException | None = None
 
     def path(self, step: int) -> Path:
+        """Return the path of the checkpoint after `step` documents."""
         return self.folder / f"checkpoint_step_{step}.bin"
 
     def all(self) -> list[tuple[int, Path]]:
@@ -50,16 +51,16 @@ class CheckpointManager:
         before_naming: Callable[[], None] = lambda: None,
         done: Callable[[Path], None] = lambda path: None,
     ) -> None:
-        """Begin to write the state after `step` documents; it may change as soon as this returns.
+        """Start writing the state after `step` documents. The caller may change the state when this returns.
 
-        Waits for the save before. When the new checkpoint is safe, those that need not be kept are deleted.
+        Waits for the previous save. Once the new checkpoint is on disk, old ones are deleted.
 
         Args:
-            before_naming: called by the writing thread when the bytes are on disk, before they get their name.
-            done: called by it at the very end.
+            before_naming: called by the writing thread when the bytes are on disk, before the file gets its name.
+            done: called by the writing thread at the end.
 
         Raises:
-            OSError: the save before has failed.
+            OSError: the previous save failed.
         """
         self.wait()
         self._waiting_since = None
@@ -75,14 +76,14 @@ class CheckpointManager:
                 write_state(self.path(step), copy, ask_before_naming)
                 self._delete_old()
                 done(self.path(step))
-            except BaseException as error:  # noqa: BLE001  # kept, and raised where the run can answer it
+            except BaseException as error:  # noqa: BLE001  # raised later, in the thread that trains
                 self._failure = error
 
         self._saving = threading.Thread(target=write, name="checkpoint", daemon=True)
         self._saving.start()
 
     def wait(self) -> None:
-        """Return once nothing is being written. Raises what the save has raised."""
+        """Wait until nothing is being written. Raises the exception of a failed save."""
         if self._saving is not None:
             self._saving.join()
             self._saving = None
@@ -90,11 +91,11 @@ class CheckpointManager:
 
     @property
     def is_saving(self) -> bool:
-        """Whether a save is on its way."""
+        """Whether a save is in progress."""
         return self._saving is not None and self._saving.is_alive()
 
     def wait_for_disk(self) -> bool:
-        """`wait` for the disk, but return False once `before_naming` has taken longer than `patience`."""
+        """Like `wait`, but return False once `before_naming` has taken longer than `patience`."""
         while self.is_saving:
             since = self._waiting_since
             if since is not None and time.monotonic() - since > self._patience:
@@ -104,7 +105,7 @@ class CheckpointManager:
         return True
 
     def raise_failure(self) -> None:
-        """Raise, once, what a save in the background has failed with."""
+        """Raise the exception of a failed save, once."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
@@ -116,16 +117,16 @@ class CheckpointManager:
         return load_newest(self.folder, refused, at_most)
 
     def set_aside_newer(self, step: int, run_id: str) -> str:
-        """Going on from an older checkpoint makes the newer ones another past: move them to `earlier/`, for good.
+        """Move the checkpoints after `step` to `earlier/`, because resuming from `step` starts another history.
 
-        Returns what was moved, in words; nothing where nothing was. Raises OSError where they can't be moved.
+        Returns a line that says what was moved; empty if there was nothing. Raises OSError if they can't be moved.
         """
         newer = [path for number, path in self.all() if number > step]
         if not newer:
             return ""
         place = self.folder / "earlier" / f"{run_id}-before-going-back-to-{step}"
         aside, times = place, 1
-        while aside.exists():  # gone back to the same step before
+        while aside.exists():  # the run went back to the same step before
             times += 1
             aside = place.with_name(f"{place.name}-{times}")
         aside.mkdir(parents=True)
@@ -134,21 +135,21 @@ class CheckpointManager:
                 if moved.exists():
                     shutil.move(moved, aside / moved.name)
         for folder in (aside, self.folder):
-            sync_folder(folder)  # before anybody rewinds a record to the one that stays
-        return f"What was newer moved to {aside}: {', '.join(path.name for path in newer)}"
+            sync_folder(folder)  # before the record is rewound to the remaining checkpoint
+        return f"Moved newer checkpoints to {aside}: {', '.join(path.name for path in newer)}"
 
     def _delete_old(self) -> None:
         for step, path in self.all()[: -self._keep]:
             if self._keep_every is None or step % self._keep_every:
-                # The digest last: without it, half a deletion would look like a checkpoint that nobody vouches for.
+                # Delete the digest last: an interrupted deletion must not leave a checkpoint without a digest.
                 path.unlink(missing_ok=True)
         for digest in self.folder.glob("checkpoint_step_*.bin.sha256"):
-            if not digest.with_suffix("").exists():  # of those just deleted, or of a deletion that was cut short
+            if not digest.with_suffix("").exists():  # just deleted, or left by an interrupted deletion
                 digest.unlink()
 
 
 def snapshot(value: Any) -> Any:
-    """A copy of nested dicts and lists in which every tensor is one of its own, on the CPU."""
+    """Return a copy of nested dicts and lists with every tensor copied to the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
@@ -190,12 +191,12 @@ RUN_STATE: Mapping[str, Any] = types.MappingProxyType(
         "tokenizer": bytes,
     }
 )
-"""A type; a dict of what must be there; a mapping of one kind of key to one kind of value (a read-only one); a list of
-one kind, or of so many; a tuple of several that will do; a function that says yes."""
+"""The parts of a state. A kind is one of: a type · a dict of required keys · a read-only mapping {kind of key: kind of
+value} · a list of one kind, or of a fixed number of kinds · a tuple of alternatives · a predicate."""
 
 
 def misfit(value: Any, kind: Any = RUN_STATE, name: str = "") -> str:
-    """The name of the first part of a state that is missing or of another kind; nothing where all is well."""
+    """Return the name of the first part of a state that is missing or invalid; empty if there is none."""
     if isinstance(kind, tuple):
         return "" if any(not misfit(value, one, name) for one in kind) else name
     if kind is None:

@@ -1,4 +1,4 @@
-"""Where a run lives: its two folders, the lock on them, and the archive of the runs before it."""
+"""The two folders of a run, their locks, and the archive of earlier runs."""
 
 import errno
 import json
@@ -17,16 +17,16 @@ from trainer.base.checkpoint_file import read_state
 from trainer.errors import MachineError, UserError
 from trainer.run.checkpoints import CheckpointManager
 
-# What a run writes, and so what moves with it; anything else in the folders is not ours to touch.
+# The files that a run writes and that move with it. Other files in its folders are left alone.
 _RECORD_FILES = ("run.db", "run.db-*", "run.json", "metrics_history.json", "text_samples.json", "training_*.png")
 _CHECKPOINT_FILES = ("checkpoint_step_*.bin", "checkpoint_step_*.bin.sha256")
 _MARK = ".run"
-"""The file in each folder that names its run and carries the lock."""
+"""The file in each folder that names its run. The lock is next to it."""
 _MACHINE_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def mark_of(folder: Path) -> dict[str, object]:
-    """What a folder says of the run in it: `run_id`, `test`, and where its two halves are (`viz`, `checkpoints`)."""
+    """Return what a folder records about its run: `run_id`, `test`, and its two folders (`viz`, `checkpoints`)."""
     try:
         content = json.loads((folder / _MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -36,7 +36,7 @@ def mark_of(folder: Path) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Folders:
-    """The folder of the record and the folder of the checkpoints of one run."""
+    """The record folder and the checkpoint folder of one run."""
 
     viz: Path
     checkpoints: Path
@@ -45,7 +45,7 @@ class Folders:
         return Folders(self.viz.joinpath(*names), self.checkpoints.joinpath(*names))
 
     def is_test(self) -> bool:
-        """Whether a test run lives here, and in neither folder half of a real one."""
+        """Whether both folders belong to a test run, and neither to a real one."""
         marks = [mark for folder in (self.viz, self.checkpoints) if (mark := mark_of(folder))]
         return bool(marks) and all(mark.get("test") is True for mark in marks)
 
@@ -53,12 +53,12 @@ class Folders:
         return bool(_files(self.viz, _RECORD_FILES) or _files(self.checkpoints, _CHECKPOINT_FILES))
 
     def paired(self) -> "Folders":
-        """These checkpoints and the record of the same run: elsewhere, if only one folder was named at its start."""
+        """Return these checkpoints with the record of the same run, which may be elsewhere."""
         mark = mark_of(self.checkpoints)
         if mark and mark_of(self.viz).get("run_id") != mark["run_id"]:
             elsewhere = Path(str(mark.get("viz")))
             theirs = mark_of(elsewhere)
-            # Of a copy of the checkpoints, that record belongs to the ones that were copied.
+            # If these checkpoints are a copy, that record belongs to the originals.
             is_theirs = str(theirs.get("checkpoints")) == str(self.checkpoints.resolve())
             if theirs.get("run_id") == mark["run_id"] and is_theirs:
                 return Folders(elsewhere, self.checkpoints)
@@ -66,13 +66,13 @@ class Folders:
 
 
 class RunFolder:
-    """The two folders of one run, locked while this object lives. Nothing in them is moved before `begin`."""
+    """The two folders of one run, locked as long as this object exists. Nothing in them moves before `begin`."""
 
     def __init__(self, folders: Folders, run_id: str, *, test: bool) -> None:
-        """Make the folders and lock them.
+        """Create and lock the folders.
 
         Raises:
-            UserError: a folder can't be written, or another process is writing there.
+            UserError: a folder can't be written, or another process uses it.
         """
         self.viz = folders.viz
         self.checkpoints = folders.checkpoints
@@ -86,9 +86,9 @@ class RunFolder:
             remove_unfinished(folder, (*_CHECKPOINT_FILES, _MARK))
 
     def begin(self, command: str, say: Callable[[str], None]) -> None:
-        """Make room for this run: an earlier one moves to `earlier/<run id>/`; `say` tells how to go on with it.
+        """Move an earlier run to `earlier/<run id>/`, print how to resume it with `say`, and mark the folders.
 
-        Called when nothing can go wrong any more, so that a run that never starts moves nothing.
+        Call it when the run is ready to start, so that a run that fails to start moves nothing.
         """
         _archive(self._folders, command, say)
         _write_mark(self.viz, self.run_id, self._test, self._folders)
@@ -100,10 +100,10 @@ class RunFolder:
 
 
 def new_run(root: Folders, *, test: bool) -> RunFolder:
-    """Folders for a new run. A test run never moves a real one: where one lives, it takes the folders `test/` instead.
+    """Return the folders of a new run. A test run never moves a real one; it uses the folders `test/` instead.
 
     Raises:
-        UserError: a folder can't be written, or another process is writing there.
+        UserError: a folder can't be written, or another process uses it.
     """
     if test and not root.is_test() and root.has_files():
         root = root.below("test")
@@ -112,7 +112,7 @@ def new_run(root: Folders, *, test: bool) -> RunFolder:
 
 
 def _archive(root: Folders, command: str, say: Callable[[str], None]) -> None:
-    """Move what is in the two folders; where they hold halves of two runs, each half to its own."""
+    """Move the files of earlier runs out of the two folders. Each folder may belong to a different run."""
     halves = {"viz": (root.viz, _RECORD_FILES), "checkpoints": (root.checkpoints, _CHECKPOINT_FILES)}
     moving: dict[str, list[str]] = {}
     for name, (folder, patterns) in halves.items():
@@ -126,8 +126,8 @@ def _archive(root: Folders, command: str, say: Callable[[str], None]) -> None:
         earlier = Folders(place["viz"], place["checkpoints"])
         for name in names:
             _make(place[name])
-        # The marks go first: after a kill in the middle what has moved knows its name; the rest follows next time.
-        # A half that stays where it is learns where the other one is now.
+        # Write the marks first: after a kill, the moved files can be identified, and the next run moves the rest.
+        # A folder that stays in place records where the other one is now.
         for folder in place.values():
             if folder.name == run_id or mark_of(folder).get("run_id") == run_id:
                 _write_mark(folder, run_id, mark.get("test") is True, earlier)
@@ -136,17 +136,17 @@ def _archive(root: Folders, command: str, say: Callable[[str], None]) -> None:
                 shutil.move(path, place[name] / path.name)
         where = " and ".join(dict.fromkeys(str(place[name]) for name in names))
         if CheckpointManager(earlier.checkpoints).all():
-            say(f"The run that was here moved to {where}. To go on with it: {command} --resume {run_id}")
+            say(f"The previous run moved to {where}. Resume it: {command} --resume {run_id}")
         else:
-            say(f"The run that was here moved to {where} (it has no checkpoint to resume from).")
+            say(f"The previous run moved to {where}. It has no checkpoint to resume from")
 
 
 def locate_run(root: Folders, wanted: str, *, test: bool) -> tuple[Folders, Path | None]:
-    """The folders of the run that `--resume` means, and the checkpoint if one was named.
+    """Return the folders of the run that `--resume` names, and the checkpoint if it names one.
 
     Args:
         wanted: "" for the newest run of the folder, a run id, or the path of a checkpoint.
-        test: look for a test run only.
+        test: find test runs only.
 
     Raises:
         UserError: there is no such run.
@@ -168,31 +168,31 @@ def locate_run(root: Folders, wanted: str, *, test: bool) -> tuple[Folders, Path
         return Folders(root.viz, path.parent).paired(), path
     known = [place.name for place in sorted((root.checkpoints / "earlier").glob("*/")) if mark_of(place)]
     here = f"runs here: {', '.join(known)}" if known else f"no earlier runs in {root.checkpoints}"
-    raise UserError(f"--resume {wanted}: no run of that id and no such checkpoint file ({here})")
+    raise UserError(f"--resume {wanted}: no run with this id and no checkpoint file at this path ({here})")
 
 
 def resume_run(
     folders: Folders, chosen: Path | None, *, refused: Callable[[str], None]
 ) -> tuple[RunFolder, Path, dict[str, Any]]:
-    """Lock the run's folders, choose the checkpoint to go on from and read it.
+    """Lock the folders of the run, choose the checkpoint to resume from, and read it.
 
     Args:
-        chosen: the one that a person named, else the newest that is whole.
-        refused: told why of each newer one that is not.
+        chosen: the checkpoint that the user named; None: the newest valid one.
+        refused: called with the reason for each newer checkpoint that is not valid.
 
     Raises:
-        UserError: nothing to resume, the one that was named is damaged, or another process is writing there.
+        UserError: there is nothing to resume, `chosen` is damaged, or another process uses the folders.
     """
     manager = CheckpointManager(folders.checkpoints)
     nothing = f"nothing to resume: no checkpoint in {folders.checkpoints}"
     if not folders.checkpoints.is_dir():
-        raise UserError(f"{nothing}. Without --resume a new run starts")
+        raise UserError(f"{nothing}. Omit --resume to start a new run")
     mark = mark_of(folders.checkpoints)
     run = RunFolder(folders, str(mark.get("run_id", "unnamed")), test=mark.get("test") is True)
     try:
         found = (chosen, read_state(chosen)) if chosen else manager.load_newest(refused)
         if found is None:
-            raise UserError(f"{nothing} is whole" if manager.all() else f"{nothing}. Without --resume a new run starts")
+            raise UserError(f"{nothing} is valid" if manager.all() else f"{nothing}. Omit --resume to start a new run")
     except BaseException:
         run.release()
         raise
@@ -200,14 +200,14 @@ def resume_run(
 
 
 def checkpoint_bytes(parameters: int, count: int) -> int:
-    """What `count` checkpoints take at most: 16 bytes a weight (fp32 weight, its average, and two moments)."""
+    """Return the most bytes of `count` checkpoints: 16 per weight (fp32 weight, its average, two moments)."""
     return count * 16 * parameters
 
 
 def record_bytes(steps: int, max_seq_length: int, charts: int, keep_documents: int | None = None) -> int:
-    """What the record takes at most (measured, `docs/decisions.md`): 8 bytes a token and 200 a step, 200 kB a chart.
+    """Return the most bytes of a record (measured, `docs/decisions.md`): 8 per token, 200 per step, 200 kB per chart.
 
-    Of steps further back than `keep_documents` and one block of 1,000, one in fifty keeps its tokens; the others take
+    Of the steps before the last `keep_documents` and one block of 1,000, one in fifty keeps its tokens; the others take
     500 bytes.
     """
     whole = steps if keep_documents is None else min(steps, keep_documents + 1000)
@@ -217,7 +217,7 @@ def record_bytes(steps: int, max_seq_length: int, charts: int, keep_documents: i
 
 
 def check_disk(needed: Mapping[Path, int]) -> None:
-    """Raise `MachineError` when a folder's disk has fewer bytes free than will be written there.
+    """Raise `MachineError` if the disk of a folder has fewer free bytes than the run needs.
 
     Args:
         needed: existing folder → bytes; folders on the same disk are added up.
@@ -227,8 +227,8 @@ def check_disk(needed: Mapping[Path, int]) -> None:
         total, free = sum(needed[folder] for folder in folders), shutil.disk_usage(folders[0]).free
         if free < total:
             raise MachineError(
-                f"{' and '.join(map(str, folders))}: this run will write up to {format_bytes(total)} and "
-                f"{format_bytes(free)} are free: make room, or choose another --out or fewer --keep-checkpoints"
+                f"{' and '.join(map(str, folders))}: the run needs up to {format_bytes(total)}, but only "
+                f"{format_bytes(free)} are free. Free some space, choose another --out, or lower --keep-checkpoints"
             )
 
 
@@ -243,7 +243,7 @@ def _make(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        problem = f"{folder} can't be written ({error.strerror}): choose another with --out"
+        problem = f"{folder} can't be written ({error.strerror}): choose another folder with --out"
         raise (MachineError if error.errno in _MACHINE_FAILS else UserError)(problem) from error
 
 
@@ -255,10 +255,11 @@ def _lock(folders: Folders) -> list[FileLock]:
         except BlockingIOError as error:
             for lock in locks:
                 lock.release()
-            holder = mark_of(folder).get("run_id", "that is just starting")
+            run_id = mark_of(folder).get("run_id")
+            holder = f"run {run_id}" if run_id else "a run that is starting"
             number = FileLock.holder(folder / f"{_MARK}.lock")
             raise UserError(
-                f"{folder} is in use by run {holder} (process {number or 'unknown'}): wait for it, stop it, or choose "
+                f"{folder} is in use by {holder} (process {number or 'unknown'}): wait for it, stop it, or choose "
                 "another --out"
             ) from error
     return locks

@@ -1,4 +1,4 @@
-"""Where a run comes from: what the store keeps of it beside its rows, and what a resume changed."""
+"""The provenance of a run: the description stored in its record, and what a resume changed."""
 
 import platform
 import shutil
@@ -31,12 +31,12 @@ def describe_run(
     device: torch.device,
     program: Path,
 ) -> dict[str, Any]:
-    """Settings, versions, device, data and tokenizer, by the names that `viz/record/writer.py` knows.
+    """Return settings, versions, device, data and tokenizer under the keys that `viz/record/writer.py` documents.
 
     Args:
-        recipe: what the update is made with, beside the settings (`trainer/learning/optimizer.py`).
-        flops: what a document takes and what the machine can do (`trainer/learning/flops.py`).
-        program: the folder of this program, whose git commit is kept.
+        recipe: parameters of the update that are not settings (`trainer/learning/optimizer.py`).
+        flops: operations per document, and the peak of the machine (`trainer/learning/flops.py`).
+        program: folder of this program, whose git commit is stored.
     """
     parameters = shape.parameters(tokenizer.vocab_size)
     libraries = {name: version(name) for name in _LIBRARIES}
@@ -60,7 +60,7 @@ def describe_run(
 
 
 def kernels(device: torch.device) -> dict[str, Any]:
-    """What, beside the settings, decides the last bits of a step: kept with each checkpoint."""
+    """Return what affects the last bits of a step besides the settings. Stored in each checkpoint."""
     return {
         "train_slimpajama": VERSION,
         "torch": str(torch.__version__),
@@ -71,13 +71,13 @@ def kernels(device: torch.device) -> dict[str, Any]:
 
 
 def changes(state: Mapping[str, Any], config: TrainingConfig, device: torch.device) -> tuple[str, bool]:
-    """What differs from the run as it was saved in `state`, in words, and whether it goes on to the last bit.
+    """Return a description of what changed since `state` was saved, and whether the run continues bit-identically.
 
-    It does with the same torch, CPU and threads, unless a setting that changes what is computed was typed, the steps
-    until here had another learning rate than they would have now (a schedule that looks at the end of the run, which
-    has moved), the step can no longer be compiled, or a GPU chooses its kernels freely.
+    It does with the same torch, CPU and number of threads, unless a flag changed a setting of the update, the schedule
+    would have given the steps so far another learning rate (because it depends on the length of the run, which
+    changed), the step can no longer be compiled, or a GPU chooses its kernels freely.
     """
-    # A setting that was not there yet when the run was saved had its default.
+    # A setting that did not exist when the run was saved had its default.
     saved = TrainingConfig(**{key: value for key, value in state["config"].items() if key in FIELDS})
     old, new = saved.to_dict(), config.to_dict()
     changed = [key for key in FIELDS if old[key] != new[key] and not key.endswith("_dir")]
@@ -88,14 +88,16 @@ def changes(state: Mapping[str, Any], config: TrainingConfig, device: torch.devi
     if device.type == "mps" or (device.type != "cpu" and not config.deterministic):
         inexact.append(f"{device.type} without --deterministic" if device.type == "cuda" else device.type)
     before, now = (make_scheduler(settings).get_learning_rate for settings in (old, new))
-    if before(state["step"] - 1) != now(state["step"] - 1):  # schedules part for good, so the last step tells of all
+    if before(state["step"] - 1) != now(
+        state["step"] - 1
+    ):  # schedules that differ stay different: the last step is enough
         inexact.append(f"learning rate of the next step {before(state['step']):.2e} → {now(state['step']):.2e}")
     is_exact = not inexact and not any(FIELDS[key].metadata.get("typed") for key in changed)
     return ", ".join(words + inexact), is_exact
 
 
 def _git_commit(folder: Path) -> str:
-    """The commit that is checked out in `folder`, or nothing where it did not come by git."""
+    """Return the commit checked out in `folder`; empty if it is not a git checkout."""
     if shutil.which("git") is None or not (folder / ".git").exists():
         return ""
     found = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)

@@ -1,1 +1,1 @@
-"""The live page: a server that only reads, and its static files."""
+"""The page: a server that only reads a run, its static files, and the report."""

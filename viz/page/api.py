@@ -1,4 +1,4 @@
-"""What can be asked by `/api/…`: the parameters of each question, and who answers it. Knows nothing of HTTP."""
+"""The JSON API, without HTTP: the parameters of each `/api/…` route, and the function that answers it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -8,7 +8,7 @@ from typing import Any
 
 from viz.page.answers import LARGEST_WINDOW, MOST_POINTS, POINTS, Answers
 from viz.page.live_run import LiveRun, NoRun
-from viz.page.other_runs import Pairs
+from viz.page.other_runs import OtherRuns
 from viz.page.query import BadQuery, NotThere, Query
 from viz.page.text_search import TextSearch
 from viz.stats.averages import WINDOW
@@ -16,25 +16,25 @@ from viz.stats.averages import WINDOW
 Answer = dict[str, Any]
 LONGEST_TEXT = 500
 SEARCH_SECONDS = 1.0
-"""That a search waits for documents that are not in the index yet."""
+"""How long a search waits for documents to be indexed before it answers."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes answer from."""
+    """The run and everything that answers questions about it."""
 
     live: LiveRun
     answers: Answers
     search: TextSearch
-    pairs: Pairs
+    other_runs: OtherRuns
 
     @classmethod
     def of(cls, folder: Path, others: Sequence[Path] = ()) -> "Service":
         live = LiveRun(folder)
-        return cls(live, Answers(live), TextSearch(), Pairs(live, others))
+        return cls(live, Answers(live), TextSearch(), OtherRuns(live, others))
 
     def read_ahead(self) -> None:
-        """Read the run before anybody asks: a million steps take seconds."""
+        """Load the run before the first request: a million steps take seconds."""
         with suppress(NoRun), self.live.reading():
             pass
 
@@ -46,7 +46,7 @@ class Service:
 
     def series(self, query: Query) -> Answer:
         other = query.text("run")
-        answers = self.answers if other is None else self.pairs.answers_of(other)
+        answers = self.answers if other is None else self.other_runs.answers_of(other)
         return answers.series(query.number("from", 0), query.optional("to"), *_axis(query))
 
     def sources(self, query: Query) -> Answer:
@@ -62,7 +62,7 @@ class Service:
         if number is not None:
             known = self.answers.prompts()
             if number >= len(known):
-                raise NotThere(f"there is no prompt {number}: {len(known)} were asked again")
+                raise NotThere(f"prompt: this run has {len(known)} repeated prompts, found {number}")
             prompt = known[number]
         most = query.number("limit", 200, 1, 2000)
         return self.answers.samples(most, prompt, query.number("from", 0), query.optional("to"))
@@ -76,31 +76,31 @@ class Service:
     def find(self, query: Query) -> Answer:
         text, most = query.text("q", LONGEST_TEXT), query.number("limit", 50, 1, 500)
         if not text:
-            raise BadQuery("q: expected the text to look for")
+            raise BadQuery("q: expected the text to search for")
         with self.live.reading():
             series = self.live.series
             steps = int(series["steps"][-1]) + 1 if series.size else 0
             edition, store = self.live.edition, self.live.record / "run.db"
         self.search.follow(store, edition, steps)
         self.search.wait(SEARCH_SECONDS)
-        self.search.follow(store, edition, steps)  # where what was under way was of another edition
+        self.search.follow(store, edition, steps)  # in case the work in progress was for another edition
         found = self.search.find(text, edition, most)
         entries = self.answers.about([hit["step"] for hit in found["hits"]])
         hits = [entry | hit for entry, hit in zip(entries, found["hits"], strict=True)]
         return {"edition": edition, "steps": steps} | found | {"hits": hits}
 
     def runs(self, query: Query) -> Answer:
-        return {"runs": self.pairs.known()}
+        return {"runs": self.other_runs.known()}
 
     def compare(self, query: Query) -> Answer:
         run_id = query.text("run")
         if not run_id:
-            raise BadQuery("run: expected the id of one of /api/runs")
-        return self.pairs.compare(run_id, query.number("points", POINTS, 10, MOST_POINTS), query.number("from", 0))
+            raise BadQuery("run: expected the run_id of a run in /api/runs")
+        return self.other_runs.compare(run_id, query.number("points", POINTS, 10, MOST_POINTS), query.number("from", 0))
 
 
 def _axis(query: Query) -> tuple[int, int, bool]:
-    """Pixels, window of the averages, whether the axis is logarithmic."""
+    """Width in pixels, window of the averages in documents, whether the axis is logarithmic."""
     return (
         query.number("points", POINTS, 10, MOST_POINTS),
         query.number("window", WINDOW, 1, LARGEST_WINDOW),
@@ -120,4 +120,4 @@ QUERIES: Mapping[str, tuple[Callable[[Service, Query], Answer], Sequence[str]]] 
     "runs": (Service.runs, ()),
     "compare": (Service.compare, ("run", "from", "points")),
 }
-"""`/api/NAME`: what answers, and the parameters that it knows."""
+"""`/api/NAME`: the function that answers, and its parameters."""

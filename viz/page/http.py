@@ -1,4 +1,4 @@
-"""The live page and its JSON over HTTP: a Starlette application that only reads."""
+"""The page and its JSON API over HTTP: a Starlette application that only reads, and the guard in front of it."""
 
 import gzip
 import json
@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -24,7 +25,7 @@ from viz.page.static import PAGE, PLOTLY, page_files
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HEADERS = {
-    # Plotly writes styles into its elements and draws icons out of `data:` and `blob:`; it evaluates no script.
+    # Plotly sets inline styles and uses `data:` and `blob:` images; it needs no script evaluation.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -35,80 +36,89 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses a request whose `Host` or `Origin` names another machine than `names`; whichever port it names.
+    """Refuses requests from other sites and to other names, and adds the security headers to every response.
 
-    A page of a stranger that has its own name point to 127.0.0.1 (DNS rebinding) sends that name.
+    Starlette's `TrustedHostMiddleware` checks the `Host`: a site that points its own name at 127.0.0.1 (DNS rebinding)
+    sends that name. A missing or repeated `Host` is already refused by uvicorn's h11.
     """
 
     def __init__(self, app: ASGIApp, names: Collection[str] = ()) -> None:
-        """`names`: as `name_in` gives them."""
+        """`names`: accepted besides the loopback names, as `name_in` returns them."""
         self._app = app
         self._names = {*LOOPBACK, *names}
+        hosts = [f"[{name}]" if ":" in name else name for name in self._names]
+        self._hosts = [*hosts, *(f"{host}." for host in hosts)]  # the same names, fully qualified
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        refusal = self._refusal(scope["path"], Headers(scope=scope))
-        answer = self._app if refusal is None else JSONResponse({"error": refusal[1]}, refusal[0])
-        await answer(scope, receive, send_with_headers)
+        async def answer(scope: Scope, receive: Receive, _: Send) -> None:
+            refusal = self._cross_site(scope["path"], headers)
+            app = self._app if refusal is None else _error(403, refusal)
+            await app(scope, receive, send_with_headers)
 
-    def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
-        hosts, origins = headers.getlist("host"), headers.getlist("origin")
-        if len(hosts) != 1 or (host := name_in(f"//{hosts[0]}")) is None:
-            return 400, "expected one Host header that names this server"
-        if host not in self._names:
-            return 403, f"this server does not answer to the name {host[:100]!r}: --allow-host {host[:100]} lets it"
-        for origin in origins:
+        async def refuse(message: Message) -> None:
+            """Replace Starlette's "Invalid host header" with what to do about it."""
+            if message["type"] == "http.response.start":
+                host = headers.get("host", "")[:100]
+                refusal = f"host {host!r} is not accepted: to accept it, start the server with --allow-host NAME"
+                await _error(403, refusal)(scope, receive, send_with_headers)
+
+        await TrustedHostMiddleware(answer, self._hosts, www_redirect=False)(scope, receive, refuse)
+
+    def _cross_site(self, path: str, headers: Headers) -> str | None:
+        """Why a request of another site is refused; None if it is not."""
+        for origin in headers.getlist("origin"):
             asking = name_in(origin) if origin.startswith(("http://", "https://")) else None
             if asking not in self._names:
-                return 403, f"pages of {origin[:100]!r} may not ask this server"
+                return f"requests from the origin {origin[:100]!r} are not allowed"
         if headers.get("sec-fetch-site") == "cross-site" and path.startswith("/api/"):
-            return 403, "other pages may link to this one, and ask it nothing"
+            return "cross-site API requests are not allowed"
         return None
 
 
 def name_in(address: str) -> str | None:
-    """The name in an address like `//Host:8000`, in small letters, without port; None for what is none."""
+    """Return the host name in an address such as `//Host:8000`, in lower case and without port; None if invalid."""
     try:
         parts = urlsplit(address)
-        _ = parts.port  # a number up to 65535, or ValueError
+        _ = parts.port  # raises ValueError unless it is a number up to 65535
     except ValueError:
         return None
     if parts.username is not None or parts.path or parts.query or parts.fragment or not parts.hostname:
         return None
-    return parts.hostname.rstrip(".")
+    name = parts.hostname.rstrip(".")
+    return None if "*" in name else name  # to `TrustedHostMiddleware`, `*` stands for any name
 
 
-VOID = {404: "there is nothing here", 405: "only GET and HEAD are answered"}
+REASONS = {404: "not found", 405: "only GET and HEAD are allowed"}
 
 
 class StrictJSON(JSONResponse):
-    """NaN is refused, not written: JavaScript can't read it."""
+    """JSON without NaN, which JavaScript can't parse: it raises ValueError instead."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def application(service: Service, names: Sequence[str] = ()) -> ASGIApp:
-    """`names`: of this machine, to which it answers beside those of loopback."""
-    return Guard(unguarded(service), names)  # around what Starlette itself answers where all else fails, too
+    """Return the guarded application. `names`: host names that it accepts besides the loopback names."""
+    return Guard(unguarded(service), names)  # outermost, so that it also covers Starlette's own error responses
 
 
 def unguarded(service: Service) -> Starlette:
-    """The same, for whoever asks."""
-    told: set[str] = set()  # what went wrong, so that each is told once
-    routes = [Route(f"/api/{name}", _question(told, service, name)) for name in QUERIES]
+    """Return the application without the guard."""
+    printed: set[str] = set()  # errors whose traceback was printed
+    routes = [Route(f"/api/{name}", _question(printed, service, name)) for name in QUERIES]
     for name, answer in (("documents", service.answers.document), ("probes", service.answers.probe)):
-        routes.append(Route(f"/api/{name}/{{step}}", _of_step(told, answer)))
+        routes.append(Route(f"/api/{name}/{{step}}", _of_step(printed, answer)))
     for name, (content, kind) in page_files().items():
         routes.append(Route("/" if name == PAGE else f"/{name}", _file(content, kind, for_good=name == PLOTLY)))
     app = Starlette(
@@ -120,27 +130,27 @@ def unguarded(service: Service) -> Starlette:
     return app
 
 
-def _question(told: set[str], service: Service, name: str) -> Callable[[Request], Response]:
+def _question(printed: set[str], service: Service, name: str) -> Callable[[Request], Response]:
     answer, known = QUERIES[name]
-    return lambda request: _json(told, lambda: answer(service, _query(request, known)))
+    return lambda request: _json(printed, lambda: answer(service, _query(request, known)))
 
 
-def _of_step(told: set[str], answer: Callable[[int], dict[str, Any]]) -> Callable[[Request], Response]:
+def _of_step(printed: set[str], answer: Callable[[int], dict[str, Any]]) -> Callable[[Request], Response]:
     def asked(request: Request) -> dict[str, Any]:
         _query(request, ())
         return answer(whole_number(request.path_params["step"], "step"))
 
-    return lambda request: _json(told, lambda: asked(request))
+    return lambda request: _json(printed, lambda: asked(request))
 
 
 def _query(request: Request, known: Sequence[str]) -> Query:
     given = request.query_params.multi_items()
     if len(dict(given)) < len(given):
-        raise BadQuery("a parameter is there twice")
+        raise BadQuery("a parameter is given twice")
     return Query(dict(given), known)
 
 
-def _json(told: set[str], answer: Callable[[], dict[str, Any]]) -> Response:
+def _json(printed: set[str], answer: Callable[[], dict[str, Any]]) -> Response:
     try:
         return StrictJSON(answer(), headers={"cache-control": "no-store"})
     except BadQuery as error:
@@ -149,32 +159,32 @@ def _json(told: set[str], answer: Callable[[], dict[str, Any]]) -> Response:
         return _error(404, str(error))
     except NoRun as error:
         return _error(503, str(error), state=error.state)
-    except Exception as error:  # noqa: BLE001  # a damaged record may hold anything; a defect of ours shows its place
-        _tell_once(told, error)
+    except Exception as error:  # noqa: BLE001  # a damaged record may contain anything; the traceback shows a bug of ours
+        _print_once(printed, error)
         return _error(503, f"the record can't be read ({type(error).__name__}: {error})", state="unreadable")
 
 
-def _tell_once(told: set[str], error: Exception) -> None:
-    """Its traceback in the terminal, but not at each request: a page asks every second."""
+def _print_once(printed: set[str], error: Exception) -> None:
+    """Print the traceback, but not at every request: the page polls every second."""
     kind = repr(error)
-    if kind not in told and len(told) < 20:
-        told.add(kind)
+    if kind not in printed and len(printed) < 20:
+        printed.add(kind)
         traceback.print_exception(error)
 
 
-def _error(status: int, why: str, **more: str) -> Response:
-    return StrictJSON({"error": why, **more}, status, headers={"cache-control": "no-store"})
+def _error(status: int, reason: str, **more: str) -> Response:
+    return StrictJSON({"error": reason, **more}, status, headers={"cache-control": "no-store"})
 
 
 def _refuse(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    answer = _error(status, VOID.get(status, "it can't be answered"))
+    answer = _error(status, REASONS.get(status, "the request can't be answered"))
     answer.headers.update(getattr(error, "headers", None) or {})
     return answer
 
 
 def _file(content: bytes, kind: str, *, for_good: bool) -> Callable[[Request], Response]:
-    packed = gzip.compress(content, 6)  # once, not at each request
+    packed = gzip.compress(content, 6)  # once, not at every request
     age = "public, max-age=31536000, immutable" if for_good else "no-cache"
 
     def answer(request: Request) -> Response:

@@ -1,5 +1,6 @@
-"""One run, followed while it is written: its store opened once it is there, read on when asked, left when it goes."""
+"""A run that is followed while it is written, from before its store exists until after it is deleted."""
 
+import math
 import sqlite3
 import threading
 import time
@@ -15,30 +16,33 @@ from viz.stats.series import Averages, Series
 from viz.views.token_text import Speller, speller
 
 FRESH_SECONDS = 0.25
-"""What was read less long ago is not read again."""
 MOST_WINDOWS = 4
-"""Averages that are kept beside the usual ones, of other windows."""
+"""How many averages over other windows are kept."""
 
 
 class NoRun(Exception):
-    """There is nothing to show. `state`: `waiting` (there was no run yet), `gone`, `unreadable`."""
+    """There is no readable run. `state`: `waiting` (no run yet), `gone` or `unreadable`."""
 
-    def __init__(self, state: str, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
         self.state = state
 
 
 class LiveRun:
-    """The run in a folder, to be used while `reading`. Nothing here writes to the folder."""
+    """The run in a folder, to be used within `reading`. Never writes to the folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder`: of the record, or what `--out` named; it need not be there yet."""
+    def __init__(self, folder: Path, fresh_seconds: float = FRESH_SECONDS) -> None:
+        """`folder`: of the record, or the one passed to `--out`; it need not exist yet.
+
+        `fresh_seconds`: the store is not read again sooner than this.
+        """
+        self.fresh_seconds = fresh_seconds
         self.lock = threading.RLock()
         self.folder = folder
         self.record = folder
-        """Where `run.db` is, or was last."""
-        self.edition = time.time_ns() // 1_000_000  # another server has others
-        """Changes when steps may have been made again, or the run is another: what was read before is void."""
+        """The folder that contains `run.db`, or did last."""
+        self.edition = time.time_ns() // 1_000_000  # so that a restarted server never repeats one
+        """Changes when the run went back or another run took its place: everything read before is void."""
         self._store: StoreReader | None = None
         self._identity: tuple[object, object] | None = None
         self._depth = 0
@@ -46,7 +50,7 @@ class LiveRun:
         self._forget()
 
     def _forget(self) -> None:
-        self._read_at = -FRESH_SECONDS
+        self._read_at = -math.inf
         self.series = Series()
         self.run: Row = {}
         self._rewinds: int | None = None
@@ -57,9 +61,10 @@ class LiveRun:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Within, by one thread at a time: the run as it is now. Raises NoRun where there is none that can be read.
+        """Context for one thread at a time in which the run is up to date. Raises NoRun if it can't be read.
 
-        The store is open within, and not between: a run that ends leaves one file only where nobody has it open.
+        The store is open only within: SQLite merges the log into `run.db` at the end of a run only if nobody else has
+        the store open.
         """
         with self.lock:
             self._depth += 1
@@ -75,19 +80,19 @@ class LiveRun:
 
     @property
     def store(self) -> StoreReader:
-        assert self._store is not None, "it is open while `reading`"
+        assert self._store is not None, "the store is only open within `reading`"
         return self._store
 
     def _refresh(self) -> None:
         try:
             self._open()
             run = self.store.run()
-            # Not by its file: one that is made where another was deleted may have the same number.
+            # Not the inode: a file created after another was deleted may get the same one.
             identity = (run.get("run_id"), run.get("started"))
             if identity != self._identity:
                 self._forget()
             self._identity = identity
-            if time.monotonic() - self._read_at < FRESH_SECONDS:
+            if time.monotonic() - self._read_at < self.fresh_seconds:
                 return
             rewinds = self.store.count_rewinds()
             if self._rewinds not in (None, rewinds):
@@ -100,7 +105,7 @@ class LiveRun:
                 averages.extend(new)
         except FileNotFoundError as error:
             self._forget()
-            raise NoRun("gone", f"{self.record / 'run.db'} is gone") from error
+            raise NoRun("gone", f"{self.record / 'run.db'} does not exist any more") from error
         except (ValueError, KeyError, TypeError, OSError, sqlite3.Error) as error:
             self._forget()
             raise NoRun("unreadable", str(error)) from error
@@ -108,7 +113,7 @@ class LiveRun:
         self._read_at = time.monotonic()
 
     def _open(self) -> None:
-        """Open the store that is in the folder now."""
+        """Open the store that is in the folder now. Raises FileNotFoundError if a store that was there is gone."""
         try:
             path = record_of(self.folder) / "run.db"
         except ValueError as error:
@@ -118,12 +123,12 @@ class LiveRun:
         try:
             self._store, self.record = StoreReader(path), path.parent
         except ValueError:
-            if is_blank(path):  # its tables are on their way
-                raise NoRun("waiting", f"the run in {self.folder} has only begun") from None
+            if is_blank(path):  # its tables are not committed yet
+                raise NoRun("waiting", f"the run in {self.folder} is just starting") from None
             raise
 
     def averages(self, window: int = WINDOW) -> Averages:
-        """The averages over about `window` documents."""
+        """Return the averages over about `window` documents."""
         if window == self.series.averages.window:
             return self.series.averages
         if window not in self._averages:
@@ -136,14 +141,14 @@ class LiveRun:
 
     @property
     def speller(self) -> Speller | None:
-        """What spells the run's tokens; None where the record holds no tokenizer."""
+        """Decodes the run's tokens; None if the record has no tokenizer."""
         if not self._has_speller:
             self._speller, self._has_speller = speller(self.run.get("tokenizer")), True
         return self._speller
 
     @property
     def state(self) -> str:
-        """`ended`, `running`, or `stopped`: the record has no end, and nobody writes it any more."""
+        """`ended`, `running`, or `stopped`: the record has no end, and no process writes it."""
         if self.run.get("ended") is not None:
             return "ended"
         return "running" if self._is_locked else "stopped"

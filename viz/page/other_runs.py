@@ -1,4 +1,4 @@
-"""The runs that the run of a page can be held against, by their ids."""
+"""The other runs that the page can compare its run with, by their ids."""
 
 import sqlite3
 import threading
@@ -21,17 +21,17 @@ from viz.views.comparison import Comparison, compare
 NAMES = ("this run", "the other run")
 
 
-class Pairs:
-    """The runs in the folder of the page's run (those moved to `earlier/` too), and in `others`."""
+class OtherRuns:
+    """The runs in the folder of the page's run, including those moved to `earlier/`, and in the folders `others`."""
 
     def __init__(self, live: LiveRun, others: Sequence[Path] = ()) -> None:
         self._live = live
         self._others = others
-        self._lock = threading.Lock()  # of a comparison, which takes a core for a while, and of what follows
+        self._lock = threading.Lock()  # one comparison at a time: it keeps a core busy; also guards `_opened`
         self._opened: dict[str, Answers] = {}
 
     def known(self) -> list[dict[str, Any]]:
-        """Each run, the newest first; `is_this` is the run of the page."""
+        """Return each run, the newest first; `is_this` marks the run of the page."""
         with self._live.reading():
             this = str(self._live.run.get("run_id") or "")
         return [
@@ -56,12 +56,12 @@ class Pairs:
         for other in self._others:
             try:
                 places.append(record_of(other))
-            except ValueError:  # not there yet, or not any more
+            except ValueError:  # does not exist yet, or not any more
                 continue
         return {run.run_id: run for place in dict.fromkeys(places) for run in find_runs(place) if run.run_id}
 
     def answers_of(self, run_id: str) -> Answers:
-        """Answers about another run. Raises NotThere."""
+        """Return the answers about another run. Raises NotThere if there is no such run."""
         with self._lock:
             return self._answers_of(run_id)
 
@@ -69,7 +69,7 @@ class Pairs:
         if run_id not in self._opened:
             runs = self._runs()
             if run_id not in runs:
-                raise NotThere(f"no run {run_id[:100]!r} here; known: {', '.join(runs) or 'none'}")
+                raise NotThere(f"there is no run {run_id[:100]!r} here; known: {', '.join(runs) or 'none'}")
             self._opened[run_id] = Answers(LiveRun(runs[run_id].record))
         answers = self._opened[run_id]
         try:
@@ -77,15 +77,15 @@ class Pairs:
                 found = answers.live.run.get("run_id")
         except NoRun as error:
             raise NotThere(f"run {run_id} can't be read any more: {error}") from error
-        if found != run_id:  # another one has taken its place
+        if found != run_id:  # another run took its place
             del self._opened[run_id]
             return self._answers_of(run_id)
         return answers
 
     def compare(self, run_id: str, points: int, since: int = 0) -> dict[str, Any]:
-        """This run and another, document by document, from step `since` of this run on.
+        """Compare this run with another, document by document, from step `since` of this run.
 
-        Raises NotThere where there is no such run, or nothing in common.
+        Raises NotThere if there is no such run, or if the two share no document.
         """
         with self._lock:
             runs = (self._live, self._answers_of(run_id).live)

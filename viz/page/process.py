@@ -1,4 +1,7 @@
-"""The server of the page beside a training run: a process of its own, on a port that is had before the run begins."""
+"""The process that serves the page: `python -m viz serve`, or a child of the training process (`--serve`).
+
+The training process imports this module, so uvicorn and Starlette are imported only in `serve`.
+"""
 
 import asyncio
 import os
@@ -16,18 +19,18 @@ from common.child_process import ROOT, environment
 
 PORT = 8000
 TRIES = 50
-"""Ports that are tried from `PORT` on, where none is named."""
+"""How many ports from `PORT` on are tried if none is given."""
 
 
-def listen(port: int | None) -> socket.socket:
-    """A socket on 127.0.0.1 that listens: on `port`, or on the first free one from `PORT` on.
+def listen(port: int | None, first: int = PORT, tries: int = TRIES) -> socket.socket:
+    """Return a listening socket on 127.0.0.1: on `port`, or on the first free one of the `tries` ports from `first`.
 
-    Raises OSError where that port, or each of them, is taken.
+    Raises OSError if that port, or each of them, is taken.
     """
     failure: OSError | None = None
-    for number in [port] if port is not None else range(PORT, PORT + TRIES):
+    for number in [port] if port is not None else range(first, first + tries):
         found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        if sys.platform == "linux":  # a port just given up can be had at once; elsewhere one in use could be, too
+        if sys.platform == "linux":  # reuse a port just closed; on other systems this would allow one in use
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind(("127.0.0.1", number))
@@ -35,28 +38,28 @@ def listen(port: int | None) -> socket.socket:
             return found
         except OSError as error:
             found.close()
-            failure = OSError(error.errno, f"port {number} can't be had ({error.strerror})")
+            failure = OSError(error.errno, f"port {number} is not available ({error.strerror})")
     assert failure is not None
     raise failure
 
 
 def opening_lines(port: int) -> list[str]:
-    """Where the page is, on this machine and from another."""
+    """Return the lines that name the page's address, on this machine and from another."""
     there = f"ssh -L {port}:127.0.0.1:{port} {os.environ.get('USER', 'user')}@{socket.gethostname()}"
     return [
         f"The page: http://127.0.0.1:{port}",  # not localhost, which may be another server's ::1
-        f"From another machine: {there}, then open the same address there",
+        f"From another machine: run {there}, then open the same address there",
     ]
 
 
 @contextmanager
 def page_beside(folder: Path, listening: socket.socket, say: Callable[[str], None]) -> Iterator[None]:
-    """Within: the page on a run that trains here. Where its process can't be started that is said, no more."""
+    """Serve the page while this process trains. If the page's process can't start, print why and train without it."""
     try:
         page = PageProcess(folder, listening)
     except OSError as error:
         listening.close()
-        say(f"There is no page in this run: its process can't be started ({error})")
+        say(f"No page for this run: its process could not be started ({error})")
         yield
         return
     say("\n".join(opening_lines(page.port)))
@@ -64,31 +67,31 @@ def page_beside(folder: Path, listening: socket.socket, say: Callable[[str], Non
         yield
     finally:
         failure = page.stop()
-        say(f"The page ended early ({failure})" if failure else "The page has ended with the run")
+        say(f"The page stopped early ({failure})" if failure else "The page stopped with the run")
 
 
 class PageProcess:
-    """`python -m viz.page.process` on a folder. It ends when this process does, however that ends."""
+    """`python -m viz.page.process` for a folder. It ends with this process, even if this one is killed."""
 
     def __init__(self, folder: Path, listening: socket.socket) -> None:
-        """Start it. `listening` is its from now on: a browser that is early waits."""
+        """Start the process and hand it the socket `listening`, where early requests wait until it answers."""
         self.port: int = listening.getsockname()[1]
-        # What goes wrong there must not stand in the progress bar.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        # Its errors must not be printed into the progress bar.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "viz.page.process", str(folder.resolve()), str(listening.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=self._said,
+            stderr=self._errors,
             pass_fds=[listening.fileno()],
             cwd=ROOT,
             env=environment(),
-            start_new_session=True,  # Ctrl-C reaches the whole group: it is the trainer's, which ends this one
+            start_new_session=True,  # Ctrl-C signals the whole group; the trainer stops this process
         )
         listening.close()
 
     def stop(self) -> str:
-        """End it. Returns why it had ended before, in one line; nothing where it had not."""
+        """End the process. Returns one line that says why it had already ended, or an empty string."""
         ended_before = self._process.poll() is not None
         assert self._process.stdin is not None
         with suppress(OSError):
@@ -98,9 +101,9 @@ class PageProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._said.seek(0)
-        lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
-        self._said.close()
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        self._errors.close()
         return (lines[-1] if lines else f"exit code {self._process.returncode}") if ended_before else ""
 
 
@@ -113,11 +116,11 @@ def serve(
     ready: Callable[[int], None],
     parent_is_gone: Callable[[], None] | None = None,
 ) -> None:
-    """Answer until SIGINT or SIGTERM, or until `parent_is_gone` returns.
+    """Serve until SIGINT or SIGTERM, or until `parent_is_gone` returns.
 
-    `ready`: called with the port once requests are answered.
+    `names`: host names to accept besides the loopback names. `ready`: called with the port once requests are answered.
     """
-    import uvicorn  # here, so that the training process, which only starts this one, does not import it
+    import uvicorn
 
     from viz.page.api import Service
     from viz.page.http import application
@@ -145,7 +148,7 @@ def serve(
     threading.Thread(target=service.read_ahead, name="read-ahead", daemon=True).start()
     if parent_is_gone is not None:
         threading.Thread(target=end, name="parent", daemon=True).start()
-    # uvicorn stops first and then raises the signal again: what the search keeps on disk has to go before that ends us.
+    # uvicorn shuts down and then raises the signal again; exiting here instead lets `finally` delete the search index.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         asyncio.run(run())
@@ -153,15 +156,15 @@ def serve(
         service.close()
 
 
-def _input_ends() -> None:
+def _wait_for_end_of_input() -> None:
     sys.stdin.read()
 
 
 def main(folder: Path, descriptor: int) -> None:
-    """Answer on a socket that the parent has made listen, until standard input ends."""
+    """Serve on the listening socket `descriptor`, inherited from the parent, until standard input ends."""
     os.nice(10)
     listening = socket.socket(fileno=descriptor)
-    serve(folder, (), listening, ready=lambda port: None, parent_is_gone=_input_ends)
+    serve(folder, (), listening, ready=lambda port: None, parent_is_gone=_wait_for_end_of_input)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run as one HTML file: the live page with its answers packed in, which needs neither a server nor a network."""
+"""A run as one HTML file: the page with its data embedded, which needs no server and no network."""
 
 import base64
 import hashlib
@@ -12,38 +12,39 @@ from typing import Any
 
 from viz.page.answers import Answers
 from viz.page.live_run import LiveRun, NoRun
-from viz.page.other_runs import Pairs
+from viz.page.other_runs import OtherRuns
 from viz.page.query import NotThere
 from viz.page.static import MODULES, PAGE, PLOTLY, page_files
 from viz.record.reader import StoreReader
 from viz.record.runs import record_of
 
 POINTS = 1500
+"""Width of the curves in pixels."""
 LISTED = 100
-"""Documents of each list, each of which can be opened in the report."""
+"""Documents in each list; each of them can be opened in the report."""
 SAMPLES, MOMENTS = 200, 24
-PLACED = ("run", "folder", "shard", "source", "judged", "detail", "resume_command")
-"""Keys of what names files and folders."""
+PATH_KEYS = ("run", "folder", "shard", "source", "judged", "detail", "resume_command")
+"""Keys of values that may contain paths."""
 
 
 def make_report(folder: Path, others: Sequence[Path] = ()) -> bytes:
-    """The file, UTF-8. `others`: folders of further runs, of which the first is compared.
+    """Return the HTML file (UTF-8). `others`: folders of other runs; the first is compared.
 
-    Raises ValueError, one line, where there is no run that can be read or compared.
+    Raises ValueError, with one line, if a run can't be read or compared.
     """
     live = LiveRun(folder)
-    pairs = Pairs(live, others)
+    other_runs = OtherRuns(live, others)
     try:
-        found = _answers(Answers(live), pairs, others)
-        # What is mailed to others says nothing of where it was made.
+        found = _answers(Answers(live), other_runs, others)
+        # A report that is sent to others does not reveal the folders of this machine.
         places = {f"{live.record.resolve().parent}{os.sep}": "", f"{Path.home()}{os.sep}": f"~{os.sep}"}
         return _html(_renamed(found, {place: name for place, name in places.items() if len(place) > 1}))
     except (NoRun, NotThere) as error:
         raise ValueError(str(error)) from error
 
 
-def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str, Any]:
-    """By the names under which `page/api.js` looks for them."""
+def _answers(answers: Answers, other_runs: OtherRuns, others: Sequence[Path]) -> dict[str, Any]:
+    """Return the answers by the keys under which `static/api.js` looks them up."""
     run = answers.run()
     found: dict[str, Any] = {
         "made": time.time(),
@@ -61,9 +62,9 @@ def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str
         found[f"samples {number}"] = answers.samples(MOMENTS, asked["prompt"])
     if others:
         run_id = _run_id(others[0])
-        found[f"compare {run_id}"] = pairs.compare(run_id, POINTS)
-        found[f"series {run_id}"] = pairs.answers_of(run_id).series(points=POINTS)
-        there = [one for one in pairs.known() if one["run_id"] == run_id]
+        found[f"compare {run_id}"] = other_runs.compare(run_id, POINTS)
+        found[f"series {run_id}"] = other_runs.answers_of(run_id).series(points=POINTS)
+        there = [one for one in other_runs.known() if one["run_id"] == run_id]
         found["runs"] = {"runs": [one | {"folder": "/".join(Path(one["folder"]).parts[-2:])} for one in there]}
     probed = {probe["step"] for probe in found["probes"]["probes"]}
     found |= {f"probes/{step}": answers.probe(step) for step in probed}
@@ -74,15 +75,15 @@ def _answers(answers: Answers, pairs: Pairs, others: Sequence[Path]) -> dict[str
     return found | {f"documents/{step}": answers.document(step) for step in sorted(steps)}
 
 
-def _renamed(value: Any, places: Mapping[str, str], *, names_places: bool = False) -> Any:
-    """The same, nested as it is, with each of `places` by its other name wherever places are named, never in a text."""
-    if isinstance(value, str) and names_places:
+def _renamed(value: Any, places: Mapping[str, str], *, is_path: bool = False) -> Any:
+    """Replace each path of `places` by its other name, in values that may contain paths but not in documents."""
+    if isinstance(value, str) and is_path:
         for place, name in places.items():
             value = value.replace(place, name)
     elif isinstance(value, dict):
-        return {key: _renamed(item, places, names_places=names_places or key in PLACED) for key, item in value.items()}
+        return {key: _renamed(item, places, is_path=is_path or key in PATH_KEYS) for key, item in value.items()}
     elif isinstance(value, list):
-        return [_renamed(item, places, names_places=names_places) for item in value]
+        return [_renamed(item, places, is_path=is_path) for item in value]
     return value
 
 
@@ -93,12 +94,12 @@ def _run_id(folder: Path) -> str:
 
 def _html(answers: dict[str, Any]) -> bytes:
     files = {name: content.decode("utf-8") for name, (content, _) in page_files().items()}
-    plotly, program = _harmless(files[PLOTLY]), _harmless(bundle({name: files[name] for name in MODULES}))
+    plotly, program = _escaped(files[PLOTLY]), _escaped(bundle({name: files[name] for name in MODULES}))
     policy = (
         f"default-src 'none'; script-src {_digest(plotly)} {_digest(program)}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    # `<` as \u003c: nothing that a document says can end the element.
+    # `<` as \u003c: no text of a document can close the element.
     packed = json.dumps(answers, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     page = files[PAGE]
     for old, new in (
@@ -125,15 +126,15 @@ def _digest(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode()}'"
 
 
-def _harmless(script: str) -> str:
-    """The same program, without what would end its element: it can only stand in strings and comments."""
+def _escaped(script: str) -> str:
+    """Escape what would close the script element; it can only occur in strings and comments."""
     return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
 
 
 def bundle(modules: dict[str, str]) -> str:
-    """Modules as one, each after those that it imports from: each is a function that returns what it exports.
+    """Join modules, each after those it imports, into one: each becomes a function that returns its exports.
 
-    They import by `import { a, b } from "./x.js";` on one line, and export functions, classes and constants by name.
+    An import must be `import { a, b } from "./x.js";` on one line; exports are named functions, classes or constants.
     """
     parts = []
     for name, source in modules.items():

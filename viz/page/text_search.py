@@ -1,7 +1,7 @@
-"""Where a text occurs in what a run was trained on: an index of the server's own, made in a thread, never in the store.
+"""Search in the documents a run was trained on, with an index in a temporary folder that a thread builds.
 
-Every three neighbouring characters of a document are in the index (SQLite's FTS5, tokenizer `trigram`), without their
-places; a document that holds all those of the text asked for is then read. Letter case is ignored.
+The index (SQLite's FTS5, tokenizer `trigram`) has every three adjacent characters of a document, without positions. A
+document that contains all those of the query is then searched for the text itself. Case is ignored.
 """
 
 import re
@@ -15,22 +15,22 @@ from typing import Any
 from viz.record.reader import StoreReader
 from viz.views.token_text import Speller, speller
 
-AT_ONCE = 500  # documents that are added in one transaction
+BATCH = 500  # documents added in one transaction
 CONTEXT = 60  # characters around a hit
 
 
 class TextSearch:
-    """The documents of one store, as far as their tokens are kept; `follow` takes in what is new."""
+    """The documents of one store whose tokens are kept; `follow` indexes new ones."""
 
     def __init__(self) -> None:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # guards what follows
         self._edition: object = None
         self._thread: threading.Thread | None = None
         self._problem = ""
         self._stop = threading.Event()
         self.indexed_below = 0
-        """Steps below this one can be found, where their tokens are kept."""
+        """Steps below this one are indexed, if their tokens are kept."""
         self._documents = 0
 
     def close(self) -> None:
@@ -47,9 +47,9 @@ class TextSearch:
         return Path(self._folder.name) / "texts.db"
 
     def follow(self, store: Path, edition: object, steps: int) -> None:
-        """Take in the documents of a store below `steps` that are not here yet. Returns at once.
+        """Start indexing the documents of a store below `steps`. Returns at once.
 
-        `edition`: of the run; another one voids what was taken in.
+        `edition`: of the run; a new one discards the index.
         """
         with self._lock:
             if self._stop.is_set() or (self._thread is not None and self._thread.is_alive()):
@@ -60,22 +60,22 @@ class TextSearch:
                 self.indexed_below = 0
             self._problem = ""
             self._thread = threading.Thread(
-                target=self._take_in, args=(store, edition, steps), name="text-search", daemon=True
+                target=self._index, args=(store, edition, steps), name="text-search", daemon=True
             )
             self._thread.start()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Return when all that `follow` was told of is in the index, or after so many seconds."""
+        """Wait until everything passed to `follow` is indexed, or for so many seconds."""
         thread = self._thread
         if thread is not None:
             thread.join(seconds)
 
-    def _take_in(self, store: Path, edition: object, steps: int) -> None:
+    def _index(self, store: Path, edition: object, steps: int) -> None:
         try:
             with StoreReader(store) as reader:
                 found = speller(reader.run().get("tokenizer"))
                 if found is None:
-                    self._problem = "the record holds no tokenizer that could spell its documents"
+                    self._problem = "the record has no tokenizer to decode its documents with"
                     return
                 with closing(sqlite3.connect(self._path, isolation_level=None)) as database:
                     self._fill(database, reader, found, edition, steps)
@@ -86,7 +86,7 @@ class TextSearch:
         self, database: sqlite3.Connection, reader: StoreReader, found: Speller, edition: object, steps: int
     ) -> None:
         database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = OFF")  # of a file that nobody needs after us
+        database.execute("PRAGMA synchronous = OFF")  # a temporary file needs no durability
         if edition != self._edition:
             database.execute("BEGIN")
             database.execute("DROP TABLE IF EXISTS texts")
@@ -96,7 +96,7 @@ class TextSearch:
             database.execute("COMMIT")
             self._edition, self._documents = edition, 0
         while self.indexed_below < steps and not self._stop.is_set():
-            below = min(self.indexed_below + AT_ONCE, steps)
+            below = min(self.indexed_below + BATCH, steps)
             rows = [(step, _indexed(found.text(ids))) for step, ids in reader.kept_ids(self.indexed_below, below)]
             database.execute("BEGIN")
             database.executemany("INSERT INTO texts (rowid, text) VALUES (?, ?)", rows)
@@ -105,10 +105,10 @@ class TextSearch:
             self.indexed_below = below
 
     def find(self, text: str, edition: object, most: int = 50) -> dict[str, Any]:
-        """`total` documents that hold a text, and of the first `most` of them the `step` and the words around the text.
+        """Return the `total` of documents that contain a text, and for the first `most` the `step` and the context.
 
-        `indexed_below`: steps below this one were looked at, `searched`: so many of their documents are kept and were
-        searched. `problem`: why nothing can be found, if so.
+        `indexed_below`: later steps are not indexed yet. `searched`: number of documents searched. `problem`: why
+        nothing can be found, or None.
         """
         hits: list[dict[str, Any]] = []
         total = 0
@@ -130,19 +130,19 @@ class TextSearch:
     @staticmethod
     def _candidates(database: sqlite3.Connection, text: str) -> list[tuple[int, str]] | sqlite3.Cursor:
         parts = {text[begin : begin + 3] for begin in range(len(text) - 2)}
-        if not parts:  # too short for the index: all are read
+        if not parts:  # too short for the index: search all documents
             return database.execute("SELECT rowid, text FROM texts ORDER BY rowid")
         asked = " AND ".join('"' + part.replace('"', '""') + '"' for part in sorted(parts))
         return database.execute("SELECT rowid, text FROM texts WHERE texts MATCH ? ORDER BY rowid", (asked,))
 
 
 def _indexed(text: str) -> str:
-    """The text as the index takes it: SQLite would read no further than a NUL."""
+    """Replace NUL, at which SQLite would stop reading."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _around(text: str, begin: int, end: int) -> dict[str, str]:
-    """`before`, `hit`, `after`: the hit in its surroundings."""
+    """Return `before`, `hit` and `after`: the hit and its context."""
     return {
         "before": text[max(0, begin - CONTEXT) : begin],
         "hit": text[begin:end],

@@ -1,6 +1,6 @@
-"""A store as JSON files: `metrics_history.json`, `text_samples.json`, `run.json`.
+"""Export a store to JSON files: `metrics_history.json`, `text_samples.json`, `run.json`.
 
-Strict JSON: what is not finite is `null`. Six significant digits, counts in full. Every value is formatted once: the
+Strict JSON: non-finite values are `null`. Six significant digits; counts in full. Each value is formatted once: the
 text of earlier rows is kept, so that a later export of a long run costs little more than writing the file.
 """
 
@@ -22,7 +22,7 @@ _SAMPLE = ("step", "input", "output", "accuracy", "prompt", "reference", "source
 
 
 class Exporter:
-    """Writes the files as often as it is asked to, and remembers the text of what it has seen."""
+    """Writes the files repeatedly and keeps the text of the rows it has formatted."""
 
     def __init__(self) -> None:
         self._rows = 0
@@ -31,9 +31,9 @@ class Exporter:
         self._samples = bytearray()
 
     def export(self, store: StoreReader, columns: Columns, folder: Path) -> None:
-        """Write all three files. `columns` holds all rows, of which only new ones are formatted.
+        """Write all three files. `columns` has all rows; only new ones are formatted.
 
-        Raises OSError for the first that could not be written, when the others are.
+        Raises OSError for the first file that could not be written, after writing the others.
         """
         self._format_metrics(columns)
         self._format_samples(store)
@@ -68,7 +68,7 @@ class Exporter:
     def _format_samples(self, store: StoreReader) -> None:
         for row in store.text_samples(self._last_sample):
             self._last_sample = row["id"]
-            if not row["input"] and row["reference"] is None and row["prompt"]:  # asked again: for the chart
+            if not row["input"] and row["reference"] is None and row["prompt"]:  # a repeated prompt, for the chart only
                 continue
             sample = {name: row[name] for name in _SAMPLE} | ({"error": row["error"]} if row["error"] else {})
             self._samples += (b",\n" if self._samples else b"\n") + _dump(sample)
@@ -87,7 +87,7 @@ def _dump(value: Any, indent: int | None = None) -> bytes:
 
 
 def _strict(value: Any) -> Any:
-    """The same with six significant digits, and None for what is not finite."""
+    """Return the value with six significant digits, and None for non-finite numbers."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -96,8 +96,9 @@ def _strict(value: Any) -> Any:
 
 
 def describe_run(run: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-    """The content of `run.json`: the row of `run` without the tokenizer's bytes, times in ISO 8601 UTC, and what is
-    known from the rows: the last step that the JSON files hold (None for no step), and the MFU.
+    """Return the content of `run.json`: the row of `run` without the tokenizer, times in ISO 8601 UTC.
+
+    Added are the last step in the JSON files (None without steps) and the MFU.
     """
     through = int(columns["steps"][-1]) if len(columns["steps"]) else None
     known = {name: value for name, value in run.items() if name not in ("id", "tokenizer", "started", "ended")}
@@ -110,8 +111,9 @@ def describe_run(run: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def _mfu(flops: Mapping[str, float], columns: Columns) -> float | None:
-    """Model FLOPs utilization (arXiv 2204.02311, appendix B): the operations that the documents took as a share of what
-    the machine could have done in the time of these steps, all of it: waiting, writing and drawing too.
+    """Return the model FLOPs utilization (arXiv 2204.02311, appendix B) over the whole time of the steps.
+
+    That is the operations the documents need, divided by those the machine could do, waiting and writing included.
     """
     tokens, seconds = columns["tokens"], float(np.nansum(columns["seconds"]))
     if not flops or not seconds:

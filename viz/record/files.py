@@ -1,6 +1,4 @@
-"""What is asked of the file system: a file replaced in one piece, who left half of one behind, whether it lives on this
-machine, who holds a lock on it.
-"""
+"""Questions to the file system: is a folder on the network, which leftovers can be removed, who locks a store."""
 
 import os
 import re
@@ -9,15 +7,15 @@ from pathlib import Path
 
 _NETWORK = re.compile(
     r"nfs\d?|cifs|smb\d?|smbfs|9p|afs|acfs|beegfs|ceph|coda|gfs2?|glusterfs|gpfs|lustre|mfs|moosefs|ncpfs|ocfs2|orangefs"
-    r"|panfs|pvfs2|quobyte|wekafs|fuse.*|drvfs|prl_fs|vboxsf|virtiofs|vmhgfs"  # the last five: folders of a host
+    r"|panfs|pvfs2|quobyte|wekafs|fuse.*|drvfs|prl_fs|vboxsf|virtiofs|vmhgfs"  # the last five: folders of a host system
 )
 
 
 def filesystem_type(path: Path, mountinfo: str) -> str:
-    """Type (`ext4`, `nfs4`, `fuse.sshfs`) of the mount that holds an absolute path without links; '' if none does.
+    """Return the type (`ext4`, `nfs4`, `fuse.sshfs`) of the mount of an absolute path without links; '' if unknown.
 
-    `mountinfo` is the text of `/proc/self/mountinfo` (proc(5)). The longest mount point that contains the path decides,
-    the later one of equals: it is mounted over the earlier.
+    `mountinfo` is the text of `/proc/self/mountinfo` (proc(5)). The longest mount point that contains the path decides;
+    of equal ones the last, which is mounted over the others.
     """
     found, depth = "", -1
     for line in mountinfo.splitlines():
@@ -32,12 +30,12 @@ def filesystem_type(path: Path, mountinfo: str) -> str:
 
 
 def is_network_type(name: str) -> bool:
-    """Whether a file system of this type may be shared with other machines (every FUSE is taken for one that is)."""
+    """Whether a file system of this type may be shared with other machines (assumed for every FUSE)."""
     return _NETWORK.fullmatch(name) is not None
 
 
 def is_on_network(path: Path) -> bool:
-    """Whether a path lives on a file system of a network type. Where the mounts can't be read (macOS): False."""
+    """Whether a path is on a file system of a network type. False if the mounts can't be read (macOS)."""
     try:
         mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
@@ -46,31 +44,31 @@ def is_on_network(path: Path) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of the files of a run in `folder`; the parts of a process that lives stay."""
+    """Remove partial files of a run in `folder` that killed processes left; those of running processes stay."""
     names = r"training_(?:step_\d{6,}|latest)\.png|(?:metrics_history|text_samples|run)\.json"
     for path in folder.iterdir():
         found = re.fullmatch(rf"\.(?:{names})\.(\d+)\.(?:tmp|part)", path.name)
         if found and not _lives(int(found[1])):
-            with suppress(OSError):  # it costs some disk, and the next start tries again
+            with suppress(OSError):  # it only takes disk space, and the next start tries again
                 path.unlink()
 
 
 def _lives(process: int) -> bool:
-    if process == os.getpid():  # an earlier process had our number: this one is only about to start
+    if process == os.getpid():  # an earlier process had our id: this one has written nothing yet
         return False
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # of another user
+        pass  # a process of another user
     return True
 
 
 def lock_holders(path: Path) -> list[str]:
-    """`process 4711, sqlite3` for each other process that holds a lock on an SQLite file; [] where Linux can't say.
+    """Return `process 4711, sqlite3` for each other process that locks an SQLite file; [] if unknown (not Linux).
 
-    Nothing is opened for that: to close the file again would drop the locks that this process has on it.
+    The file is not opened for that: closing it again would drop this process's own locks on it.
     """
     places = set()
     for name in (path.name, f"{path.name}-shm"):
@@ -80,7 +78,7 @@ def lock_holders(path: Path) -> list[str]:
     holders = {}
     with suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            fields = line.split()  # 1: POSIX ADVISORY READ 4711 fe:00:12345 0 EOF; `->` in the second where one waits
+            fields = line.split()  # 1: POSIX ADVISORY READ 4711 fe:00:12345 0 EOF; `->` in the second: waiting
             if len(fields) > 5 and fields[5] in places and fields[4] not in ("-1", "0", str(os.getpid())):
                 if _is_ours(fields[4]):
                     continue
@@ -90,7 +88,7 @@ def lock_holders(path: Path) -> list[str]:
 
 
 def _is_ours(process: str) -> bool:
-    """Whether it is the process that draws for this one, which reads the store too."""
+    """Whether it is the drawing process of this one, which also reads the store."""
     about = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     draws = b"viz.charts.renderer" in Path(f"/proc/{process}/cmdline").read_bytes()
     return draws and about.rpartition(")")[2].split()[1] == str(os.getpid())

@@ -1,4 +1,4 @@
-"""The runs in a folder: what each has come to, the command that goes on with it, and how to be rid of it."""
+"""The runs in a folder: their files and state, the command that resumes one, and deletion."""
 
 import fcntl
 import glob
@@ -23,8 +23,11 @@ from viz.record.reader import StoreReader
 
 MARK, LOCK = ".run", ".run.lock"
 KEEP_CHARTS = 500
-"""Numbered pictures that stay in a folder where nothing else is said."""
-# Whole names: a person's `run.db-backup` or `training_notes.png` is not a run's.
+"""Numbered charts that a run keeps by default."""
+RECENT_DOCUMENTS = 200
+PROGRAM = Path(__file__).resolve().parents[2] / "train_slimpajama.py"
+TABLE_COLUMNS = 100
+# Full names: `run.db-backup` and `training_notes.png` are files of the user.
 _RECORD = re.compile(
     r"run\.db(-wal|-shm|-journal)?|training_(step_\d{6,}|latest)\.png|(run|metrics_history|text_samples)\.json"
     r"|\.(training_(step_\d{6,}|latest)\.png|(run|metrics_history|text_samples)\.json)\.\d+\.part"
@@ -33,7 +36,7 @@ _CHECKPOINT = re.compile(r"checkpoint_step_\d+\.bin(\.sha256)?|\.checkpoint_step
 
 
 def mark_of(folder: Path) -> dict[str, Any]:
-    """What `.run` says: `run_id`, `test`, and the two folders as they were, `viz` and `checkpoints`; {} without it."""
+    """Return the content of `.run`: `run_id`, `test`, the original folders `viz` and `checkpoints`; {} without it."""
     try:
         content = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -42,9 +45,9 @@ def mark_of(folder: Path) -> dict[str, Any]:
 
 
 def record_of(path: Path) -> Path:
-    """The folder of a run's record, by itself, by its `run.db`, or by the folder that `--out` named.
+    """Return the folder of a run's record, given that folder, its `run.db`, or the folder of `--out`.
 
-    Raises ValueError, one line, where there is none.
+    Raises ValueError if there is no run.
     """
     if path.name == "run.db" and path.is_file():
         return path.parent
@@ -52,12 +55,12 @@ def record_of(path: Path) -> Path:
         if (folder / "run.db").is_file():
             return folder
     earlier = [place for folder in (path, path / "training_viz") for place in (folder / "earlier").glob("*/run.db")]
-    there = f", but there are earlier ones: python -m viz runs {path}" if earlier else ""
+    there = f", only earlier ones: python -m viz runs {path} lists them" if earlier else ""
     raise ValueError(f"there is no run in {path} (no run.db){there}")
 
 
 def checkpoints_of(record: Path, run_id: str) -> Path | None:
-    """The folder of a run's checkpoints: where its mark says, or, if the tree was moved, as seen from the record."""
+    """Return the folder of a run's checkpoints: the one in its mark or, if both were moved, relative to the record."""
     mark = mark_of(record)
     if not mark:
         return None
@@ -67,7 +70,7 @@ def checkpoints_of(record: Path, run_id: str) -> Path | None:
         theirs = mark_of(folder)
         if theirs.get("run_id") != run_id:
             continue
-        # Where only the record was copied, they are the checkpoints of the run that it was copied from.
+        # If only the record was copied, these are the checkpoints of the original.
         other = Path(str(theirs.get("viz")))
         is_taken = mark_of(other).get("run_id") == run_id and mark_of(other).get("checkpoints") == str(folder.resolve())
         if other == record.resolve() or not is_taken:
@@ -76,19 +79,22 @@ def checkpoints_of(record: Path, run_id: str) -> Path | None:
 
 
 def record_files(folder: Path) -> list[Path]:
-    """What a run writes into the folder of its record, by name; `run.db` last."""
+    """Return the files of a run in the folder of its record, by name; `run.db` last."""
     return sorted(_named(folder, _RECORD), key=lambda path: (path.name == "run.db", path.name))
 
 
 def checkpoint_files(folder: Path | None, run_id: str) -> list[Path]:
-    """The checkpoints, their digests, and what a killed save has left of one; those that were set aside come first."""
+    """Return checkpoints, their digests and leftovers of killed saves; those that were set aside first."""
     if folder is None:
         return []
     return [path for place in (*set_aside(folder, run_id), folder) for path in _named(place, _CHECKPOINT)]
 
 
 def set_aside(folder: Path, run_id: str) -> list[Path]:
-    """Where the newer checkpoints of a run are that went back: below its own, or beside them once it was archived."""
+    """Return the folders with the newer checkpoints of a run that was resumed from an older one.
+
+    They are below its checkpoints or, once it is archived, next to them.
+    """
     places = (folder / "earlier", folder.parent)
     pattern = f"{glob.escape(run_id)}-before-going-back-to-*"
     return sorted(path for place in places for path in place.glob(pattern) if path.is_dir()) if run_id else []
@@ -99,7 +105,7 @@ def _named(folder: Path, names: re.Pattern[str]) -> list[Path]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a run lives there now. Leaves nothing behind."""
+    """Whether a run uses the folder now. Creates no file."""
     with suppress(OSError), (folder / LOCK).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -110,37 +116,32 @@ def is_locked(folder: Path) -> bool:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """With the lock of a run, so that none begins here meanwhile. Raises ValueError if one lives here."""
+    """Lock the folder, so that no run can start in it. Raises ValueError if a run uses it."""
     with (folder / LOCK).open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
             number = file.read(20).decode("ascii", "replace") or "unknown"
-            raise ValueError(f"{folder} is in use by a run (process {number}): stop it first") from error
+            raise ValueError(f"{folder} is in use by a run (process {number}): stop the run first") from error
         yield
-
-
-RECENT_DOCUMENTS = 200
-PROGRAM = Path(__file__).resolve().parents[2] / "train_slimpajama.py"
-TABLE_COLUMNS = 100
 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run as it was found. Times are UNIX seconds; what is not known is None or ''."""
+    """A run as it was found. Times are UNIX seconds; unknown values are None or ''."""
 
     run_id: str
     record: Path
     """The folder of `run.db`."""
     checkpoints: Path | None
-    """The folder of its checkpoints, if there is one that is this run's."""
+    """The folder of its checkpoints; None if there is none of this run."""
     is_test: bool
     is_running: bool
     bytes_on_disk: int
     """Of the record and the checkpoints."""
     newest_checkpoint: int | None
-    """The documents it was saved after."""
+    """Number of documents before it."""
     started: float | None = None
     outcome: str = ""
     source: str = ""
@@ -152,20 +153,23 @@ class FoundRun:
     problem: str = ""
     """Why the record can't be read, in one line."""
     resume_command: str | None = None
-    """To be pasted where the person stands now."""
+    """To be run in the current folder."""
     why_not: str = ""
     """Why there is no such command."""
 
 
-def find_runs(viz: Path) -> list[FoundRun]:
-    """The run in a folder like `training_viz`, in its `test/`, and those in the `earlier/` of both; newest first."""
+def find_runs(viz: Path, program: Path = PROGRAM) -> list[FoundRun]:
+    """Return the runs in a folder like `training_viz`, in its `test/`, and in `earlier/` of both; newest first.
+
+    `program`: the script in the commands that resume them.
+    """
     homes = (viz, viz / "test")
     places = [place for home in homes for place in (home, *sorted((home / "earlier").glob("*/")))]
-    found = [_look_at(viz, place) for place in places if (place / "run.db").exists() or mark_of(place)]
+    found = [_look_at(viz, place, program) for place in places if (place / "run.db").exists() or mark_of(place)]
     return sorted(found, key=lambda run: run.started or 0, reverse=True)
 
 
-def _look_at(viz: Path, record: Path) -> FoundRun:
+def _look_at(viz: Path, record: Path, program: Path) -> FoundRun:
     mark, known = mark_of(record), _read_record(record / "run.db")
     run_id = known.pop("run_id", "") or str(mark.get("run_id", ""))
     checkpoints = checkpoints_of(record, run_id)
@@ -182,11 +186,11 @@ def _look_at(viz: Path, record: Path) -> FoundRun:
     elif known.get("problem") and (record / "run.db").exists():
         why_not = "its record can't be read"
     elif not is_current:
-        why_not = "its record is of an earlier version, which can be read but not gone on with"
+        why_not = "its record is of an earlier version"
     elif checkpoints is None or newest is None:
         why_not = "there is no checkpoint"
     else:
-        command = _resume_command(viz, record, checkpoints, run_id)
+        command = _resume_command(program, viz, record, checkpoints, run_id)
         if newest >= (known.get("steps_asked") or newest + 1):
             command += f" --steps {2 * newest}"
         elif known.get("outcome") == "documents ended":
@@ -206,7 +210,7 @@ def _look_at(viz: Path, record: Path) -> FoundRun:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """What a store says of its run, by the fields of `FoundRun`, and if it `is_current`; or what its `problem` is."""
+    """Return fields of `FoundRun` and whether the store `is_current`; or only its `problem`."""
     try:
         with StoreReader(path) as store:
             about, documents = store.run(), store.documents_trained()
@@ -222,22 +226,22 @@ def _read_record(path: Path) -> dict[str, Any]:
             "is_current": is_current,
         }
     except FileNotFoundError:
-        return {"problem": f"{path} is gone"}
+        return {"problem": f"{path} is missing"}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, sqlite3.Error) as error:
-        said = str(error)  # in a broken or foreign file anything may be missing or of another kind
-        return {"problem": said if str(path) in said else f"{path} can't be read as a run store: {said}"}
+        text = str(error)  # in a damaged or foreign file, anything may be missing or have another type
+        return {"problem": text if str(path) in text else f"{path} can't be read as a run store: {text}"}
 
 
 def _bytes_of(paths: list[Path]) -> int:
     total = 0
     for path in paths:
-        with suppress(FileNotFoundError):  # a live run replaces and deletes them
+        with suppress(FileNotFoundError):  # a running run replaces and deletes them
             total += path.stat().st_size
     return total
 
 
-def _resume_command(viz: Path, record: Path, checkpoints: Path, run_id: str) -> str:
-    """By the id from the folders above `earlier/` and `test/`, if both halves lie at the same place below them."""
+def _resume_command(program: Path, viz: Path, record: Path, checkpoints: Path, run_id: str) -> str:
+    """Name the run by id and the folders above `earlier/` and `test/`, if both are at the same place below them."""
     place = record.relative_to(viz).parts
     homes = [record.resolve(), checkpoints]
     if place and checkpoints.parts[-len(place) :] == place:
@@ -248,7 +252,7 @@ def _resume_command(viz: Path, record: Path, checkpoints: Path, run_id: str) -> 
     else:
         named = zip(("--viz-dir", "--checkpoint-dir"), ("training_viz", "checkpoints"), homes, strict=True)
         flags = "".join(f" {flag} {_shown(home)}" for flag, usual, home in named if home != Path(usual).resolve())
-    return f"python {_quote(os.path.relpath(PROGRAM))}{flags} --resume {_quote(run_id)}"
+    return f"python {_quote(os.path.relpath(program))}{flags} --resume {_quote(run_id)}"
 
 
 def _shown(path: Path) -> str:
@@ -257,16 +261,16 @@ def _shown(path: Path) -> str:
 
 
 def _quote(word: str) -> str:
-    """For a shell; what would steer the terminal as the `$'…'` of bash and zsh."""
+    """Quote for a shell; control characters as `$'…'` of bash and zsh."""
     if word.isprintable():
         return shlex.quote(word)
     return "$'" + "".join(f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"
 
 
 def describe_runs(runs: list[FoundRun]) -> str:
-    """A table for a terminal; below each run its state, what it takes on disk, and how to go on with it."""
+    """Return a table for a terminal: below each run its state, its size on disk, and the command that resumes it."""
     if not runs:
-        return "No runs here. A first one: python train_slimpajama.py --test"
+        return "No runs here. To start one: python train_slimpajama.py --test"
     rows = [("run", "started", "data", "model", "documents", "loss (last 200)"), *map(_cells, runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[2] = max(min(widths[2], 12), widths[2] - max(0, sum(widths) + 2 * 5 - TABLE_COLUMNS))
@@ -278,12 +282,12 @@ def describe_runs(runs: list[FoundRun]) -> str:
         aligned = [f"{text:{'>' if i > 3 else '<'}{widths[i]}}" for i, text in enumerate(cells)]
         lines.append("  ".join(aligned).rstrip())
         if run is not None:
-            state = "running" if run.is_running else run.problem or run.outcome or "cut off"
-            why_not = "" if run.resume_command or run.is_running else f"; can't go on: {run.why_not}"
+            state = "running" if run.is_running else run.problem or run.outcome or "ended unexpectedly"
+            why_not = "" if run.resume_command or run.is_running else f"; can't be resumed: {run.why_not}"
             kind = "a test run, " if run.is_test else ""
             lines.append(f"    {kind}{one_line(state)}; {format_bytes(run.bytes_on_disk)} on disk{why_not}")
             if run.resume_command is not None:
-                lines.append(f"    to go on: {run.resume_command}")
+                lines.append(f"    resume: {run.resume_command}")
     return "\n".join(lines)
 
 
@@ -295,25 +299,25 @@ def _cells(run: FoundRun) -> tuple[str, ...]:
 
 
 def confirm_text(run: FoundRun) -> str:
-    """What `delete_run` will remove, to be asked about: the folders, the files in them, how large they are."""
+    """Return the question before `delete_run`: the folders, files and sizes that it removes."""
     lines = [f"Delete run {one_line(run.run_id)} ({run.documents:,} documents, {format_bytes(run.bytes_on_disk)})?"]
     halves: dict[Path, list[Path]] = {}
     for path in [*record_files(run.record), *checkpoint_files(run.checkpoints, run.run_id)]:
         halves.setdefault(path.parent, []).append(path)
     for folder, files in halves.items():
         charts = [path for path in files if path.suffix == ".png"]
-        told = [path.name for path in files if path not in charts] + ([f"{len(charts)} charts"] if charts else [])
-        if told:
-            lines.append(f"  {_shown(folder.resolve())}: {', '.join(told)} ({format_bytes(_bytes_of(files))})")
-    return "\n".join([*lines, "Nothing else in these folders is touched."])
+        listed = [path.name for path in files if path not in charts] + ([f"{len(charts)} charts"] if charts else [])
+        if listed:
+            lines.append(f"  {_shown(folder.resolve())}: {', '.join(listed)} ({format_bytes(_bytes_of(files))})")
+    return "\n".join([*lines, "Other files in these folders are kept."])
 
 
 def delete_run(run: FoundRun) -> None:
-    """Remove the files of a run, and its folders under `earlier/` and `test/` once they are empty.
+    """Delete the files of a run, and its folders under `earlier/` and `test/` if they are then empty.
 
     Raises:
-        ValueError: it is running, or what is there now is not this run: nothing is removed.
-        OSError: a file can't be removed: the record and its mark go last, so that `find_runs` lists what is left.
+        ValueError: the run is running or was replaced: nothing is deleted.
+        OSError: a file can't be deleted. The record and its mark are last, so that `find_runs` still lists the run.
     """
     halves = [folder for folder in (run.checkpoints, run.record) if folder is not None]
     aside = [] if run.checkpoints is None else set_aside(run.checkpoints, run.run_id)
@@ -329,16 +333,16 @@ def delete_run(run: FoundRun) -> None:
         while folder.parent.name == "earlier" or folder.name in ("earlier", "test"):
             try:
                 folder.rmdir()
-            except OSError:  # a person's own file lies there, or another run
+            except OSError:  # it contains a file of the user, or another run
                 break
             folder = folder.parent
 
 
 def _refuse_another(run: FoundRun) -> None:
-    """It may have moved since it was found."""
+    """Raise ValueError if the run was moved or replaced since it was found."""
     now = _read_record(run.record / "run.db").get("run_id") or str(mark_of(run.record).get("run_id", ""))
     if not run.run_id or now != run.run_id:
-        found = f"holds run {now} now, not {run.run_id}" if now else "holds no run with an id: remove it by hand"
+        found = f"contains run {now} now, not {run.run_id}" if now else "contains no run with an id: delete it by hand"
         raise ValueError(f"{run.record} {found}")
     if run.checkpoints != checkpoints_of(run.record, run.run_id):
-        raise ValueError(f"the checkpoints of run {run.run_id} are no longer in {run.checkpoints}: look again")
+        raise ValueError(f"the checkpoints of run {run.run_id} are no longer in {run.checkpoints}: list the runs again")

@@ -1,6 +1,36 @@
-"""The schema of a run store: its tables, declared once, and the rows that a call to `update` makes in them.
+"""The run store's schema: one SQLite file, `run.db`, with one writer and any number of concurrent readers.
 
-What the keys mean is told in `viz/record/writer.py`.
+Tables: `run` (one row), `steps` and `documents` (one row per step and rank), `text_samples`, `evaluations` (one row
+per split, whose `source` is '', and one per source in it), `probes` (one row per re-measurement of a document),
+`events`. Times are UNIX seconds. NaN is stored as NULL and read as NaN; infinities are stored as they are. A step whose
+logits were not finite has such a loss and accuracy, and NULL as `token_ranks`.
+
+The keys of `metrics` in `TrainingVisualizer.update(metrics, input_text, output_text)`. Every key except `step` may be
+missing or None (stored as NULL); unknown keys are refused. Arrays are encoded later, by another thread: don't change
+them.
+
+    step            int, 0-based index of the document; rank: int, 0 with a single process
+
+    a row of `steps`, if there is a `loss`:
+    loss            mean over the document's predictions, nats per token, measured before the update
+    accuracy        share of predictions whose most likely token is the true one, 0...1
+    throughput      predictions / wall seconds since the previous step, including waits
+    learning_rate   base rate of the step
+    gradient_norm   L2 norm before clipping
+    tokens          number of predictions; bytes: UTF-8 bytes of the text that they spell
+    seconds         wall seconds since the previous step; seconds_waited: of these, seconds spent waiting for data
+    unigram_entropy entropy of the frequencies of all tokens so far, nats per token
+
+    a row of `documents`, if there are `token_ids`:
+    source          part of the data (`RedPajamaC4`); shard, row: where the document is
+    text_hash       SHA-256 of the whole text; document_bytes: UTF-8 bytes of the whole text
+    token_ids       (T,) int, list or array; token_losses: (T-1,) float, nats, stored as float16
+    token_ranks     (T-1,) int, how many tokens the model ranked above the true one
+                    (all three become NULL once `viz/stats/retention.py` no longer keeps them)
+
+    a row of `text_samples`, if there is a `prompt`, an `error`, an input text or an output text:
+    prompt          input of the model; reference: how the document really continues
+    error           why there is no output; source, accuracy: as above
 """
 
 import json
@@ -13,40 +43,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-
-def encode_array(values: npt.ArrayLike) -> bytes:
-    """One-dimensional numbers as a blob: integers in the smallest unsigned dtype that holds them, floats as float16.
-
-    Raises ValueError for negative integers, for more than one dimension, and for what is no number.
-    """
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "uif":
-        raise ValueError(f"expected one dimension of numbers, found shape {array.shape} of {array.dtype}")
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # too large becomes infinite, as the module says
-            array = array.astype("<f2")
-    else:
-        if array.size and array.min() < 0:
-            raise ValueError(f"expected numbers from 0 up, found {array.min()}")
-        array = array.astype(np.min_scalar_type(int(array.max(initial=0))).newbyteorder("<"))
-    planes = np.ascontiguousarray(array).view(np.uint8).reshape(array.size, array.itemsize).T
-    return f"{array.dtype.kind}{array.itemsize}".encode() + zlib.compress(planes.tobytes(), 9)
-
-
-def decode_array(blob: bytes) -> npt.NDArray[Any]:
-    """The array of `encode_array`: (N,) in the dtype it was kept in. Raises ValueError for any other blob."""
-    try:
-        dtype = np.dtype("<" + blob[:2].decode("ascii"))
-        planes = np.frombuffer(zlib.decompress(blob[2:]), np.uint8).reshape(dtype.itemsize, -1)
-    except (TypeError, ValueError, zlib.error) as error:
-        raise ValueError(f"not an encoded array ({len(blob)} bytes that begin with {blob[:8]!r})") from error
-    return np.ascontiguousarray(planes.T).view(dtype).reshape(-1)
-
-
 VERSION = 5  # PRAGMA user_version: raise it with every change that an older reader would misread
-APPLICATION_ID = 0x534C504A  # PRAGMA application_id: what tells a run store from any other SQLite file
+APPLICATION_ID = 0x534C504A  # PRAGMA application_id: distinguishes a run store from other SQLite files
 
-Array = np.ndarray[Any, Any]  # as a column's kind: kept as a blob of `viz/record/schema.py`
+Array = np.ndarray[Any, Any]  # as the type of a column: stored as a blob of `encode_array`
 Row = dict[str, Any]
 Statement = tuple[str, tuple[Any, ...]]  # SQL and its values
 
@@ -78,10 +78,10 @@ TABLES: dict[str, dict[str, Any]] = {
     "events": {"time": float, "step": int, "kind": str, "detail": str},
 }  # fmt: skip
 SPIKES = ("spike", "skipped update")
-"""Kinds of events by which the judge of stability speaks."""
+"""Kinds of events of the spike detector."""
 REWOUND = ("steps", "documents", "text_samples", "evaluations", "probes")
 _CONSTRAINTS = {
-    # Rows of `steps` are small: inside the key's own tree they need no index beside them. Those of `documents` are not.
+    # Rows of `steps` are small: stored in the tree of the key, they need no separate index.
     "steps": "PRIMARY KEY (step, rank)) WITHOUT ROWID",
     "documents": "PRIMARY KEY (step, rank))",
     "evaluations": "PRIMARY KEY (step, split, source)) WITHOUT ROWID",
@@ -95,7 +95,7 @@ UPDATE_KEYS = frozenset(KEY | STEP | DOCUMENT | SAMPLE)
 
 
 def _text(value: object) -> str:
-    """A lone surrogate can't be stored as UTF-8: it becomes `?`."""
+    """Replace lone surrogates, which UTF-8 can't encode, by `?`."""
     return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
@@ -110,7 +110,7 @@ _CONVERT: dict[Any, Callable[[Any], Any]] = {
 
 
 def make_row(table: str, values: Mapping[str, Any]) -> Row:
-    """Values as SQLite takes them, by the table's declaration. Raises ValueError for what doesn't fit it."""
+    """Convert values to the types of the table's columns. Raises ValueError for unknown columns and invalid values."""
     kinds, row = TABLES[table], {}
     for name, value in values.items():
         if name not in kinds:
@@ -123,7 +123,7 @@ def make_row(table: str, values: Mapping[str, Any]) -> Row:
 
 
 def rows_of(metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> list[tuple[str, Row]]:
-    """(table, row) for each row that an `update` makes; the module's docstring says which. Raises ValueError."""
+    """Return (table, row) for each row that an `update` adds (see the module's docstring). Raises ValueError."""
     unknown = metrics.keys() - UPDATE_KEYS
     if unknown or metrics.get("step") is None:
         problem = f"unknown: {', '.join(sorted(unknown))}" if unknown else "no step"
@@ -140,12 +140,12 @@ def rows_of(metrics: Mapping[str, Any], input_text: str = "", output_text: str =
             ("text_samples", make_row("text_samples", key | sample | {"input": input_text, "output": output_text}))
         )
     if not rows:
-        raise ValueError(f"metrics of step {metrics['step']}: no loss, no token_ids and no text: nothing to record")
+        raise ValueError(f"metrics of step {metrics['step']}: nothing to record: no loss, no token_ids and no text")
     return rows
 
 
 def create_statements() -> list[Statement]:
-    """The SQL that makes an empty store."""
+    """Return the SQL that creates an empty store."""
     made = [sql for table in TABLES for sql in _create_table(table)]
     made += [f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}"]
     return [(sql, ()) for sql in made]
@@ -157,7 +157,7 @@ def _create_table(table: str) -> list[str]:
 
 
 def insert_statement(table: str, row: Row) -> Statement:
-    """The SQL that adds a row of `make_row`, and its values; arrays become blobs here. Raises ValueError."""
+    """Return the SQL that inserts a row of `make_row`, and its values, arrays encoded. Raises ValueError."""
     kinds = TABLES[table]
     values = tuple(encode_array(v) if kinds[k] is Array and v is not None else v for k, v in row.items())
     return _insert_sql(table, tuple(row)), values
@@ -165,10 +165,39 @@ def insert_statement(table: str, row: Row) -> Statement:
 
 @cache
 def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
-    # One text for all rows of a kind: hundreds of thousands of them may wait in memory.
+    # Cached, so that rows share one string: hundreds of thousands of them may wait in memory.
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
 
 
 def update_statement(row: Row) -> Statement:
-    """The SQL that replaces columns of the one row of `run`."""
+    """Return the SQL that replaces columns of the single row of `run`."""
     return f"UPDATE run SET {', '.join(f'{name} = ?' for name in row)}", tuple(row.values())
+
+
+def encode_array(values: npt.ArrayLike) -> bytes:
+    """Encode one-dimensional numbers: integers in the smallest sufficient unsigned dtype, floats as float16.
+
+    Raises ValueError for negative integers, more than one dimension, and other types.
+    """
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "uif":
+        raise ValueError(f"expected one dimension of numbers, found shape {array.shape} of {array.dtype}")
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # values above 65504 become infinite
+            array = array.astype("<f2")
+    else:
+        if array.size and array.min() < 0:
+            raise ValueError(f"expected numbers of at least 0, found {array.min()}")
+        array = array.astype(np.min_scalar_type(int(array.max(initial=0))).newbyteorder("<"))
+    planes = np.ascontiguousarray(array).view(np.uint8).reshape(array.size, array.itemsize).T
+    return f"{array.dtype.kind}{array.itemsize}".encode() + zlib.compress(planes.tobytes(), 9)
+
+
+def decode_array(blob: bytes) -> npt.NDArray[Any]:
+    """Decode a blob of `encode_array`: (N,) in the stored dtype. Raises ValueError for any other blob."""
+    try:
+        dtype = np.dtype("<" + blob[:2].decode("ascii"))
+        planes = np.frombuffer(zlib.decompress(blob[2:]), np.uint8).reshape(dtype.itemsize, -1)
+    except (TypeError, ValueError, zlib.error) as error:
+        raise ValueError(f"not an encoded array ({len(blob)} bytes, starting with {blob[:8]!r})") from error
+    return np.ascontiguousarray(planes.T).view(dtype).reshape(-1)

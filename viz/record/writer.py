@@ -1,38 +1,6 @@
-"""The run store: one SQLite file, `run.db`, that one writer fills and any number of readers read meanwhile.
+"""The only writer of a run store: rows are queued, and a thread commits them.
 
-Everything else in the folder can be made again from it. Tables: `run` (one row), `steps` and `documents` (one row for
-each step and rank), `text_samples`, `evaluations` (one row for a whole split, whose `source` is '', and one for each
-source in it), `probes` (one row each time that a document was measured again), `events`. `viz/record/schema.py`
-declares them. Times are UNIX seconds.
-Numbers that are not finite: NaN is kept as NULL and read back as NaN; infinities are kept as they are. A step whose
-logits were not finite has such a loss and such an accuracy, and no ranks: `token_ranks` is then None, and NULL.
-
-What `TrainingVisualizer.update(metrics, input_text, output_text)` takes in `metrics`. Every key but `step` may be
-missing or None and is then NULL; an unknown key is refused. Arrays are encoded later, by another thread: leave them
-unchanged.
-
-    step            int, 0-based index of the document; rank: int, 0 where there is one process
-
-    a row of `steps`, if there is a `loss`:
-    loss            mean over the document's predictions, nats per token, measured before the update
-    accuracy        share of predictions whose most likely token is the true one, 0...1
-    throughput      predictions / wall seconds since the step before, waits included
-    learning_rate   base rate of the step
-    gradient_norm   L2 norm before clipping
-    tokens          number of predictions; bytes: UTF-8 bytes of the text that they spell
-    seconds         wall time since the step before; seconds_waited: the share of it that was spent waiting for data
-    unigram_entropy entropy of the frequencies of all tokens so far, nats per token
-
-    a row of `documents`, if there are `token_ids`:
-    source          which part of the data (`RedPajamaC4`); shard, row: where the document stands
-    text_hash       SHA-256 of the whole text; document_bytes: UTF-8 bytes of the whole text
-    token_ids       (T,) int, list or array; token_losses: (T-1,) float, nats, kept as float16 (`viz/record/schema.py`)
-    token_ranks     (T-1,) int, how many tokens were held more likely than the true one
-                    (all three become NULL where `viz/stats/retention.py` no longer keeps them)
-
-    a row of `text_samples`, if there is a `prompt`, an `error`, an input text or an output text:
-    prompt          what the model was given; reference: how the document goes on after it
-    error           why there is no output; source, accuracy: as above
+`viz/record/schema.py` describes the tables. Everything else in a run's folder can be rebuilt from them.
 """
 
 import errno
@@ -40,8 +8,8 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -49,103 +17,84 @@ from typing import Any
 
 from viz.record import schema
 from viz.record.files import is_on_network, lock_holders
-from viz.record.reader import COLUMNS, Columns, StoreReader, is_blank
-from viz.record.schema import Row, Statement, decode_array, encode_array
+from viz.record.reader import StoreReader, is_blank
+from viz.record.schema import Row, Statement
+
+__all__ = ["StoreReader", "StoreWriter", "WriterLimits"]
 
 Fetch = Callable[..., list[tuple[Any, ...]]]  # `StoreConnection.fetch`: SQL and values -> rows
-LOCK_SECONDS = 0.2  # how long SQLite itself tries for a lock, before `meanwhile` is called and it tries again
-_HELD = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+LOCK_SECONDS = 0.2  # SQLite's busy timeout
+COMMIT_SECONDS = 0.3
+
+
+def is_lock_error(error: Exception) -> bool:
+    """Whether another process holds a lock, as opposed to a store that can't be written."""
+    # SQLITE_PROTOCOL: too many processes began a transaction at once. SQLITE_LOCKED needs a shared cache.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL)
 
 
 class StoreConnection:
-    """Used by one thread at a time. A store that another program holds is no failure here: it is waited for."""
+    """The writer's connection, for one thread at a time. Every method may raise sqlite3.Error."""
 
-    def __init__(
-        self, path: Path, opening: Sequence[Statement], *, log: bool, meanwhile: Callable[[float], object]
-    ) -> None:
-        """Open the file, or make it, and carry out `opening` in one transaction. Raises sqlite3.Error.
+    def __init__(self, path: Path, opening: Sequence[Statement], *, use_wal: bool) -> None:
+        """Open the file, or create it, and execute `opening` in one transaction.
 
-        `log`: keep a write-ahead log, which readers don't block; else a rollback journal.
-        `meanwhile`: called a few times a second while another program holds the store, with the seconds so far.
+        `use_wal`: keep a write-ahead log, which readers don't block; otherwise a rollback journal.
         """
-        self.held_since: float | None = None
-        """Since when (`time.monotonic`) another program keeps a call here waiting, if one does."""
-        self._meanwhile = meanwhile
-        # Transactions are begun and ended by `transact` alone: isolation_level None.
+        self.is_locked = False
+        """Whether the last call failed because another process holds a lock."""
+        self.times_locked = 0
+        # Only `transact` begins and ends transactions: isolation_level None.
         self._db = sqlite3.connect(path, LOCK_SECONDS, check_same_thread=False, isolation_level=None)
         try:
-            self._db.execute("PRAGMA page_size = 8192")  # rows of `documents` are 1 to 2 kB: of 4 kB a third is left
-            self._set_journal("WAL" if log else "DELETE")
-            # FULL: each commit is synced. In WAL mode the sync of the log is enough, for the next opener replays it.
+            self._db.execute("PRAGMA page_size = 8192")  # rows of `documents` take 1 to 2 kB: 4 kB pages waste a third
+            self._db.execute(f"PRAGMA journal_mode = {'WAL' if use_wal else 'DELETE'}")
+            # FULL: each commit is synced. In WAL mode syncing the log is enough, since the next opener replays it.
             self._db.execute("PRAGMA synchronous = FULL")
             self.transact(opening)
         except BaseException:
             self._db.close()
             raise
 
-    def _set_journal(self, mode: str) -> None:
-        while True:
-            try:
-                self._db.execute(f"PRAGMA journal_mode = {mode}")
-                break
-            except sqlite3.OperationalError as error:
-                self._wait(error)
-        self.held_since = None
+    @contextmanager
+    def _noting_locks(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            self.is_locked = is_lock_error(error)
+            self.times_locked += self.is_locked
+            raise
+        self.is_locked = False
 
     def transact(self, statements: Sequence[Statement]) -> None:
-        """All statements in one transaction, on disk for good on return; or sqlite3.Error, and none of them."""
-        done = 0
-        try:
-            while True:
-                try:
-                    if not self._db.in_transaction:  # SQLite may have given it up, and with it what was done
-                        done = 0
-                        self._db.execute("BEGIN IMMEDIATE")
-                    while done < len(statements):
-                        self._db.execute(*statements[done])
-                        done += 1
-                    self._db.commit()
-                    break
-                except sqlite3.OperationalError as error:
-                    self._wait(error)
-        except BaseException:
-            # SQLite has undone it by itself, or does now; where the disk fails that too, the next access does.
-            with suppress(sqlite3.Error):
-                self._db.rollback()
-            raise
-        finally:
-            self.held_since = None
+        """Execute all statements in one transaction, which is on disk on return; or raise and execute none."""
+        with self._noting_locks():
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                for statement in statements:
+                    self._db.execute(*statement)
+                self._db.commit()
+            except BaseException:
+                # SQLite may have rolled back by itself; if the disk fails here too, the next access rolls back.
+                with suppress(sqlite3.Error):
+                    self._db.rollback()
+                raise
 
     def fetch(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows of a query, however long another program holds the store. Raises sqlite3.Error."""
-        try:
-            while True:
-                try:
-                    return self._db.execute(sql, values).fetchall()
-                except sqlite3.OperationalError as error:
-                    self._wait(error)
-        finally:
-            self.held_since = None
-
-    def _wait(self, error: sqlite3.OperationalError) -> None:
-        """Raises the error unless it says that another program holds the store."""
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _HELD:
-            raise error
-        if self.held_since is None:
-            self.held_since = time.monotonic()
-        time.sleep(0.02)  # some of these come at once, without SQLite's own wait
-        self._meanwhile(time.monotonic() - self.held_since)
+        """Return the rows of a query."""
+        with self._noting_locks():
+            return self._db.execute(sql, values).fetchall()
 
     def close(self) -> None:
-        """Close it and leave one file, unless a reader holds the store open for a second. Twice is once."""
+        """Close it and leave one file, unless a reader keeps the store open for a second. May be called twice."""
         until = time.monotonic() + 1
         try:
-            # All rows are in the file itself, whoever holds it open: who copies that alone has them.
+            # All rows move into the file itself, so that a copy of the file alone is complete.
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             while not self._has_left_log() and time.monotonic() < until:
-                time.sleep(0.02)  # SQLite does not wait for this by itself
+                time.sleep(0.02)  # the busy timeout does not apply to this pragma
         except (sqlite3.OperationalError, sqlite3.ProgrammingError):
-            pass  # a reader is in the middle of a transaction: the rows are safe in the log; or closed before
+            pass  # a reader is in the middle of a transaction: the rows are safe in the log; or it was closed before
         finally:
             self._db.close()
 
@@ -157,15 +106,13 @@ class StoreConnection:
         return True
 
 
-__all__ = ["COLUMNS", "Columns", "StoreReader", "StoreWriter", "decode_array", "encode_array"]
-
-Change = tuple[Statement, ...]  # what belongs into one transaction
+Change = tuple[Statement, ...]  # what belongs in one transaction
 Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Upkeep:
-    """A change that follows from what is on disk by then. Asked again and again, until it is empty."""
+    """Changes that follow from what is on disk: `next_change` is called until it returns none."""
 
     next_change: Callable[[Fetch], Change]
 
@@ -173,92 +120,122 @@ class Upkeep:
 Action = list[tuple[str, Row]] | Change | Call | Upkeep
 
 
+@dataclass(frozen=True)
+class WriterLimits:
+    """When a `StoreWriter` commits, when a call waits, and when it reports a lock. A call is one step or one row."""
+
+    commit_calls: int = 1000
+    """Calls in one transaction at most."""
+    queue_calls: int = 10_000
+    """Calls that the thread has not taken in yet."""
+    waiting_bytes: int = 2**30
+    """Rows in memory. 2.8 kB a document of 256 tokens: 380,000 documents, 4.9 hours at 46 ms a step."""
+    patience: float = 5.0
+    """Seconds that a call waits for another process before it reports it."""
+
+
 class StoreWriter:
-    """The one writer of a store. Rows are queued; a thread commits them about every 0.3 seconds.
+    """The only writer of a store. Rows are queued; a thread commits them about every 0.3 seconds.
 
-    Another program that holds the store (a reader's open transaction beside a rollback journal, a writer's beside any)
-    is no failure: the thread tries again until it is let through, however long. Meanwhile rows wait in memory, arrays
-    encoded, up to `WAITING_BYTES`; only then does a call wait.
+    A lock of another process (a reader's transaction with a rollback journal, a writer's with either journal) is no
+    failure: the thread tries again until the lock is released. Meanwhile rows wait in memory, arrays encoded, up to
+    `WriterLimits.waiting_bytes`; only then does a call wait.
 
-    Storage that fails (a full disk, a lost mount) surfaces as OSError at the next call, whichever it is. Nothing is
-    lost by that: what was not committed is kept, also what the call that raised was given, until `recover` writes it.
-    A row that breaks the schema, such as a second one for a (step, rank), surfaces as RuntimeError, for good.
+    Storage that fails (a full disk, a lost mount) raises OSError at the next call, whichever it is. Nothing is lost:
+    what was not committed is kept, including what the call that raised was given, until `recover` writes it.
+    A row that breaks the schema, such as a second one for a (step, rank), raises RuntimeError, for good.
     """
 
-    COMMIT_SECONDS = 0.3
-    COMMIT_CALLS = 1000  # a call is one step with its document and its generation, or one other row
-    QUEUE_CALLS = 10_000  # that the thread has not taken in yet
-    WAITING_BYTES = 2**30  # 2.8 kB a document of 256 tokens: 380,000 of them, 4.9 hours at 46 ms a step
-    PATIENCE = 5.0  # seconds that `flush` and `close` wait for another program before they say so
-
     def __init__(
-        self, path: Path, run: Mapping[str, Any], *, resume: bool = False, say: Callable[[str], None] = print
+        self,
+        path: Path,
+        run: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        say: Callable[[str], None] = print,
+        network_file_system: bool | None = None,
+        limits: WriterLimits | None = None,
     ) -> None:
-        """Make the store (FileExistsError if it is there) or, with `resume`, open it (FileNotFoundError if it is not).
+        """Create the store (FileExistsError if it exists) or, with `resume`, open it (FileNotFoundError if it doesn't).
 
-        `run`: columns of the table `run`; when resuming they replace what it holds, except `run_id` and `started`.
-        `say`: told in one line, by the thread that waits, which file another program holds.
-        Raises ValueError for a file that is no store or is of a newer version, OSError for one that can't be written.
+        `run`: columns of the table `run`; when resuming they replace the stored ones, except `run_id` and `started`.
+        `say`: called with one line that names the process that holds a lock, by whichever thread waits.
+        `network_file_system`: whether other machines may open the file; None: find out.
+        Raises ValueError for a file that is no store or has a newer version, OSError for one that can't be written.
         """
         self.path = path
         self._say = say
+        self._limits = limits or WriterLimits()
         self._wake = threading.Condition()
         self._queue: list[Action] = []
         self._hurry = self._closing = False
         self._failure: Exception | None = None
-        self._told = False
+        self._warned = False
         # Only the writer's thread touches these: what it has taken in and not yet committed, and how large that is.
         self._batch: deque[Change | Call | Upkeep] = deque()
         self._batch_bytes = 0
-        self._thread: threading.Thread | None = None
         if resume:
             with StoreReader(path) as old:  # refuses what is missing, foreign or newer
                 if old.version < schema.VERSION:
-                    raise ValueError(
-                        f"{path} is the record of an earlier version, which can be read but not gone on with"
-                    )
+                    raise ValueError(f"{path} is the record of an earlier version: it can be viewed but not resumed")
             kept = {name: value for name, value in run.items() if name not in ("run_id", "started")}
             opening = [schema.update_statement(schema.make_row("run", kept | {"ended": None, "outcome": None}))]
         else:
             row = schema.make_row("run", {"started": time.time(), "note": ""} | dict(run))
             if path.exists() and not is_blank(path):
-                advice = "there is a run already: continue it (resume_from=N) or move it away"
+                advice = "there is a run already: resume it (resume_from=N) or move it away"
                 raise FileExistsError(errno.EEXIST, advice, str(path))
             opening = [*schema.create_statements(), schema.insert_statement("run", row)]
-        log = not is_on_network(path.parent)  # a log's memory is shared by processes of one machine only
-        try:
-            self._db = StoreConnection(path, opening, log=log, meanwhile=self._while_held)
-        except sqlite3.Error as error:
-            raise self._surfaced(error) from error
+        if network_file_system is None:
+            network_file_system = is_on_network(path.parent)
+        # A log's index is shared memory, which processes on other machines don't see.
+        self._db = self._open(opening, use_wal=not network_file_system)
         self._thread = threading.Thread(target=self._write, name="store-writer", daemon=True)
         self._thread.start()
 
+    def _open(self, opening: Sequence[Statement], *, use_wal: bool) -> StoreConnection:
+        began = time.monotonic()
+        while True:
+            try:
+                return StoreConnection(self.path, opening, use_wal=use_wal)
+            except sqlite3.Error as error:
+                if not is_lock_error(error):
+                    raise self._surfaced(error) from error
+            if time.monotonic() - began > self._limits.patience:
+                self._warn_of_lock()
+            time.sleep(0.02)  # the busy timeout does not apply to `PRAGMA journal_mode`
+
+    @property
+    def times_locked(self) -> int:
+        """How often a transaction found the store locked by another process."""
+        return self._db.times_locked
+
     def add(self, table: str, values: Mapping[str, Any]) -> None:
-        """Queue one row. Returns at once, as `add_rows` does."""
+        """Queue one row. Returns at once, like `add_rows`."""
         self.add_rows([(table, schema.make_row(table, values))])
 
     def add_rows(self, rows: Iterable[tuple[str, Row]]) -> None:
-        """Queue rows of `rows_of`; they are committed together. Returns at once, unless hours of rows wait already."""
+        """Queue rows of `rows_of`, which are committed together. Returns at once, unless hours of rows are waiting."""
         self._put(list(rows))
 
     def update_run(self, **fields: Any) -> None:
-        """Queue a change to columns of the row of `run`."""
+        """Queue an update of columns of the row of `run`."""
         self._put((schema.update_statement(schema.make_row("run", fields)),))
 
     def after_commit(self, function: Call) -> None:
-        """Queue a call, made in the writer's thread once everything queued before it is on disk for good."""
+        """Queue a call, made in the writer's thread once everything queued before it is on disk."""
         self._put(function)
 
     def keep_up(self, next_change: Callable[[Fetch], Change]) -> None:
-        """Queue changes that follow from what is on disk: made one by one in the writer's thread, until one is empty.
+        """Queue changes that follow from what is on disk, applied one by one in the writer's thread until one is empty.
 
-        Rows queued meanwhile are committed in between. A change is committed before anything that was queued after it
-        was asked for, so that it never meets rows that it does not know.
+        Rows queued meanwhile are committed in between. A change is committed before anything queued after the call of
+        `next_change`, so that it never affects rows that the call did not see.
         """
         self._put(Upkeep(next_change))
 
     def flush(self) -> None:
-        """Return when all rows so far are on disk for good, however long another program holds the store."""
+        """Return when all rows so far are on disk, however long another process locks the store."""
         done = self._hasten()
 
         def is_committed() -> bool:
@@ -269,7 +246,7 @@ class StoreWriter:
         self._wait_until(is_committed)
 
     def _hasten(self) -> threading.Event:
-        """Set once all rows so far are on disk for good: soon."""
+        """Commit soon; return an event that is set once all rows so far are on disk."""
         done = threading.Event()
         self.after_commit(done.set)
         with self._wake:
@@ -278,98 +255,102 @@ class StoreWriter:
         return done
 
     def rewind(self, step: int, then: Call = lambda: None) -> None:
-        """Delete the rows from `step` on, never events, in one transaction; returns when that is on disk.
+        """Delete the rows from `step` on, never events, in one transaction; return when that is on disk.
 
-        While another program holds the store it returns at once; the rows then go before any row that is added later
-        comes. `then` is called in the writer's thread once they are gone.
+        While another process locks the store, it returns at once; the rows are deleted before rows that are added
+        later are written. `then` is called in the writer's thread once they are deleted.
         """
         self._put(tuple((f"DELETE FROM {table} WHERE step >= ?", (step,)) for table in schema.REWOUND), then)
         done = self._hasten()
-        while not done.wait(0.05) and self._db.held_since is None:
+        while not done.wait(0.05) and not self._db.is_locked:
             self._raise_failure()
 
     def recover(self) -> None:
-        """Try once more to write all that waits after a failure; returns when it is on disk for good.
+        """Try again to write everything that waits after a failure; return when it is on disk.
 
-        Then the store works as before. Raises OSError if it still can't be written: what waits is kept.
+        Then the store works as before. Raises OSError if it still can't be written; the rows are kept.
         """
         with self._wake:
             failed = self._failure is not None and isinstance(self._surfaced(self._failure), OSError)
             if failed and not self._closing:
-                self._failure = None  # the thread goes on with what it kept
+                self._failure = None  # the thread continues with the rows it kept
         self.flush()
 
     def close(self) -> None:
-        """Write what is queued and leave one file, unless a reader still holds the store open. Twice is once.
+        """Write what is queued and leave one file, unless a reader has the store open. May be called twice.
 
-        After a failure nothing is written any more; OSError is raised, and the file is closed all the same.
+        After a failure nothing more is written: OSError is raised, but the file is closed.
         """
         with self._wake:
             self._closing = True
             self._wake.notify_all()
 
-        thread = self._thread
-        assert thread is not None
-
         def has_ended() -> bool:
-            thread.join(0.05)
-            return not thread.is_alive()
+            self._thread.join(0.05)
+            return not self._thread.is_alive()
 
         self._wait_until(has_ended)
         self._db.close()
         self._raise_failure()
 
     def _put(self, *actions: Action) -> None:
-        if len(self._queue) >= self.QUEUE_CALLS and not self._failure:
+        if len(self._queue) >= self._limits.queue_calls and not self._failure:
             self._wait_until(lambda: self._has_room(0.05))
         with self._wake:
             if not self._closing:
-                self._queue += actions  # also after a failure: `recover` writes what the call was given
+                self._queue += actions  # also after a failure: `recover` writes these rows
             self._raise_failure()
             if self._closing:
                 raise RuntimeError(f"{self.path}: the store is closed")
-            if len(self._queue) >= self.COMMIT_CALLS:
-                self._wake.notify_all()  # below that it wakes by itself: to wake it costs the trainer more than a row
+            if len(self._queue) >= self._limits.commit_calls:
+                self._wake.notify_all()  # otherwise it wakes by itself: waking it costs more than adding a row
 
     def _has_room(self, seconds: float) -> bool:
         with self._wake:
-            return self._wake.wait_for(lambda: len(self._queue) < self.QUEUE_CALLS or bool(self._failure), seconds)
+            return self._wake.wait_for(
+                lambda: len(self._queue) < self._limits.queue_calls or bool(self._failure), seconds
+            )
 
     def _wait_until(self, is_over: Callable[[], bool]) -> None:
-        """Ask `is_over`, which takes its time, until it is so; say it once if another program makes that long."""
+        """Call `is_over`, which waits a moment, until it returns True; report once if another process delays it."""
         began = time.monotonic()
         while not is_over():
-            if self._db.held_since is not None and time.monotonic() - began > self.PATIENCE:
-                self._tell_holder()
+            if self._db.is_locked and time.monotonic() - began > self._limits.patience:
+                self._warn_of_lock()
 
-    def _tell_holder(self) -> None:
-        """Say that another program holds the store, once until it has let go."""
-        if self._told:
+    def _warn_of_lock(self) -> None:
+        """Report that another process locks the store, once per lock."""
+        if self._warned:
             return
-        self._told = True
-        names = ", ".join(lock_holders(self.path)) or "which one is not known"
-        self._say(f"waiting for another program that holds {self.path} ({names}); rows are kept until it lets go")
+        self._warned = True
+        names = ", ".join(lock_holders(self.path)) or "unknown process"
+        self._say(f"waiting for another process that locks {self.path} ({names}); rows stay in memory until then")
 
     def _write(self) -> None:
-        """The writer's thread: take in what is queued, commit it, call who asked to be."""
+        """The writer's thread: take in what is queued, commit it, run the queued calls."""
         while True:
             with self._wake:
-                self._wake.wait_for(self._is_due, self.COMMIT_SECONDS)
+                self._wake.wait_for(self._is_due, COMMIT_SECONDS)
                 closing, self._hurry = self._closing, False
                 failed = self._failure is not None
             if not failed:
                 try:
-                    self._take_in()
+                    if self._batch_bytes < self._limits.waiting_bytes:
+                        self._take_in()
                     self._carry_out()
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is raised again in the trainer's thread
-                    with self._wake:
-                        self._failure = error
-                        self._wake.notify_all()
-            if closing:
+                    if is_lock_error(error):
+                        time.sleep(0.02)  # not every lock error comes after the busy timeout
+                    else:
+                        failed = True
+                        with self._wake:
+                            self._failure = error
+                            self._wake.notify_all()
+            if closing and (failed or not (self._queue or self._batch)):
                 return
 
     def _is_due(self) -> bool:
-        return self._closing or (not self._failure and (self._hurry or len(self._queue) >= self.COMMIT_CALLS))
+        return self._closing or (not self._failure and (self._hurry or len(self._queue) >= self._limits.commit_calls))
 
     def _take_in(self) -> None:
         with self._wake:
@@ -383,12 +364,12 @@ class StoreWriter:
             self._batch.append(action)
 
     def _carry_out(self) -> None:
-        """Commit the batch. What is committed leaves it, and nothing else does: a failure finds the rest whole."""
+        """Commit the batch. Only what was committed leaves it, so that nothing is lost in a failure."""
         while self._batch:
             first = self._batch[0]
             if isinstance(first, Upkeep):
                 change = first.next_change(self._db.fetch)
-                self._batch.popleft()  # not before: where reading fails, it is asked again
+                self._batch.popleft()  # not before: if reading fails, the call is repeated
                 if change:
                     self._batch.appendleft(change)
                     self._batch_bytes += _size(change)
@@ -399,22 +380,15 @@ class StoreWriter:
                 first()
                 continue
             changes: list[Change] = []
-            for action in islice(self._batch, self.COMMIT_CALLS):
+            for action in islice(self._batch, self._limits.commit_calls):
                 if not isinstance(action, tuple):
                     break
                 changes.append(action)
             self._db.transact([statement for change in changes for statement in change])
-            self._told = False
+            self._warned = False
             for change in changes:
                 self._batch.popleft()
                 self._batch_bytes -= _size(change)
-
-    def _while_held(self, seconds: float) -> None:
-        """Another program holds the store: what is queued meanwhile is taken in, where it takes less memory."""
-        if self._batch_bytes < self.WAITING_BYTES:
-            self._take_in()
-        if self._thread is None and seconds > self.PATIENCE:
-            self._tell_holder()  # it is still being opened: nobody waits in another thread
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -422,11 +396,11 @@ class StoreWriter:
 
     def _surfaced(self, error: Exception) -> Exception:
         if isinstance(error, sqlite3.IntegrityError) or not isinstance(error, OSError | sqlite3.Error):
-            return RuntimeError(f"{self.path}: a row that breaks the schema ({error})")
+            return RuntimeError(f"{self.path}: a row breaks the schema ({error})")
         full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         return OSError(errno.ENOSPC if full else errno.EIO, f"the store can't be written ({error})", str(self.path))
 
 
 def _size(change: Change) -> int:
-    """Bytes of memory that a change takes, roughly: its texts and blobs, and Python's own share of each value."""
+    """Return roughly the bytes of memory of a change: texts, blobs and Python's overhead per value."""
     return sum(200 + sum(50 + (len(v) if isinstance(v, str | bytes) else 0) for v in values) for _, values in change)

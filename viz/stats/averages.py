@@ -1,4 +1,4 @@
-"""Averages and reductions on arrays, pure: what makes a curve of 100,000 noisy documents without hiding one of them."""
+"""Running averages with their standard errors, and the extremes of a curve."""
 
 import math
 
@@ -7,33 +7,34 @@ import numpy.typing as npt
 
 from common.debiased_average import DebiasedAverage, Floats
 
+Indices = npt.NDArray[np.intp]
 WINDOW = 200
-"""Documents that the averages of a chart reach back over: fixed, so that what was drawn once is never drawn anew."""
+"""Documents in the averages of a chart: fixed, so that a longer run does not change what was drawn before."""
 
 
 def debiased_average(values: npt.ArrayLike, window: int = WINDOW) -> Floats:
-    """(N,) values -> (N,) float64, their `DebiasedAverage`."""
+    """Return the `DebiasedAverage` of (N,) values after each: (N,) float64."""
     return DebiasedAverage(window).extend(values)
 
 
 class AverageWithError:
-    """A `DebiasedAverage` and its standard error, taking the values as independent (documents are read shuffled).
+    """A `DebiasedAverage` and its standard error, treating the values as independent (documents are shuffled).
 
     With the weights w_i of the average, and m_1 and m_2 the averages of x and of x^2:
 
         error^2 = (m_2 - m_1^2) * sum w_i^2 / (1 - sum w_i^2)
 
-    the weighted sample variance without bias, times the sum of the squared weights; NaN for the first value.
+    This is the unbiased weighted sample variance times the sum of the squared weights; NaN for the first value.
     """
 
     def __init__(self, window: int = WINDOW) -> None:
         self._window = window
         self._count = 0
         self._mean, self._square = DebiasedAverage(window), DebiasedAverage(window)
-        self._middle = math.nan  # what squares are taken around: near the values, so that no digits are lost
+        self._middle = math.nan  # subtracted before squaring, so that no digits are lost
 
     def extend(self, values: npt.ArrayLike) -> tuple[Floats, Floats]:
-        """(N,) more values -> average and standard error behind each, (N,) float64 both."""
+        """Add (N,) values; return the average and its standard error after each: (N,) float64 both."""
         array = np.asarray(values, dtype=np.float64)
         finite = np.isfinite(array)
         if math.isnan(self._middle) and finite.any():
@@ -49,18 +50,18 @@ class AverageWithError:
 
 
 def squared_weights(count: npt.ArrayLike, window: int = WINDOW) -> Floats:
-    """Sum of the squared weights of a `DebiasedAverage` of `count` values: 1 for one, 1 / window for many."""
+    """Return the sum of squared weights of a `DebiasedAverage` of `count` values: 1 for one, 1 / window for many."""
     decay = 1 - 2 / (window + 1)
     powers = decay ** np.asarray(count, dtype=np.float64)
     weights: Floats = (1 - decay) / (1 + decay) * (1 + powers) / (1 - powers)
     return weights
 
 
-def extremes(values: npt.ArrayLike, buckets: int) -> npt.NDArray[np.intp]:
-    """Indices, increasing, that keep a curve's look at `buckets` pixels: lowest and highest of each, first and last.
+def extremes(values: npt.ArrayLike, buckets: int) -> Indices:
+    """Return increasing indices of values with which a curve looks the same at a width of `buckets` pixels.
 
-    A spike survives with its own index, however many values share its pixel. What is not finite is left out. At most
-    2 * buckets + 2 indices; all finite values if they are no more than that.
+    These are the lowest and highest value of each pixel, the first and the last: at most 2 * buckets + 2, or all if
+    there are no more. Non-finite values are excluded.
     """
     array = np.asarray(values, dtype=np.float64)
     places = np.flatnonzero(np.isfinite(array))
@@ -72,5 +73,5 @@ def extremes(values: npt.ArrayLike, buckets: int) -> npt.NDArray[np.intp]:
     high = np.where(np.isinf(low), -np.inf, low)
     starts = np.arange(low.shape[0]) * width
     chosen = np.concatenate(([0, places.size - 1], starts + low.argmin(axis=1), starts + high.argmax(axis=1)))
-    kept: npt.NDArray[np.intp] = places[np.unique(chosen)]
+    kept: Indices = places[np.unique(chosen)]
     return kept

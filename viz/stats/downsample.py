@@ -1,4 +1,4 @@
-"""Arrays that grow, and curves made of them, which find the extremes of a part without reading all of it."""
+"""Downsampling for charts and the page: growing arrays, extremes per pixel, and numbers as JSON."""
 
 import math
 from collections.abc import Mapping
@@ -8,80 +8,77 @@ import numpy as np
 import numpy.typing as npt
 
 from common.debiased_average import Floats
-from viz.stats.averages import extremes
+from viz.stats.averages import Indices, extremes
 
-BLOCK = 256  # rows whose lowest and highest are remembered
+BLOCK = 256  # rows whose lowest and highest values are stored
+WIDE = 4 * BLOCK  # rows per pixel from which the extremes of blocks are precise enough
 
 
 class Growing:
-    """A one-dimensional array that grows at its end, into twice the room when it is full: rows are copied rarely."""
+    """A one-dimensional array that grows at its end. Its capacity doubles when full, so rows are rarely copied."""
 
     def __init__(self, dtype: Any = np.float64) -> None:
-        self._room = np.empty(0, dtype)
+        self._buffer = np.empty(0, dtype)
         self.size = 0
 
     def extend(self, values: npt.NDArray[Any]) -> None:
         size = self.size + len(values)
-        if size > len(self._room):
-            room = np.empty(2 * size, self._room.dtype)
-            room[: self.size] = self.values()
-            self._room = room
-        self._room[self.size : size] = values
+        if size > len(self._buffer):
+            larger = np.empty(2 * size, self._buffer.dtype)
+            larger[: self.size] = self.values()
+            self._buffer = larger
+        self._buffer[self.size : size] = values
         self.size = size
 
     def values(self, count: int | None = None) -> npt.NDArray[Any]:
-        """The first `count`, or all: a view, good until the next `extend`."""
-        return self._room[: self.size if count is None else count]
+        """Return the first `count` values, or all: a view, valid until the next `extend`."""
+        return self._buffer[: self.size if count is None else count]
 
 
 class Curve(Growing):
-    """Numbers that are drawn as a line: it knows the lowest and the highest of every `BLOCK` rows."""
+    """Numbers that are drawn as a line, with the lowest and highest of every `BLOCK` rows."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lowest, self._highest = Growing(np.intp), Growing(np.intp)  # a row for each whole block
+        self._lowest, self._highest = Growing(np.intp), Growing(np.intp)  # one row index per complete block
 
     def extend(self, values: npt.NDArray[Any]) -> None:
         super().extend(values)
-        begun, whole = self._lowest.size, self.size // BLOCK
-        blocks = self.values()[begun * BLOCK : whole * BLOCK].reshape(-1, BLOCK)
-        starts = np.arange(begun, whole) * BLOCK
+        done, complete = self._lowest.size, self.size // BLOCK
+        blocks = self.values()[done * BLOCK : complete * BLOCK].reshape(-1, BLOCK)
+        starts = np.arange(done, complete) * BLOCK
         finite = np.isfinite(blocks)
         self._lowest.extend(starts + np.where(finite, blocks, np.inf).argmin(axis=1))
         self._highest.extend(starts + np.where(finite, blocks, -np.inf).argmax(axis=1))
 
-    def candidates(self, first: int, count: int) -> npt.NDArray[np.intp]:
-        """Rows, first <= row < count, increasing: both ends, lowest and highest of each block that lies within, and all
-        that lie in no such block."""
-        begun = min(-(-first // BLOCK), count // BLOCK)
-        whole = max(begun, count // BLOCK)
-        ends = (np.arange(first, min(begun * BLOCK, count)), np.arange(max(whole * BLOCK, first), count))
-        inner = (self._lowest.values(whole)[begun:], self._highest.values(whole)[begun:])
+    def candidates(self, first: int, count: int) -> Indices:
+        """Return increasing rows, first <= row < count, that include the extremes.
+
+        These are both ends, the lowest and highest of each complete block, and all rows outside these blocks.
+        """
+        begin = min(-(-first // BLOCK), count // BLOCK)
+        end = max(begin, count // BLOCK)
+        ends = (np.arange(first, min(begin * BLOCK, count)), np.arange(max(end * BLOCK, first), count))
+        inner = (self._lowest.values(end)[begin:], self._highest.values(end)[begin:])
         rows = np.concatenate((*ends, *inner, [first, count - 1]))
         rows.sort()
-        kept: npt.NDArray[np.intp] = rows[np.append(True, rows[1:] != rows[:-1])]
+        kept: Indices = rows[np.append(True, rows[1:] != rows[:-1])]
         return kept
 
-    def outline(self, count: int, buckets: int) -> npt.NDArray[np.intp]:
-        """`smoothing.extremes` of the first `count` numbers, in a time that hardly grows with them."""
+    def outline(self, count: int, buckets: int) -> Indices:
+        """Return `extremes` of the first `count` numbers, in a time that hardly depends on `count`."""
         if count // BLOCK < 2 * buckets:
             return extremes(self.values(count), buckets)
         rows = self.candidates(0, count)
-        kept: npt.NDArray[np.intp] = rows[extremes(self.values()[rows], buckets)]
+        kept: Indices = rows[extremes(self.values()[rows], buckets)]
         return kept
 
 
-Rows = npt.NDArray[np.intp]
-WIDE = 4 * BLOCK
-"""Rows of a pixel from which on the extremes of blocks will do."""
+def outline(curve: Curve, steps: npt.NDArray[np.int64], first: int, last: int, pixels: int, *, log: bool) -> Indices:
+    """Return increasing rows, first <= row < last, with which the curve looks the same on an axis of `pixels` pixels.
 
-
-def outline(curve: Curve, steps: npt.NDArray[np.int64], first: int, last: int, pixels: int, *, log: bool) -> Rows:
-    """Rows, first <= row < last, increasing, that keep the curve's look on an axis of so many pixels.
-
-    Lowest and highest finite value of every pixel and both ends. `log`: the axis shows log(max(step, 1)). Where a pixel
-    holds thousands of rows, its border is that of a block of `viz/stats/downsample.py`: at most a quarter
-    of a pixel off.
+    These are the lowest and highest finite value of each pixel, and both ends. `log`: the axis shows
+    log(max(step, 1)). The border of a pixel with thousands of rows is that of a block, at most a quarter pixel off.
     """
     if last <= first:
         return np.empty(0, np.intp)
@@ -97,35 +94,38 @@ def outline(curve: Curve, steps: npt.NDArray[np.int64], first: int, last: int, p
     wide = np.flatnonzero(np.diff(np.append(starts, last)) >= WIDE)
     if not len(wide):
         return first + _extremes_from(curve.values(last)[first:], starts - first)
-    begin = int(wide[0])  # all pixels behind it are as wide
+    begin = int(wide[0])  # all later pixels are at least as wide
     starts[max(begin, 1) :] = -(-starts[max(begin, 1) :] // BLOCK) * BLOCK
     rows = np.concatenate((np.arange(first, starts[begin]), curve.candidates(int(starts[begin]), last)))
     starts = np.unique(starts[starts < last])
-    kept: Rows = rows[_extremes_from(curve.values()[rows], np.searchsorted(rows, starts))]
+    kept: Indices = rows[_extremes_from(curve.values()[rows], np.searchsorted(rows, starts))]
     return kept
 
 
-def _extremes_from(values: Floats, starts: Rows) -> Rows:
-    """Indices of the lowest and the highest finite value of each part; `starts`, from 0 on, are where parts begin."""
+def _extremes_from(values: Floats, starts: Indices) -> Indices:
+    """Return indices of the lowest and highest finite value of each part; parts begin at `starts`, the first at 0."""
     finite = np.isfinite(values)
     part = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(values))))
     found = [np.flatnonzero(finite)[[0, -1]]] if finite.any() else []
     for ufunc, hidden in ((np.minimum, np.inf), (np.maximum, -np.inf)):
         shown = np.where(finite, values, hidden)
         places = np.flatnonzero(finite & (shown == ufunc.reduceat(shown, starts)[part]))
-        found.append(places[np.unique(part[places], return_index=True)[1]])  # of equals the first
-    kept: Rows = np.unique(np.concatenate(found))
+        found.append(places[np.unique(part[places], return_index=True)[1]])  # of equal values the first
+    kept: Indices = np.unique(np.concatenate(found))
     return kept
 
 
 def numbers(values: npt.ArrayLike) -> list[Any]:
-    """(N,) numbers as JSON has them: six significant digits, None for what is not finite."""
+    """Convert (N,) numbers for JSON: six significant digits, None for non-finite ones."""
     array = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(array) & (array != 0)
     rounded = array.copy()
     with np.errstate(invalid="ignore", over="ignore"):
         exponent = np.floor(np.log10(np.abs(array[finite]))) - 5
-        up, down = 10.0 ** np.maximum(exponent, 0), 10.0 ** np.maximum(-exponent, 0)  # both exact, but for giants
+        up, down = (
+            10.0 ** np.maximum(exponent, 0),
+            10.0 ** np.maximum(-exponent, 0),
+        )  # exact for most exponents
         rounded[finite] = np.round(array[finite] * down / up) * up / down
     rounded[finite & ~np.isfinite(rounded)] = 0.0  # below 1e-303
     known = np.isfinite(array)
@@ -133,13 +133,13 @@ def numbers(values: npt.ArrayLike) -> list[Any]:
 
 
 def number(value: float | None) -> float | None:
-    """One number as `numbers` has it."""
+    """Convert one number like `numbers`."""
     found: float | None = None if value is None else numbers([value])[0]
     return found
 
 
 def finite(value: Any) -> Any:
-    """The same, nested as it is, with None for every number that is not finite."""
+    """Return a nested value with None for every non-finite number."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,34 +1,32 @@
-"""The statistics of a paired comparison, on arrays: matching, the difference and its interval, running averages.
+"""The statistics of a paired comparison: matching documents, the difference and its interval, running averages.
 
-Everything is pooled by sums and counts: `sums` are a document's nats (or bits), `weights` its predictions (or bytes).
+Losses are pooled by sums and counts: `sums` are a document's nats (or bits), `weights` its predictions (or bytes).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.debiased_average import Floats
-from viz.stats.averages import debiased_average, squared_weights
-
-Indices = npt.NDArray[np.intp]
+from viz.stats.averages import Indices, debiased_average, squared_weights
+from viz.stats.series import rows_by_source
 
 FEWEST = 20
-"""Documents below which there is no interval."""
+"""Documents needed for an interval."""
 BATCH = 50
-"""Documents whose sum is taken for independent of that of the next ones."""
+"""Consecutive documents whose sum is treated as independent of the next batch's."""
 FEWEST_BATCHES = 10
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A's loss less B's over `documents` shared documents of a source ('' where unknown; of all: 'all').
+    """A's loss minus B's over `documents` shared documents of a source ('' if unknown, 'all' for all).
 
-    `half_width`: of the 95 % interval around `value`, None for fewer than `FEWEST` documents.
+    `half_width`: of the 95 % interval around `value`; None for fewer than `FEWEST` documents.
     """
 
     name: str
@@ -41,7 +39,7 @@ class Difference:
 class RunningAverage:
     """Running average over about the last `window` documents, and 2 standard errors: (N,) each, in order of steps.
 
-    `band` is NaN where there is no error yet: at the first document.
+    `band` is NaN at the first document, whose error is unknown.
     """
 
     steps: npt.NDArray[np.int64]
@@ -51,7 +49,7 @@ class RunningAverage:
 
 
 def match(hashes_a: npt.NDArray[np.bytes_], hashes_b: npt.NDArray[np.bytes_]) -> tuple[Indices, Indices]:
-    """Places of the same texts in A and in B, in A's order: the k-th of a text in A with the k-th in B."""
+    """Return the indices of the same texts in A and in B, in A's order: the k-th occurrence in A with the k-th in B."""
     codes = np.unique(np.concatenate((hashes_a, hashes_b)), return_inverse=True)[1]
     keys_a, keys_b = (_numbered(part) for part in np.split(codes, [len(hashes_a)]))
     _, places_a, places_b = np.intersect1d(keys_a, keys_b, assume_unique=True, return_indices=True)
@@ -60,7 +58,7 @@ def match(hashes_a: npt.NDArray[np.bytes_], hashes_b: npt.NDArray[np.bytes_]) ->
 
 
 def _numbered(codes: Indices) -> npt.NDArray[np.int64]:
-    """(code, how often it came before) as one number each."""
+    """Combine each code and its number of earlier occurrences into one number."""
     order = np.argsort(codes, kind="stable")
     ordered = codes[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])
@@ -70,27 +68,29 @@ def _numbered(codes: Indices) -> npt.NDArray[np.int64]:
     return keys
 
 
-Pairs = Sequence[tuple[Floats, Floats]]  # (sums, weights) of A, then of B: (N,) each, the same documents
+PooledLosses = Sequence[tuple[Floats, Floats]]  # (sums, weights) of A, then of B: (N,) each, the same documents
 
 
-def estimate(pairs: Pairs, name: str = "") -> Difference:
-    """sum(sums_a) / sum(weights_a) - sum(sums_b) / sum(weights_b), and its 95 % interval. Documents in order of steps.
+def estimate(pairs: PooledLosses, name: str = "") -> Difference:
+    """Return sum(sums_a) / sum(weights_a) - sum(sums_b) / sum(weights_b), and its 95 % interval.
 
-    What each document adds to the linearized difference (Cochran, Sampling Techniques, 1977, section 6.4) is summed
-    over batches of `BATCH` neighbours (at least `FEWEST_BATCHES`), because neighbours are alike: the weights behind
-    them are. How far the sums of batches scatter is measured against the line between the batches on either side:
+    Documents must be in order of steps.
+
+    The contributions of documents to the linearized difference (Cochran, Sampling Techniques, 1977, section 6.4) are
+    summed over batches of `BATCH` neighbours (at least `FEWEST_BATCHES` batches), because neighbours are similar: so
+    are the weights of their models. The scatter of the sums is measured against the line between adjacent batches:
 
         s^2 = 2/3 * mean of (S_k - (S_{k-1} + S_{k+1}) / 2)^2
 
-    (Gasser, Sroka & Jennen-Steinmetz, Biometrika 73(3), 1986), so that what the two runs do at different times, such as
-    a slower warm-up, is part of the difference and not of its error. Student's t with 18/35 of the batches less two as
-    its degrees of freedom, by the variance of s^2 (in the same place).
+    (Gasser, Sroka & Jennen-Steinmetz, Biometrika 73(3), 1986), so that a difference that changes during the run, such
+    as a slower warm-up, is part of the difference and not of its error. Student's t has 18/35 (batches - 2) degrees of
+    freedom, from the variance of s^2 (same paper).
 
-    Limits, by simulation (tests/viz/views/test_comparison.py): 4 to 7 % of false alarms at 1,000 documents whose noise
-    is independent or an AR(1) with phi up to 0.8, where taking documents as independent makes up to 50 %; in real pairs
-    phi is below 0.1. Where a batch is short and neighbours are much alike it is too narrow: 100 documents with phi 0.8
-    make 15 % of false alarms, 40 with phi 0.5 make 10 %. It is an interval for this pair of runs; another seed may
-    differ by more.
+    Limits, by simulation (tests/viz/stats/test_paired_difference.py): 4 to 7 % false alarms at 1,000 documents whose
+    noise is independent or an AR(1) with phi up to 0.8, for which treating documents as independent gives up to 50 %;
+    in real pairs phi is below 0.1. If batches are short and neighbours are similar, the interval is too narrow: 100
+    documents with phi 0.8 give 15 % false alarms, 40 with phi 0.5 give 10 %. The interval describes this pair of runs;
+    another seed may differ by more.
     """
     count = len(pairs[0][0])
     ratios = [float(sums.sum() / weights.sum()) for sums, weights in pairs]
@@ -108,9 +108,9 @@ def estimate(pairs: Pairs, name: str = "") -> Difference:
 
 
 def t_quantile(degrees: float) -> float:
-    """97.5 % of Student's t, by its expansion around the normal quantile (Abramowitz & Stegun 1964, 26.7.5).
+    """Return the 97.5 % quantile of Student's t, by expansion around the normal one (Abramowitz & Stegun, 26.7.5).
 
-    Within 0.7 % from 4 degrees of freedom on.
+    The error is below 0.7 % for at least 4 degrees of freedom.
     """
     z = 1.959964
     terms = (
@@ -122,27 +122,22 @@ def t_quantile(degrees: float) -> float:
     return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
-def by_source(pairs: Pairs, sources: npt.NDArray[Any]) -> tuple[Difference, ...]:
-    """`estimate` of each source's documents, the most frequent source first."""
-    listed: list[str] = sources.tolist()
-    code_of = {name: code for code, name in enumerate(dict.fromkeys(listed))}
-    codes = np.fromiter(map(code_of.__getitem__, listed), np.intp, len(listed))
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes))
+def by_source(pairs: PooledLosses, sources: npt.NDArray[Any]) -> tuple[Difference, ...]:
+    """Return the `estimate` for each source's documents, the most frequent source first."""
     found = [
-        estimate([(sums[order[low:high]], weights[order[low:high]]) for sums, weights in pairs], name)
-        for name, (low, high) in zip(code_of, pairwise([0, *ends.tolist()]), strict=True)
+        estimate([(sums[rows], weights[rows]) for sums, weights in pairs], name)
+        for name, rows in rows_by_source(sources)
     ]
     return tuple(sorted(found, key=lambda difference: -difference.documents))
 
 
-def running(steps: npt.NDArray[np.int64], runs: Pairs, window: int) -> tuple[RunningAverage, float]:
-    """The running average of one run's loss or, of two, of A - B; and the standard error of their loss over all steps.
+def running(steps: npt.NDArray[np.int64], runs: PooledLosses, window: int) -> tuple[RunningAverage, float]:
+    """Return the running average of one run's loss, or of A - B for two, and the standard error over all steps.
 
-    The average is one of sums over one of weights. Its variance: that of documents around it, times the sum of the
-    squared weights of the average, as if documents were independent; times (1 + r) / (1 - r) because neighbours are
-    alike, with r their correlation (an AR(1): Bartlett, J. R. Stat. Soc. Suppl. 8, 1946). The standard error over all
-    steps is of independent documents around the running average: what a run learns meanwhile is no error.
+    The average is an average of sums divided by one of weights. Its variance is that of documents around it, times the
+    sum of the squared weights of the average (as if documents were independent), times (1 + r) / (1 - r) because
+    neighbours are similar, with r their correlation (an AR(1): Bartlett, J. R. Stat. Soc. Suppl. 8, 1946). The standard
+    error over all steps treats documents as independent around the running average: what a run learns is no error.
     """
     averages, parts, total = [], [], 0.0
     for sums, weights in runs:
@@ -154,7 +149,7 @@ def running(steps: npt.NDArray[np.int64], runs: Pairs, window: int) -> tuple[Run
     average, part = (averages[0], parts[0]) if len(runs) == 1 else (averages[0] - averages[1], parts[0] - parts[1])
     shares = squared_weights(np.arange(1, len(steps) + 1), window)
     squares = np.full(len(steps), np.nan)
-    # A document is in its own average, from which it deviates the less for it.
+    # Each document is part of its own average, which makes its deviation smaller.
     squares[1:] = np.square(part[1:]) / (1 - shares[1:])
     power = float(np.square(part).sum())
     alike = min(max(float(part[1:] @ part[:-1]) / power, 0.0), 0.99) if power else 0.0

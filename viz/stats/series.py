@@ -1,7 +1,7 @@
-"""The steps of a run in memory, and the averages over them, brought up to date row by row: what a chart is drawn from.
+"""The steps of a run in memory and their running averages, updated incrementally: the data of a chart.
 
-Every derived number of a row follows from the rows up to it alone. So the run as of an earlier step is the beginning of
-these arrays, and what a chart has shown once stays as it was.
+Each derived number of a row depends only on the rows up to it. The run as of an earlier step is therefore the beginning
+of these arrays, and later rows never change what a chart has shown.
 """
 
 from collections.abc import Iterator
@@ -12,29 +12,32 @@ import numpy.typing as npt
 
 from common.debiased_average import DebiasedAverage, Floats
 from viz.record.reader import Columns, StoreReader
-from viz.stats.averages import WINDOW, AverageWithError
+from viz.stats.averages import WINDOW, AverageWithError, Indices
 from viz.stats.downsample import Curve, Growing
+
+READ_AT_ONCE = 50_000  # rows: without a write-ahead log, the writer waits while they are read
+FEWEST_OF_SOURCE = 20  # documents of a source before its average counts as usual
 
 
 class Averages:
-    """What is drawn as lines over single documents. Each is an average over all rows so far, whatever part is shown."""
+    """The running averages that a chart draws as lines, each over all rows so far."""
 
     def __init__(self, window: int = WINDOW) -> None:
         self.window = window
         self.loss, self.loss_error = Curve(), Curve()
         self.accuracy, self.accuracy_error = Curve(), Curve()
         self.gradient_norm = Curve()
-        """Geometric: norms are drawn on a logarithmic axis."""
+        """Geometric mean, since norms are drawn on a logarithmic axis."""
         self.tokens_per_second = Curve()
-        """Average of tokens over average of seconds: a short document counts as little as it is long."""
+        """Average of tokens divided by average of seconds, so that documents count by their length."""
         self.waited_share = Curve()
-        """Of the time, 0...1."""
+        """Share of the time spent waiting for data, 0...1."""
         self._loss, self._accuracy = AverageWithError(window), AverageWithError(window)
         self._norm, self._throughput = DebiasedAverage(window), DebiasedAverage(window)
         self._tokens, self._seconds, self._waited = (DebiasedAverage(window) for _ in range(3))
 
     def extend(self, columns: Columns) -> None:
-        """Take in further rows, as `StoreReader.columns` gives them."""
+        """Add rows, as returned by `StoreReader.columns`."""
         for curve, values in zip(
             (self.loss, self.loss_error, self.accuracy, self.accuracy_error),
             (*self._loss.extend(columns["loss"]), *self._accuracy.extend(columns["accuracy"])),
@@ -47,24 +50,20 @@ class Averages:
             seconds = self._seconds.extend(columns["seconds"])
             rate = self._tokens.extend(columns["tokens"]) / seconds
             self.waited_share.extend(self._waited.extend(columns["seconds_waited"]) / seconds)
-        # Rows that were not told their seconds: the mean of their rates is what there is.
+        # Without seconds, only the mean of the rates is known.
         mean_rate = self._throughput.extend(columns["throughput"])
         self.tokens_per_second.extend(np.where(np.isfinite(rate), rate, mean_rate))
 
 
-READ_AT_ONCE = 50_000  # rows: where there is no log, the writer has to wait while they are read
-FEWEST_OF_SOURCE = 20  # documents of a source before its average tells what is usual
-
-
 class UsualLoss:
-    """What is usual for one source: the running average of the losses of its documents."""
+    """The usual loss of one source: the running average over its documents."""
 
     def __init__(self) -> None:
         self._average = DebiasedAverage(WINDOW)
         self._known = 0
 
     def extend(self, losses: Floats) -> tuple[Floats, Floats]:
-        """(N,) more losses -> the average behind each, and what was usual before it: NaN where too few were read."""
+        """Add (N,) losses; return the average after each, and the usual loss before it (NaN if too few were read)."""
         before, known = self._average.value, self._known
         averages = self._average.extend(losses)
         usual = np.append(before, averages[:-1])
@@ -75,23 +74,23 @@ class UsualLoss:
 
 
 class SourceSeries:
-    """The documents of one source: their rows, and the average of their losses behind each."""
+    """The documents of one source: their rows, and the average of their losses after each."""
 
     def __init__(self) -> None:
         self.rows = Growing(np.intp)
         self.average = Curve()
         self._usual = UsualLoss()
 
-    def extend(self, rows: npt.NDArray[np.intp], losses: Floats) -> Floats:
-        """Returns what was usual before each of these documents: NaN where too few of the source were read."""
+    def extend(self, rows: Indices, losses: Floats) -> Floats:
+        """Add documents; return the usual loss before each (NaN if too few of the source were read)."""
         averages, usual = self._usual.extend(losses)
         self.rows.extend(rows)
         self.average.extend(averages)
         return usual
 
 
-def rows_by_source(names: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[np.intp]]]:
-    """Each name among (N,) of them, in the order in which they first come, and the rows that have it, in order."""
+def rows_by_source(names: npt.NDArray[Any]) -> Iterator[tuple[str, Indices]]:
+    """Yield each of (N,) names, in order of first appearance, with its rows in order."""
     known: dict[str, int] = {}
     codes = np.fromiter((known.setdefault(name, len(known)) for name in names.tolist()), np.intp, len(names))
     order = np.argsort(codes, kind="stable")
@@ -101,26 +100,26 @@ def rows_by_source(names: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[n
 
 
 class Series:
-    """All rows of one rank so far. `columns` are as the store has them, the `Curve`s are what is drawn."""
+    """All rows of one rank so far: the columns of the store, and the curves derived from them."""
 
     def __init__(self) -> None:
         self._columns: dict[str, Growing] = {}
         self.size = 0
         self.averages = Averages()
         self.usual = Growing()
-        """What was usual for a document's source just before it, nats per token; NaN where nothing was yet."""
+        """The usual loss of a document's source before it, nats per token; NaN if unknown."""
         self.excess = Growing()
-        """How far a document lay above what was usual for its source, nats per token; NaN where nothing was yet."""
+        """How far a document is above the usual loss of its source, nats per token; NaN if unknown."""
         self.sources: dict[str, SourceSeries] = {}
 
     def read(self, store: StoreReader) -> None:
-        """Take in the rows of a store that are not here yet."""
+        """Add the rows of a store that are new."""
         known = int(self["steps"][-1]) + 1 if self.size else 0
         for begin in range(known, max(store.documents_trained(), known + 1), READ_AT_ONCE):
             self.extend(store.columns(begin, begin + READ_AT_ONCE))
 
     def extend(self, columns: Columns) -> None:
-        """Take in further rows, as `StoreReader.columns` gives them."""
+        """Add rows, as returned by `StoreReader.columns`."""
         for name, values in columns.items():
             if name not in self._columns:
                 self._columns[name] = Curve() if values.dtype == np.float64 else Growing(values.dtype)
@@ -138,19 +137,19 @@ class Series:
             self.excess.extend(losses - usual)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        """A column: (N,), a view, good until the next `extend`."""
+        """Return a column: (N,), a view, valid until the next `extend`."""
         return self._columns[name].values()
 
     def column(self, name: str) -> Curve:
-        """A column of numbers as a curve."""
+        """Return a column of numbers as a curve."""
         curve = self._columns[name]
         assert isinstance(curve, Curve)
         return curve
 
     def columns(self, count: int | None = None) -> Columns:
-        """The first `count` rows of all columns, or all."""
+        """Return the first `count` rows of all columns, or all rows."""
         return {name: column.values(count) for name, column in self._columns.items()}
 
     def rows_below(self, step: int) -> int:
-        """How many rows are of steps below this one."""
+        """Return the number of rows with lower steps."""
         return int(np.searchsorted(self["steps"], step)) if self.size else 0

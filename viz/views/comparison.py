@@ -1,7 +1,7 @@
 """Two runs compared document by document.
 
-One document's loss is mostly the document itself. Where two runs read the same documents, that part is in both losses
-and cancels in their difference: what a few hundred pairs show, the two averages hide for tens of thousands.
+Most of a document's loss comes from the document. If two runs read the same documents, that part is in both losses and
+cancels in their difference, so a few hundred pairs show what two averages hide for tens of thousands of documents.
 """
 
 import math
@@ -14,63 +14,63 @@ import numpy.typing as npt
 from common.debiased_average import Floats
 from viz.record.reader import Columns, StoreReader
 from viz.record.schema import Row
-from viz.stats.averages import WINDOW
-from viz.stats.paired_difference import Difference, Indices, RunningAverage, by_source, estimate, match, running
+from viz.stats.averages import WINDOW, Indices
+from viz.stats.paired_difference import Difference, RunningAverage, by_source, estimate, match, running
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two runs have in common, and how they differ. Differences are A - B: above zero, B is better."""
+    """How two runs differ on their shared documents. Differences are A - B: above zero, B is better."""
 
     names: tuple[str, str]
     unit: str
-    """`nats per token`, or `bits per byte` where the tokenizers differ."""
+    """`nats per token`, or `bits per byte` if the tokenizers differ."""
     overall: Difference
     later: Difference
-    """Of the second half of the documents: what is left when the runs have found their pace."""
+    """For the second half of the documents, after the warm-up."""
     sources: tuple[Difference, ...]
-    """By A's name of each document's source, the most frequent first."""
+    """By A's name of each source, the most frequent first."""
     unpaired_half_width: float
-    """Of the 95 % interval of the same difference, were the documents of the two runs not the same."""
+    """Half width of the 95 % interval that the two averages alone would give."""
     settings: tuple[tuple[str, str, str], ...]
-    """(name, A's, B's) of the settings in which the runs differ, as far as they decide what is learned."""
+    """(name, A's, B's) of the settings that differ and affect learning."""
     about: tuple[str, str]
-    """Which run A is, and which B: id and model."""
+    """Id and model of A and of B."""
     same: bool
-    """Whether both are one run, by its id."""
+    """Whether A and B have the same run id."""
     texts: int
-    """Different texts among the documents compared."""
+    """Number of different texts among the compared documents."""
     totals: tuple[int, int]
-    """Steps of A and of B."""
+    """Number of steps of A and of B."""
     since: int
-    """Step of A from which on documents are compared."""
+    """First step of A whose document is compared."""
     moved: float
-    """Share of the documents compared that the two runs read at different steps, 0...1."""
+    """Share of the compared documents that the runs read at different steps, 0...1."""
     other_lengths: int
-    """Documents compared of which the two runs read different lengths."""
+    """Number of compared documents that the runs read to different lengths."""
     left_out: tuple[tuple[str, int], ...]
-    """(reason, documents) of the shared documents that could not be compared."""
+    """(reason, number) of the shared documents that could not be compared."""
     steps: npt.NDArray[np.int64]
-    """Of A, of the documents compared, in order: (N,)."""
+    """A's steps of the compared documents, in order: (N,)."""
     differences: Floats
-    """Of each of these documents: (N,)."""
+    """A - B of each of these documents: (N,)."""
     curves: tuple[RunningAverage, RunningAverage]
-    """The loss of A over A's steps, and of B over B's."""
+    """Average loss of A over A's steps, and of B over B's."""
     difference_curve: RunningAverage
-    """Over A's steps."""
+    """Average difference over A's steps."""
 
     def sentence(self) -> str:
-        """The result in one line; its numbers have two digits of the half width."""
+        """Return the result in one line; its numbers show two digits of the half width."""
         (a, b), shared = self.names, _documents(self.overall.documents, "shared ")
         value, half, over = self.overall.value, self.overall.half_width, f"{self.unit} over {shared}"
         if not self.differences.any():
             return f"{a} and {b} have the same loss on each of {shared}"
         if half is None:
-            return f"Too few to tell: {self._found(self.overall)} {over}"
+            return f"Too few documents for an interval: {self._found(self.overall)} {over}"
         if abs(value) > half:
             return f"{self._found(self.overall)} {over}"
         hidden = f"{abs(value) + half:.{_digits(half)}f}"
-        return f"No difference found: {self._found(self.overall)} {over}; one of up to {hidden} could hide"
+        return f"No difference found: {self._found(self.overall)} {over}; a difference of up to {hidden} is possible"
 
     def _found(self, difference: Difference) -> str:
         (a, b), value, half = self.names, difference.value, difference.half_width
@@ -82,34 +82,34 @@ class Comparison:
         return f"{a} − {b} = {sign}{abs(value):.{digits}f}{error}"
 
     def notes(self) -> list[str]:
-        """What else there is to know, the most important first: only lines that apply."""
+        """Return further lines, the most important first; only those that apply."""
         (a, b), half, found = self.names, self.overall.half_width, []
         if self.same:
             found.append(f"{a} and {b} are the same run")
         elif [name for name, _, _ in self.settings] == ["seed"]:
-            found.append("They differ in their seed alone: this is what chance does")
+            found.append("Only the seed differs: the difference is due to chance")
         if self.settings:
-            named = ", ".join(f"{name} {one} and {other}" for name, one, other in self.settings)
-            found.append(f"Settings of {a} and {b}: {named}")
+            named = "; ".join(f"{name} {one} ({a}), {other} ({b})" for name, one, other in self.settings)
+            found.append(f"Settings that differ: {named}")
         if self.since:
-            found.append(f"From step {self.since:,} of {a} on")
+            found.append(f"Only documents from step {self.since:,} of {a} on")
         if half and (narrower := self.unpaired_half_width / half) >= 1.1:
             times, wide = f"{narrower:.{0 if narrower >= 9.95 else 1}f}", self.unpaired_half_width
             alone = f"± {wide:.{_digits(wide)}f}"
-            found.append(f"Paired by document: {times} times narrower than by the two averages alone ({alone})")
+            found.append(f"Paired by document: {times} times narrower than from the two averages alone ({alone})")
         if half and self.later.half_width is not None:
-            found.append(f"Second half alone: {self._found(self.later)}")
+            found.append(f"Second half only: {self._found(self.later)}")
         if self.unit == "bits per byte":
-            found.append("Other or unknown tokenizers: compared in bits per byte")
+            found.append("Different or unknown tokenizers: compared in bits per byte")
         if self.other_lengths:
             in_bits = self.unit == "bits per byte"
-            how = "each run's bits are over its own bytes" if in_bits else "compared on the tokens that both predicted"
+            how = "bits of each run per byte it read" if in_bits else "compared on the tokens that both predicted"
             found.append(f"{_documents(self.other_lengths)} read to different lengths: {how}")
         if self.texts < self.overall.documents:
-            found.append(f"{self.texts:,} different texts, read again and again: the interval takes each for a new one")
+            found.append(f"Only {self.texts:,} different texts: the interval treats each repetition as a new document")
         if self.moved:
             found.append(f"{_documents(round(self.moved * self.overall.documents))} read at different steps")
-        found += [f"{_documents(count)} left out: {reason}" for reason, count in self.left_out]
+        found += [f"{_documents(count)} excluded: {reason}" for reason, count in self.left_out]
         if any(total > self.overall.documents + sum(count for _, count in self.left_out) for total in self.totals):
             found.append(f"{a} has {_documents(self.totals[0])}, {b} has {self.totals[1]:,}")
         return found
@@ -120,7 +120,7 @@ def _documents(count: int, kind: str = "") -> str:
 
 
 def _digits(error: float | None) -> int:
-    """Decimals that show two significant digits of an error."""
+    """Return the number of decimals that show two significant digits of an error."""
     return min(max(1 - math.floor(math.log10(error)), 0), 6) if error else 3
 
 
@@ -131,12 +131,12 @@ def compare(
     since: int = 0,
     at_hand: Sequence[Columns | None] = (None, None),
 ) -> Comparison:
-    """Two runs (rank 0) on the documents that both read (A from step `since` on), matched by the SHA-256 of the text.
+    """Compare two runs (rank 0) on their shared documents (from step `since` of A on), matched by the text's SHA-256.
 
-    Same tokenizer: nats per token; where the runs read other lengths of a document, over its first tokens, which both
-    predicted. Other or unknown tokenizers: bits per byte, each run over the bytes that it read.
-    `at_hand`: the columns of A and of B, where they were read already.
-    Raises ValueError, one line, where a run has no steps or there is no document to compare.
+    With the same tokenizer, in nats per token; if the runs read different lengths of a document, over the tokens that
+    both predicted. With different or unknown tokenizers, in bits per byte, each run over the bytes that it read.
+    `at_hand`: the columns of A and of B, if already read.
+    Raises ValueError if a run has no steps or there is no document to compare.
     """
     stores, runs = (a, b), (a.run(), b.run())
     tables = [_read(store, name, known) for store, name, known in zip(stores, names, at_hand, strict=True)]
@@ -157,7 +157,7 @@ def compare(
     hash_a, hash_b = (run.get("tokenizer_hash") for run in runs)
     in_nats = bool(hash_a) and hash_a == hash_b
     per = "tokens" if in_nats else "bytes"
-    with np.errstate(invalid="ignore"):  # of a loss that is not finite
+    with np.errstate(invalid="ignore"):  # non-finite losses
         sums = [table["loss"] * table["tokens"] / (1 if in_nats else math.log(2)) for table in columns]
     weights = [table[per].copy() for table in columns]
     unlike = weights[0] != weights[1]
@@ -169,7 +169,7 @@ def compare(
     if in_nats:
         unkept = np.zeros_like(kept)
         unkept[kept & unlike] = _cut_to_shorter(stores, columns, sums, weights, np.flatnonzero(kept & unlike))
-        broken["the losses of their tokens are not kept, and the runs read them to different lengths"] = unkept
+        broken["their token losses are not kept, and the runs read them to different lengths"] = unkept
     left_out, kept = [], np.ones_like(kept)
     for reason, found in broken.items():
         if count := int((kept & found).sum()):
@@ -212,9 +212,9 @@ def _about(run: Row) -> str:
 
 
 def _other_settings(runs: Sequence[Row]) -> tuple[tuple[str, str, str], ...]:
-    """By the fields of the runs' settings; those that only decide what is shown and kept are left out.
+    """Return the settings that differ, except those that only decide what is shown or kept.
 
-    So is the number of steps, unless the learning rate looks at the end of the run.
+    The number of steps counts only if the learning rate depends on it.
     """
     kept = {"keep_charts", "keep_checkpoints", "keep_documents", "keep_every", "checkpoint"}
     beside = kept | {"display_samples", "probes", "prompt"}
@@ -234,7 +234,7 @@ def _cut_to_shorter(
 ) -> list[bool]:
     """Replace the longer run's sum and weight of each of `rows` by those of the tokens that both predicted.
 
-    The shorter run's loss is over these already. Returns which of `rows` have no losses of tokens.
+    Return which of `rows` have no token losses.
     """
     missing = []
     for row in rows:
@@ -247,7 +247,7 @@ def _cut_to_shorter(
 
 
 def _read(store: StoreReader, name: str, columns: Columns | None) -> tuple[Columns, npt.NDArray[np.bytes_], int]:
-    """`StoreReader.columns` of the steps whose text is known, their hashes, and the number of all steps."""
+    """Return `StoreReader.columns` of the steps whose text hash is known, the hashes, and the number of all steps."""
     columns = store.columns() if columns is None else columns
     total = len(columns["steps"])
     if not total:

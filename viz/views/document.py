@@ -1,4 +1,4 @@
-"""The document of a step, opened: where it is from, how it went, what it says, what each token of it cost."""
+"""The document of a step: source, numbers, text and the loss of each token; and its description for a terminal."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,17 @@ from viz.record.schema import Row
 from viz.stats.series import Series
 from viz.views.token_text import Speller, speller
 
+SURPRISES = 10
+BEFORE = 8  # tokens of context
+
 
 @dataclass(frozen=True)
 class OpenedDocument:
-    """What the record has of a step. What it lacks is None; numbers may be NaN or infinite."""
+    """The record of one step. Missing values are None; numbers may be NaN or infinite."""
 
     step: int
     previous: int | None
-    """The step before it in the record."""
+    """The previous step in the record."""
     next: int | None
     source: str
     shard: str | None
@@ -25,35 +28,35 @@ class OpenedDocument:
     loss: float
     """Nats per token, measured before the model learned from it."""
     usual: float
-    """The average of its source just before it, nats per token; NaN where too few of the source were read by then."""
+    """The average of its source before it, nats per token; NaN if too few of the source were read."""
     accuracy: float
     gradient_norm: float
     learning_rate: float
     bytes_read: int | None
-    """UTF-8 bytes of the whole characters that the model read."""
+    """UTF-8 bytes of the complete characters that the model read."""
     document_bytes: int | None
     """UTF-8 bytes of the whole document."""
     ids: Sequence[int] | None
-    """(T,) as the model read them; None where they are not kept."""
+    """(T,) as the model read them; None if not kept."""
     texts: Sequence[str] | None
-    """(T,) what each id spells; None where they are not kept, or the record holds no tokenizer."""
+    """(T,) the text of each id; None if not kept, or if the record has no tokenizer."""
     losses: Sequence[float] | None
-    """(T-1,) nats, of every id but the first."""
+    """(T-1,) nats, for every id except the first."""
     ranks: Sequence[int] | None
-    """(T-1,) how many tokens the model held more likely than the true one."""
+    """(T-1,) how many tokens the model ranked above the true one."""
     judged: Sequence[str] = ()
-    """What the judge of stability said of this step."""
+    """Details of the spike detector's events of this step."""
     samples: Sequence[Row] = field(default_factory=tuple)
-    """Rows of `text_samples`: what the model wrote before it learned from this document."""
+    """Rows of `text_samples`: generations before the model learned from this document."""
 
     @property
     def excess(self) -> float:
-        """Nats per token above what was usual for its source; NaN where nothing was yet."""
+        """Nats per token above the usual loss of its source; NaN if unknown."""
         return self.loss - self.usual
 
     @property
     def about_tokens(self) -> int | None:
-        """Of the whole document, if the rest of it has as many bytes a token as what was read; exact if all was."""
+        """Estimated tokens of the whole document, from the bytes per token of the part that was read."""
         if not self.bytes_read or self.document_bytes is None or self.ids is None:
             return None
         return max(len(self.ids), round(len(self.ids) * self.document_bytes / self.bytes_read))
@@ -63,21 +66,21 @@ class OpenedDocument:
         return None if self.texts is None else "".join(self.texts)
 
     def surprises(self, most: int) -> list[int]:
-        """Places in `losses` of the tokens that surprised most, the worst first; infinite losses are the worst."""
+        """Return the indices in `losses` of the highest losses, the highest first."""
         known = [place for place, loss in enumerate(self.losses or ()) if not math.isnan(loss)]
         return sorted(known, key=lambda place: -(self.losses or ())[place])[:most]
 
 
 def open_document(store: StoreReader, series: Series, step: int, speller: Speller | None) -> OpenedDocument:
-    """The document of a step. `series` holds the rows of the store, at least up to this one.
+    """Return the document of a step. `series` has the rows of the store, at least up to this one.
 
-    Raises ValueError where the run has no such step.
+    Raises ValueError if the run has no such step.
     """
     if not series.size:
-        raise ValueError(f"the run has no step {step:,}: it has none yet")
+        raise ValueError(f"the run has no step {step:,}: it has no steps yet")
     steps, row = series["steps"], series.rows_below(step)
     if row >= len(steps) or steps[row] != step:
-        raise ValueError(f"the run has no step {step:,}: they are {steps[0]:,} to {steps[-1]:,}")
+        raise ValueError(f"the run has no step {step:,}: its steps are {steps[0]:,} to {steps[-1]:,}")
     found = next((one for one in store.documents(step) if one["rank"] == 0), {})
     ids, losses, ranks = (
         None if found.get(name) is None else found[name].tolist()
@@ -96,7 +99,7 @@ def open_document(store: StoreReader, series: Series, step: int, speller: Spelle
         accuracy=float(series["accuracy"][row]),
         gradient_norm=float(series["gradient_norm"][row]),
         learning_rate=float(series["learning_rate"][row]),
-        # Cut within a character, the text ends with what stands for a broken one.
+        # A text that was cut within a character ends with the replacement character.
         bytes_read=None if texts is None else len("".join(texts).rstrip("\N{REPLACEMENT CHARACTER}").encode()),
         document_bytes=found.get("document_bytes"),
         ids=ids,
@@ -108,12 +111,8 @@ def open_document(store: StoreReader, series: Series, step: int, speller: Spelle
     )
 
 
-SURPRISES = 10
-BEFORE = 8  # tokens of context
-
-
 def describe_document(store: StoreReader, step: int) -> str:
-    """The lines about a step. Raises ValueError where the run has no such step, or its document is not kept."""
+    """Return a description of a step. Raises ValueError if the run has no such step, or its tokens are not kept."""
     series = Series()
     series.extend(store.columns())
     document = open_document(store, series, step, speller(store.run().get("tokenizer")))
@@ -121,9 +120,9 @@ def describe_document(store: StoreReader, step: int) -> str:
         if document.shard is None:
             raise ValueError(f"the document of step {step:,} is not kept")
         where = f"{one_line(document.shard)} row {document.row}"
-        raise ValueError(f"the tokens of step {step:,} are no longer kept: its document is {where}")
+        raise ValueError(f"the tokens of step {step:,} are no longer kept; the document is {where}")
     above = "above" if document.excess > 0 else "below"
-    usual = f", {abs(document.excess):.2f} {above} the average of its source then"
+    usual = f", {abs(document.excess):.2f} {above} the average of its source at that step"
     lines = [
         f"Step {step:,}: {one_line(document.source or 'unknown source')}, {one_line(str(document.shard))} row "
         f"{document.row}",
@@ -133,10 +132,10 @@ def describe_document(store: StoreReader, step: int) -> str:
         + (f" of {document.document_bytes:,} bytes" if document.document_bytes is not None else ""),
     ]
     if document.texts is None or document.text is None:
-        return "\n".join([*lines, "The record holds no tokenizer that could spell it."])
+        return "\n".join([*lines, "The record has no tokenizer to decode its text."])
     lines += ["", harmless(document.text)]
     if document.losses is not None:
-        lines += ["", "What surprised most, nats, with the truth in brackets behind what came before it:"]
+        lines += ["", "Tokens with the highest loss (nats), in brackets after the text before them:"]
         lines += [_surprise(document, place) for place in document.surprises(SURPRISES)]
     return "\n".join(lines)
 

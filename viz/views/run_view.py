@@ -1,4 +1,4 @@
-"""What a chart tells of a run as of a step, gathered from its store: everything that is shown, and nothing of how."""
+"""The content of a chart: what is shown about a run as of a step, and the verdict in one line."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,30 +18,37 @@ from viz.views.token_text import Speller, speller
 STAND_OUTS = 3
 WORDS = 6
 MOMENTS = 4
-BINS = 28  # along the positions of a document
-FEWEST_AT_PLACE = 5  # documents that reach a position, for a mean there
+BINS = 28  # along the positions in a document
+FEWEST_AT_PLACE = 5  # documents that must reach a position for a mean there
+FEWEST = 20  # documents on each side of a comparison
+_ODD = {
+    "spike": ("spike", "spikes"),
+    "skipped update": ("update skipped", "updates skipped"),
+    "roll-back": ("rollback", "rollbacks"),
+    "retry": ("source retry", "source retries"),
+}
 
 
 @dataclass(frozen=True)
 class StandOut:
-    """A document that lay far above what was usual for its source."""
+    """A document far above the usual loss of its source."""
 
     step: int
     loss: float
     excess: float
-    """Nats per token above the average of its source at that time."""
+    """Nats per token above the average of its source at that step."""
     source: str
     words: str
-    """The first words of its text; nothing where it is not kept."""
+    """The first words of its text; '' if it is not kept."""
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Mean loss by the place of a token in its document, over some documents."""
+    """Mean loss by the position of a token in its document, over some documents."""
 
     documents: int
     places: Floats
-    """(B,) index of the predicted token in its document, from 1, the middle of each bin on a logarithmic axis."""
+    """(B,) index of the predicted token in its document, from 1: the middle of each bin on a logarithmic axis."""
     mean: Floats
     """(B,) nats per token."""
     error: Floats
@@ -56,30 +63,30 @@ class View:
     step: int
     series: Series
     count: int
-    """Rows of `series` that are part of it."""
+    """Rows of `series` that belong to it."""
     evaluations: Sequence[Row] = ()
     events: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Kind -> the steps at which such an event has happened, in order, as often as it did."""
+    """Kind -> steps of such events, in order, one entry per event."""
     stand_outs: Sequence[StandOut] = ()
     positions: Sequence[Positions] = ()
-    """Of the first documents and of the newest, never the same ones."""
+    """For the first and for the newest documents, which do not overlap."""
     moments: Sequence[Row] = ()
-    """Rows of `text_samples` to one prompt, at most `MOMENTS`, in order."""
+    """Rows of `text_samples` for one prompt, at most `MOMENTS`, in order."""
     sample: Row | None = None
-    """The newest generation from a document."""
+    """The newest generation that continues a document."""
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """(count,) of a column of the store."""
+        """Return a column of the store: (count,)."""
         return self.series[name][: self.count]
 
     @property
     def spikes(self) -> list[int]:
-        """Steps whose loss or gradient the judge of stability took for a spike."""
+        """Steps that the spike detector flagged."""
         return sorted({step for kind in SPIKES for step in self.events.get(kind, ())})
 
     @property
     def repeats_from(self) -> int | None:
-        """The step from which on documents are read again, where they are."""
+        """The first step of the second epoch; None during the first."""
         return self.events["epoch"][0] if "epoch" in self.events else None
 
     @property
@@ -88,9 +95,9 @@ class View:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the run has its steps, at the usual speed of the last `WINDOW` documents; None where it is at its end.
+        """Seconds until the last step, at the speed of the last `WINDOW` documents; None for a finished run.
 
-        What held up a few of them is left out: more than 20 times the lower median.
+        Interruptions (more than 20 times the lower median) are excluded.
         """
         left = int(self.run.get("config", {}).get("num_steps") or 0) - self.step
         ended = self.run.get("ended") is not None and self.count == self.series.size
@@ -103,7 +110,7 @@ class View:
 
 
 class Viewer:
-    """Looks at one store again and again; remembers the text of what stood out, and the first documents' losses."""
+    """Makes views of one store repeatedly; caches words of stand-outs and positions of the first documents."""
 
     def __init__(self, store: StoreReader) -> None:
         self._store = store
@@ -115,8 +122,8 @@ class Viewer:
         self._rewinds: int | None = None
 
     def look(self, step: int | None = None) -> View:
-        """The run as of `step` finished documents, or as of its newest."""
-        if (rewinds := self._store.count_rewinds()) != self._rewinds:  # rows may have been made again
+        """Return the run as of `step` finished documents, or as of its newest."""
+        if (rewinds := self._store.count_rewinds()) != self._rewinds:  # steps may have been repeated
             if self._rewinds is not None:
                 self.series, self._words, self._early = Series(), {}, None
             self._rewinds = rewinds
@@ -162,34 +169,34 @@ class Viewer:
         if early is None or early.documents != documents:
             early = self._measure(0, documents)
         if documents == WINDOW:
-            self._early = early  # for good
+            self._early = early  # will not change any more
         return [found for found in (early, self._measure(count - documents, count)) if found is not None]
 
     def _measure(self, first: int, last: int) -> Positions | None:
         steps = self.series["steps"]
         first_step, last_step = int(steps[first]), int(steps[last - 1])
         losses = self._store.token_losses(first_step, last_step + 1)
-        # Where few are left, they are the ones that were kept for being unlike the others.
+        # If few are left, they were kept because they are unusual.
         enough = len(losses) >= max(FEWEST_AT_PLACE, (last - first) / 2)
         found = by_position(losses) if enough else None
         return found if found is not None and len(found.places) else None
 
 
 def furthest_above(view: View) -> list[int]:
-    """Rows of the `STAND_OUTS` documents after the warm-up that lay furthest above what was usual, furthest first."""
+    """Return the rows of the `STAND_OUTS` documents after the warm-up with the greatest excess, greatest first."""
     begin = view.series.rows_below(view.warmup_steps)
     excess = view.series.excess.values(view.count)[begin:]
-    above = np.flatnonzero((excess >= 0.005) & np.isfinite(excess))  # less would be written as +0.00
+    above = np.flatnonzero((excess >= 0.005) & np.isfinite(excess))  # less would be shown as +0.00
     if len(above) > STAND_OUTS:
         above = above[np.argpartition(excess[above], -STAND_OUTS)[-STAND_OUTS:]]
     return [begin + int(row) for row in above[np.argsort(-excess[above], kind="stable")]]
 
 
 def by_position(losses: Sequence[npt.NDArray[Any]]) -> Positions:
-    """Mean loss of the tokens of documents in `BINS` bins of equal width on a logarithmic axis.
+    """Return the mean loss of tokens in `BINS` position bins of equal width on a logarithmic axis.
 
-    Tokens of one document are not independent, documents are: a bin's value of a document is the mean over its tokens
-    there, and the error is that of the mean of these.
+    Tokens of one document are not independent, but documents are: each document contributes the mean over its tokens
+    in a bin, and the error is that of the mean over documents.
     """
     longest = max(len(one) for one in losses)
     edges = np.unique(np.geomspace(1, longest + 1, BINS + 1).astype(int))
@@ -210,9 +217,9 @@ def by_position(losses: Sequence[npt.NDArray[Any]]) -> Positions:
 
 
 def spread(places: Sequence[tuple[int, int]], most: int) -> list[int]:
-    """Of (step, id) in order the ids of the first, the last and at most `most` in all, by about equal ratios of steps.
+    """Select at most `most` ids of (step, id), including the first and last, at about equal ratios of steps.
 
-    A model learns most at first: moments at equal ratios of steps show more of it than at equal distances.
+    A model learns most at the beginning, so equal ratios show more of it than equal distances.
     """
     if most == 1:
         return [number for _, number in places[-1:]]
@@ -228,25 +235,16 @@ def spread(places: Sequence[tuple[int, int]], most: int) -> list[int]:
     return [places[place][1] for place in sorted(chosen)]
 
 
-FEWEST = 20  # documents on either side of a comparison
-_ODD = {
-    "spike": ("spike", "spikes"),
-    "skipped update": ("update refused", "updates refused"),
-    "roll-back": ("roll-back", "roll-backs"),
-    "retry": ("retry of the source", "retries of the source"),
-}
-
-
 def verdict(view: View) -> str:
-    """The line. The loss is the running average of the chart, ± two standard errors."""
+    """Return the verdict in one line. The loss is the running average of the chart, ± two standard errors."""
     losses = view.column("loss")
     losses = losses[np.isfinite(losses)]
     if len(losses) < 2:
-        return "Too few documents to tell anything yet"
+        return "Too few documents to judge yet"
     average, error = (
         float(one.values(view.count)[-1]) for one in (view.series.averages.loss, view.series.averages.loss_error)
     )
-    # A step that was made again has its spike again, and it is the same one; the others happen each time.
+    # A repeated step repeats its spike, which counts once; other events count each time.
     counts = {kind: len(set(steps) if kind in SPIKES else steps) for kind, steps in view.events.items()}
     odd = [f"{counts[kind]:,} {words[counts[kind] > 1]}" for kind, words in _ODD.items() if kind in counts]
     waited = view.series.averages.waited_share.values(view.count)[-1]
@@ -254,16 +252,16 @@ def verdict(view: View) -> str:
     of = f"~{WINDOW}" if len(losses) > WINDOW else f"all {len(losses)}"
     parts = (
         f"Loss {average:.2f} ± {2 * error:.2f} (average of {of})",
-        f"worse than guessing ({guessing:.2f})" if average > guessing + 0.5 else "",
+        f"worse than a uniform guess ({guessing:.2f})" if average > guessing + 0.5 else "",
         _change(losses),
         ", ".join(odd),
-        f"{waited:.0%} of the time waits for documents" if waited > 0.1 else "",
+        f"{waited:.0%} of the time spent waiting for documents" if waited > 0.1 else "",
     )
     return " · ".join(filter(None, parts))
 
 
 def _change(losses: Floats) -> str:
-    """The last quarter of the documents against the quarter before; of a short run the halves."""
+    """Compare the last quarter of the documents with the quarter before; in a short run, the halves."""
     part, name = (len(losses) // 4, "quarter") if len(losses) >= 4 * WINDOW else (len(losses) // 2, "half")
     if part < FEWEST:
         return ""

@@ -1,28 +1,28 @@
-"""Token ids as text again, by the tokenizer that the store carries."""
+"""Decodes token ids with the tokenizer in the store."""
 
 from collections.abc import Callable, Sequence
 
 
 class Speller:
-    """Spells ids: all of them together, or each one's share of the text."""
+    """Decodes ids: all of them together, or each one's share of the text."""
 
     def __init__(self, text: Callable[[Sequence[int]], str], pieces: Callable[[Sequence[int]], list[str]]) -> None:
         self.text = text
         """(T,) ids -> their text."""
         self.pieces = pieces
-        """(T,) ids -> (T,) what each adds to the text: '' where it only begins a character, which its last id adds."""
+        """(T,) ids -> (T,) what each adds to the text. The last id of a character adds it; its other ids add ''."""
 
 
 def speller(tokenizer: bytes | None) -> Speller | None:
-    """For a SentencePiece model, or the JSON of `tokenizers`, which begins with `{`.
+    """Return a `Speller` for a SentencePiece model, or for the JSON of `tokenizers`, which begins with `{`.
 
-    None where the store holds no tokenizer, or one that can't be read.
+    None if the store has no tokenizer, or one that can't be read.
     """
     if not tokenizer:
         return None
     try:
         return _of_json(tokenizer) if tokenizer.startswith(b"{") else _of_sentencepiece(tokenizer)
-    except Exception:  # noqa: BLE001  # tokenizers raises nothing narrower; a picture without words is still a picture
+    except Exception:  # noqa: BLE001  # tokenizers raises nothing narrower; a chart without words is still useful
         return None
 
 
@@ -38,7 +38,7 @@ def _of_json(tokenizer: bytes) -> Speller:
     def pieces(ids: Sequence[int]) -> list[str]:
         stream = DecodeStream(skip_special_tokens=False)
         found = [stream.step(known, number) or "" for number in ids]
-        if found:  # a character that the last ids only begin
+        if found:  # an incomplete character at the end
             found[-1] += text(ids)[len("".join(found)) :]
         return found
 

@@ -1,44 +1,8 @@
 import multiprocessing
 import os
 from pathlib import Path
-from typing import BinaryIO
 
-import pytest
-
-from common.file_replacement import replace_file
 from trainer.base.atomic_files import FileLock, remove_unfinished, sha256_of_file
-
-
-def test_replaces_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    for content in (b"one", b"two"):
-        replace_file(path, lambda file, content=content: file.write(content), durable=True)
-        assert path.read_bytes() == content
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def write(file: BinaryIO) -> None:
-        file.write(b"half of the n")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        replace_file(path, write, durable=True)
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
-def test_what_is_called_before_naming_sees_the_bytes_and_no_name(tmp_path: Path) -> None:
-    path, seen = tmp_path / "file", []
-
-    def before(aside: Path) -> None:
-        seen.append((aside.read_bytes(), path.exists(), aside.parent == tmp_path))
-
-    replace_file(path, lambda file: file.write(b"x"), durable=True, before_naming=before)
-    assert seen == [(b"x", False, True)]
 
 
 def _try_lock(path: Path) -> None:
@@ -49,7 +13,7 @@ def _try_lock(path: Path) -> None:
     os._exit(0)
 
 
-def test_a_lock_holds_another_process_off_until_released(tmp_path: Path) -> None:
+def test_a_lock_keeps_other_processes_out_until_it_is_released(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     lock = FileLock(tmp_path / "lock")
     codes = []
@@ -67,7 +31,7 @@ def test_digest(tmp_path: Path) -> None:
     assert sha256_of_file(tmp_path / "f").startswith("ba7816bf8f01cfea")
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     for name in (".checkpoint_step_5.bin.123.tmp", "..run.123.tmp", ".checkpoint_step_5.bin.sha256.9.tmp"):
         (tmp_path / name).touch()
     (tmp_path / "mine.tmp").touch()

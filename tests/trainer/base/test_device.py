@@ -12,7 +12,6 @@ from tests.conftest import PROJECT
 from trainer.base.device import (
     choose_device,
     choose_dtype,
-    describe_device,
     has_native_bf16,
     make_deterministic,
     multiply_fp32_by_onednn,
@@ -25,7 +24,7 @@ def test_auto_is_a_device_that_works() -> None:
     assert (torch.ones(2, device=device) + 1).sum().item() == 4
 
 
-def test_no_length_is_planned_for_by_cudnn() -> None:
+def test_cudnn_attention_is_off() -> None:
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
         torch.backends.cuda.enable_cudnn_sdp(True)
@@ -36,7 +35,7 @@ def test_no_length_is_planned_for_by_cudnn() -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "mps"])
-def test_a_device_that_is_not_there_is_one_line(name: str) -> None:
+def test_a_missing_device_is_one_line(name: str) -> None:
     if name == "mps" and torch.backends.mps.is_available():
         assert choose_device(name).type == "mps"
         return
@@ -44,7 +43,7 @@ def test_a_device_that_is_not_there_is_one_line(name: str) -> None:
         choose_device(name)
 
 
-def test_bf16_is_taken_where_it_is_native_or_asked_for() -> None:
+def test_bf16_is_used_if_native_or_requested() -> None:
     cpu = torch.device("cpu")
     assert choose_dtype("auto", cpu) == (torch.bfloat16 if has_native_bf16(cpu) else torch.float32)
     assert choose_dtype("bf16", cpu) == torch.bfloat16
@@ -54,19 +53,15 @@ def test_bf16_is_taken_where_it_is_native_or_asked_for() -> None:
         assert has_native_bf16(cpu) == ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
-def test_words() -> None:
-    assert describe_device(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
-
-
-def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_kernels_are_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    was = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled()
     try:
         torch.use_deterministic_algorithms(False)
         make_deterministic()
         assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
-        torch.use_deterministic_algorithms(was)
+        torch.use_deterministic_algorithms(before)
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
@@ -87,13 +82,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_memory_that_was_given_back_is_there_for_the_next_tensors() -> None:
-    """Counted in the pages that the system had to lend again."""
-    lent = [
+def test_freed_memory_is_reused_for_the_next_tensors() -> None:
+    """Measured in page faults: memory returned to the system has to be requested again."""
+    faults = [
         int(subprocess.run([sys.executable, "-c", MEMORY, *word], capture_output=True, check=True, cwd=PROJECT).stdout)
         for word in ([], ["keep"])
     ]
-    assert lent[1] < lent[0] / 3, lent
+    assert faults[1] < faults[0] / 3, faults
 
 
 @pytest.fixture
@@ -105,18 +100,17 @@ def by_default() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("by_default")
-def test_products_of_fp32_stay_fp32() -> None:
+def test_fp32_products_stay_exact() -> None:
     multiply_fp32_by_onednn()
     left, right = torch.randn(255, 384), torch.randn(8192, 384)
     exact = left.double() @ right.double().T
     assert (left @ right.T - exact).norm() < 1e-6 * exact.norm()
-    # Here, that is: with AMX they would not, and then nothing is changed.
-    has_amx = torch.cpu._is_amx_tile_supported()
+    has_amx = torch.cpu._is_amx_tile_supported()  # then bf16 would be used, so nothing is changed
     assert torch.backends.mkldnn.matmul.fp32_precision == ("none" if has_amx else "bf16")
 
 
 @pytest.mark.usefixtures("by_default")
-def test_a_cpu_that_would_take_bf16_for_them_is_not_allowed_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_that_would_compute_them_in_bf16_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     product = torch.Tensor.__matmul__
 
     def as_with_amx(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ def run(*signals: int, words: tuple[str, ...] = ()) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
 
 
-def test_the_first_is_a_flag() -> None:
+def test_the_first_signal_sets_a_flag() -> None:
     assert run(signal.SIGINT).stdout == "True 130\n"
     assert run(signal.SIGTERM).stdout == "True 143\n"
     assert run(signal.SIGHUP).stdout == "True 129\n"
@@ -34,7 +34,7 @@ def test_the_first_is_a_flag() -> None:
     assert run().stdout.startswith("False")
 
 
-def test_before_there_is_something_to_save_it_ends_the_process() -> None:
+def test_a_signal_ends_the_process_while_there_is_nothing_to_save() -> None:
     done = run(signal.SIGTERM, words=("early",))
     assert "KeyboardInterrupt" in done.stderr and done.stdout == ""
 
@@ -43,18 +43,18 @@ def test_nohup_is_respected() -> None:
     assert run(signal.SIGHUP, words=("nohup",)).stdout.startswith("False")
 
 
-def test_the_second_ends_the_process_at_once() -> None:
+def test_the_second_signal_ends_the_process_immediately() -> None:
     done = run(signal.SIGINT, signal.SIGINT)
     assert (done.returncode, done.stdout) == (130, "")
     assert run(signal.SIGINT, signal.SIGTERM).returncode == 143
 
 
-def test_while_compiling_the_first_ends_the_process_at_once() -> None:
+def test_the_first_signal_ends_the_process_immediately_while_compiling() -> None:
     done = run(signal.SIGTERM, words=("compiling",))
     assert (done.returncode, done.stdout, done.stderr) == (143, "", f"\n{NOTHING_TRAINED}\n")
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGINT)
     with StopSignals():
         assert signal.getsignal(signal.SIGINT) != before

@@ -1,4 +1,4 @@
-"""What a name on the command line stands for, as far as no network is needed (the Hub's side: test_documents.py)."""
+"""What `--dataset` names, without a network (names on the Hub: test_hub_file.py)."""
 
 import os
 from pathlib import Path
@@ -16,45 +16,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
+    (tmp_path / "data/empty").mkdir()
     return tmp_path / "data"
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("names", "kind"),
     [
-        ("a.jsonl", "json lines"),
-        ("a.json.gz", "json lines"),
-        ("a.JSONL.ZST", "json lines"),
+        ("a.jsonl a.json.gz a.JSONL.ZST", "json lines"),
         ("a.txt.zst", "paragraphs"),
         ("a.parquet", "parquet"),
-        ("a.parquet.gz", None),
-        ("a.jsonl.gz.zst", None),
-        ("a.csv", None),
-        ("jsonl", None),
+        ("a.parquet.gz a.jsonl.gz.zst a.csv jsonl", None),
     ],
 )
-def test_kinds_of_files(name: str, kind: str | None) -> None:
-    assert kind_of(name) == kind
+def test_the_kind_follows_from_the_name(names: str, kind: str | None) -> None:
+    assert {kind_of(name) for name in names.split()} == {kind}
 
 
 @pytest.mark.parametrize(
-    ("dataset", "local"),
+    ("names", "expected"),
     [
-        ("cerebras/SlimPajama-627B", False),
-        ("wikitext", False),
-        ("data", True),
-        ("data/b.jsonl", True),
-        ("missing.jsonl", True),
-        ("./missing", True),
-        ("~/missing", True),
-        ("/missing", True),
-        ("no/such/folder", True),
-        ("some/*", True),
+        ("cerebras/SlimPajama-627B wikitext", False),
+        ("data data/b.jsonl missing.jsonl ./missing ~/missing /missing no/such/folder some/*", True),
     ],
 )
 @pytest.mark.usefixtures("folder")
-def test_local_or_hub(dataset: str, local: bool) -> None:
-    assert is_local(dataset) is local
+def test_local_or_hub(names: str, expected: bool) -> None:
+    assert {is_local(name) for name in names.split()} == {expected}
 
 
 def names(dataset: str) -> list[str]:
@@ -62,12 +50,9 @@ def names(dataset: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_folder_is_its_readable_files_in_order() -> None:
+def test_folders_globs_and_files_in_order() -> None:
     assert names("data") == ["data/a.txt", "data/b.jsonl", "data/sub/c.jsonl.zst", "data/sub/d.parquet"]
 
-
-@pytest.mark.usefixtures("folder")
-def test_a_glob_and_a_file() -> None:
     assert names("data/**/*.jsonl*") == ["data/b.jsonl", "data/sub/c.jsonl.zst"]
     assert names("data/b.jsonl") == ["data/b.jsonl"]
 
@@ -86,27 +71,22 @@ def test_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("data/notes.md", r"has \.md: expected \.jsonl"),
         ("data/*.md", r"has \.md: expected \.jsonl"),
         ("no/such/folder", "no such file"),
+        ("data/empty", "an empty folder"),
     ],
 )
 @pytest.mark.usefixtures("folder")
-def test_what_cannot_be_is_said(dataset: str, message: str) -> None:
+def test_missing_and_unsupported_files_are_refused(dataset: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolve_source(dataset)
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="an empty folder"):
-        resolve_source(str(tmp_path))
-
-
 def test_files_have_no_splits(folder: Path) -> None:
-    with pytest.raises(UserError, match="neither configurations nor splits"):
-        resolve_source(str(folder), split="test")
-    with pytest.raises(UserError, match="neither configurations nor splits"):
-        resolve_source(str(folder), config="en")
+    for options in ({"split": "test"}, {"config": "en"}):
+        with pytest.raises(UserError, match="neither configurations nor splits"):
+            resolve_source(str(folder), **options)
 
 
-def test_the_revision_follows_the_contents_wherever_they_lie(folder: Path) -> None:
+def test_the_revision_follows_the_contents_and_not_the_place(folder: Path) -> None:
     revision = resolve_source("data").revision
     assert resolve_source("data", revision=revision).revision == revision
     os.utime(folder / "b.jsonl", (0, 0))
@@ -118,9 +98,8 @@ def test_the_revision_follows_the_contents_wherever_they_lie(folder: Path) -> No
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_revision_of_much_data_follows_sizes_and_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.sources.READ_WHOLE_BYTES", 1)
-    revision = resolve_source("data").revision
-    assert resolve_source("data").revision == revision
+def test_the_revision_of_large_data_follows_sizes_and_times() -> None:
+    revision = resolve_source("data", read_whole_bytes=1).revision
+    assert resolve_source("data", read_whole_bytes=1).revision == revision != resolve_source("data").revision
     os.utime("data/b.jsonl", (0, 0))
-    assert resolve_source("data").revision != revision
+    assert resolve_source("data", read_whole_bytes=1).revision != revision

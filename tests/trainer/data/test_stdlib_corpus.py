@@ -1,4 +1,4 @@
-"""The embedded library, made from the Python that runs the tests."""
+"""The embedded corpus, made from the Python that runs the tests."""
 
 import inspect
 import json
@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 import zstandard
@@ -36,37 +37,33 @@ def rows(library: EmbeddedLibrary) -> list[dict[str, str]]:
     return [json.loads(line) for line in lines]
 
 
-def test_there_are_enough_documents_of_each_source(library: EmbeddedLibrary, rows: list[dict[str, str]]) -> None:
+def test_each_source_has_enough_documents_of_the_promised_length(
+    library: EmbeddedLibrary, rows: list[dict[str, str]]
+) -> None:
     assert len(rows) == library.documents >= 10_000
     counts = Counter(row["source"] for row in rows)
     assert set(counts) == {"python-docs", "python-docstrings", "python-code"}
     assert min(counts.values()) > 100
+    lengths = [len(row["text"]) for row in rows]
+    assert min(lengths) >= 200 and max(lengths) <= 4000
 
 
-def test_no_text_stands_in_two_documents(rows: list[dict[str, str]]) -> None:
+def test_no_text_and_no_piece_of_code_is_in_two_documents(rows: list[dict[str, str]]) -> None:
     assert len({row["text"] for row in rows}) == len(rows)
-
-
-def test_no_line_of_a_file_stands_in_two_documents_of_code(rows: list[dict[str, str]]) -> None:
     starts = Counter(row["origin"] for row in rows if row["source"] == "python-code")
     assert max(starts.values()) == 1
 
 
-def test_functions_come_without_their_docstrings(rows: list[dict[str, str]]) -> None:
+def test_functions_have_no_docstrings_and_docstrings_are_cleaned(rows: list[dict[str, str]]) -> None:
     (decode,) = [row["text"] for row in rows if "def raw_decode(self, s, idx=0):" in row["text"]]
     assert "StopIteration" in decode
     assert "Decode a JSON document" not in decode
     described = [row for row in rows if "Decode a JSON document from ``s``" in row["text"]]
     assert {row["source"] for row in described} == {"python-docstrings"}
+    assert inspect.cleandoc(json.dumps.__doc__ or "") in {row["text"] for row in rows}
 
 
-def test_every_document_is_of_the_promised_length(rows: list[dict[str, str]]) -> None:
-    lengths = [len(row["text"]) for row in rows]
-    assert min(lengths) >= 200
-    assert max(lengths) <= 4000
-
-
-def test_a_document_is_found_again_through_its_origin(rows: list[dict[str, str]]) -> None:
+def test_the_origin_leads_back_to_the_text(rows: list[dict[str, str]]) -> None:
     files: dict[str, list[str]] = {}
     for row in rows:
         name, number = re.fullmatch(r"(.*):(\d+)", row["origin"], re.DOTALL).groups()  # type: ignore[union-attr]
@@ -90,32 +87,25 @@ def test_unicode_is_intact(rows: list[dict[str, str]]) -> None:
     assert not any(re.search("[\ud800-\udfff]", row["text"]) for row in rows)
 
 
-def test_two_builds_are_equal_to_the_byte(library: EmbeddedLibrary, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from trainer.data.stdlib_corpus import prepare\n"
-        "prepare(Path(sys.argv[1]))"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C"}
-    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, env=environment, check=True, timeout=60)
-    other = prepare(tmp_path)
-    assert other.folder != library.folder
-    assert other.revision == library.revision
-    assert [shard.read_bytes() for shard in other.shards] == [shard.read_bytes() for shard in library.shards]
-
-
-def test_the_second_use_makes_nothing(library: EmbeddedLibrary, cache: Path) -> None:
+def test_the_second_use_writes_nothing(library: EmbeddedLibrary, cache: Path) -> None:
     before = [shard.stat().st_mtime_ns for shard in library.shards]
     assert prepare(cache) == library
     assert [shard.stat().st_mtime_ns for shard in library.shards] == before
 
 
-def test_processes_that_start_at_once_share_one_whole_library(library: EmbeddedLibrary, tmp_path: Path) -> None:
+def test_processes_that_start_together_make_one_library_that_is_equal_to_the_byte(
+    library: EmbeddedLibrary, tmp_path: Path
+) -> None:
     code = "import sys; from pathlib import Path; from trainer.data.stdlib_corpus import prepare; "
     command = [sys.executable, "-c", code + "print(prepare(Path(sys.argv[1])).revision)", tmp_path]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    options: Any = {"cwd": ROOT, "env": {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C"}, "stdout": subprocess.PIPE}
+    processes = [subprocess.Popen(command, text=True, **options) for _ in range(2)]
     assert [process.communicate(timeout=60)[0].strip() for process in processes] == [library.revision] * 2
     (made,) = (tmp_path / "train_slimpajama" / "python-library").iterdir()
     assert made.name.startswith(sys.implementation.name)
+    other = prepare(tmp_path)
+    assert other.folder == made != library.folder
+    assert [shard.read_bytes() for shard in other.shards] == [shard.read_bytes() for shard in library.shards]
 
 
 @pytest.mark.parametrize("damage", ["shard", "manifest"])
@@ -131,23 +121,14 @@ def test_damage_is_repaired(library: EmbeddedLibrary, cache: Path, damage: str) 
     assert [path.name for path in library.folder.parent.iterdir()] == [library.folder.name]
 
 
-def test_a_folder_that_cannot_be_written_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_temporary_folder_is_used_if_the_cache_is_not_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocked = tmp_path / "a file"
     blocked.touch()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     library = prepare(blocked)
-    assert library.folder.is_relative_to(tmp_path)
-    assert library.documents >= 10_000
-
-
-def test_nowhere_to_write_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked = tmp_path / "a file"
-    blocked.touch()
+    assert library.folder.is_relative_to(tmp_path) and library.documents >= 10_000
     monkeypatch.setattr("tempfile.tempdir", str(blocked))
     with pytest.raises(MachineError, match=r"neither .* nor .* can be written"):
         prepare(blocked)
-
-
-def test_docstrings_are_cleaned(rows: list[dict[str, str]]) -> None:
-    expected = inspect.cleandoc(json.dumps.__doc__ or "")
-    assert any(row["text"] == expected for row in rows)

@@ -54,13 +54,7 @@ def test_a_run_on_a_gpu_is_compiled_if_it_is_long(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     calls: list[bool] = []
     found = compile_where_it_pays(
-        lambda: calls.append(True),
-        None,
-        GPU,
-        steps=steps,
-        seconds=0.028,
-        say=lambda line: None,
-        compiling=nullcontext,
+        lambda: calls.append(True), None, GPU, steps=steps, seconds=0.028, say=print, compiling=nullcontext
     )
     assert found == bool(calls) == is_compiled
 

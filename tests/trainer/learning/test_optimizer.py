@@ -130,18 +130,6 @@ def test_adamw_updates_embedding_and_norms_at_their_own_rates() -> None:
     assert torch.allclose(weights["norm"], norm, atol=1e-6)
 
 
-def test_a_skipped_gradient_changes_neither_weights_nor_moments() -> None:
-    weights = make_weights()
-    optimizer = make_optimizer(weights)
-    optimizer.step(make_gradients(weights, 0), 0.01, found_inf=NO, grad_scale=ONE)
-    before = [value.clone() for value in (*weights.values(), *optimizer.memory())]
-    wrong = [torch.full_like(weight, math.nan) for weight in weights.values()]
-    for _ in range(4):
-        optimizer.step(wrong, 0.01, found_inf=ONE, grad_scale=torch.tensor(math.nan))
-    after = [*weights.values(), *optimizer.memory()]
-    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("found_inf", [NO, ONE])
 def test_momenta_are_the_same_without_reading_a_number_back(found_inf: Tensor, dtype: torch.dtype) -> None:
@@ -153,29 +141,11 @@ def test_momenta_are_the_same_without_reading_a_number_back(found_inf: Tensor, d
         if found_inf and number == 1:
             gradients[0].fill_(math.nan)
         skip = found_inf if number == 1 else NO
-        seen._gather(gradients, skip, torch.tensor(2.5), may_look=True)
-        unseen._gather(gradients, skip, torch.tensor(2.5), may_look=False)
+        seen._gather(gradients, skip, torch.tensor(2.5), may_read=True)
+        unseen._gather(gradients, skip, torch.tensor(2.5), may_read=False)
     for one, other in zip(seen._momenta.values(), unseen._momenta.values(), strict=True):
         assert one.dtype == other.dtype == dtype
         assert one.any() and torch.allclose(one.float(), other.float(), atol=1e-6 if dtype == torch.float32 else 2e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_loaded_state_continues_bit_for_bit(dtype: torch.dtype) -> None:
-    whole, weights = make_weights(), make_weights()
-    optimizer, first = make_optimizer(whole, dtype=dtype), make_optimizer(weights, dtype=dtype)
-    for number in range(9):
-        optimizer.step(make_gradients(whole, number), 0.01, found_inf=NO, grad_scale=ONE)
-    for number in range(9):
-        if number == 3:  # in the middle of a round
-            state = {
-                name: {key: value.clone() for key, value in kept.items()} for name, kept in first.state_dict().items()
-            }
-            first = make_optimizer(weights, dtype=dtype)
-            assert first.misfit(state) == ""
-            first.load_state_dict(state)
-        first.step(make_gradients(weights, number), 0.01, found_inf=NO, grad_scale=ONE)
-    assert all(torch.equal(whole[name], weights[name]) for name in whole)
 
 
 def test_gradients_may_have_any_strides() -> None:
@@ -201,9 +171,7 @@ def test_a_mismatch_is_named() -> None:
 
 def test_the_half_life_of_the_second_moment_is_in_tokens() -> None:
     for length in (2, 129, 256, 4096):
-        steps = 10e6 / (length - 1)
-        assert Recipe.for_width(64).beta2(length) ** steps == pytest.approx(0.5, rel=1e-6)
-    assert Recipe.for_width(64).beta2(256) == pytest.approx(0.99998232, abs=1e-8)
+        assert Recipe.for_width(64).beta2(length) ** (10e6 / (length - 1)) == pytest.approx(0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize(

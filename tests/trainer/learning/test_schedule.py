@@ -50,35 +50,22 @@ ROOT = math.sqrt(0.5)
 
 
 @pytest.mark.parametrize(
-    ("schedule", "cooldown", "least", "expected"),
+    ("schedule", "cooldown", "least", "steps", "expected"),
     [
-        (
-            "constant",
-            20,
-            1e-4,
-            {0: 1e-4, 5: 5e-4, 9: 9e-4, 10: 1e-3, 90: 1e-3, 91: 9.5e-4, 100: 5e-4, 108: 1e-4, 109: 5e-5},
-        ),
-        (
-            "linear",
-            0,
-            1e-4,
-            {0: 1e-4, 5: 5e-4, 10: 1e-3, 11: 9.91e-4, 35: 7.75e-4, 60: 5.5e-4, 85: 3.25e-4, 109: 1.09e-4},
-        ),
-        ("linear", 0, 0.0, {60: 5e-4, 109: 1e-5}),
-        ("linear", 20, 1e-4, {90: 2.8e-4, 100: 1.9e-4 * 0.5, 109: 1.09e-4 * 0.05}),  # decay and cooldown multiply
-        (
-            "cosine",
-            0,
-            1e-4,
-            {0: 1e-4, 5: 5e-4, 10: 1e-3, 35: 1e-4 + 4.5e-4 * (1 + ROOT), 60: 5.5e-4, 85: 1e-4 + 4.5e-4 * (1 - ROOT)},
-        ),
-        ("cosine", 0, 1e-4, {109: 1e-4 + 4.5e-4 * (1 + math.cos(0.99 * math.pi))}),
-        ("cosine", 0, 0.0, {60: 5e-4}),
+        ("constant", 20, 1e-4, (0, 5, 9, 10, 90, 91, 109), (1e-4, 5e-4, 9e-4, 1e-3, 1e-3, 9.5e-4, 5e-5)),
+        ("linear", 0, 1e-4, (0, 5, 10, 11, 35, 60, 109), (1e-4, 5e-4, 1e-3, 9.91e-4, 7.75e-4, 5.5e-4, 1.09e-4)),
+        ("linear", 0, 0.0, (60, 109), (5e-4, 1e-5)),
+        ("linear", 20, 1e-4, (90, 100, 109), (2.8e-4, 1.9e-4 * 0.5, 1.09e-4 * 0.05)),  # decay and cooldown multiply
+        ("cosine", 0, 1e-4, (5, 10, 35, 60), (5e-4, 1e-3, 1e-4 + 4.5e-4 * (1 + ROOT), 5.5e-4)),
+        ("cosine", 0, 1e-4, (85, 109), (1e-4 + 4.5e-4 * (1 - ROOT), 1e-4 + 4.5e-4 * (1 + math.cos(0.99 * math.pi)))),
+        ("cosine", 0, 0.0, (60,), (5e-4,)),
     ],
 )
-def test_the_rates_of_each_schedule(schedule: str, cooldown: int, least: float, expected: dict[int, float]) -> None:
-    found = rates(schedule, *expected, cooldown_steps=cooldown, min_learning_rate=least)
-    assert found == close(*expected.values())
+def test_the_rates_of_each_schedule(
+    schedule: str, cooldown: int, least: float, steps: tuple[int, ...], expected: tuple[float, ...]
+) -> None:
+    found = rates(schedule, *steps, cooldown_steps=cooldown, min_learning_rate=least)
+    assert found == close(*expected)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -12,16 +11,10 @@ def check(detector: InstabilityDetector, loss: float, norm: float, length: int =
     return detector.check(length, torch.tensor(finite), torch.tensor(loss), torch.tensor(norm))
 
 
-def after_calm_steps(
-    norm: float,
-    *,
-    steps: int = LEAST_HISTORY,
-    length: int = 64,
-    detector: InstabilityDetector | None = None,
-    **options: Any,
+def calm(
+    detector: InstabilityDetector, norm: float, steps: int = LEAST_HISTORY, length: int = 64
 ) -> InstabilityDetector:
-    """A detector that has seen steps without a fault, of a median norm of 1.1 x `norm`."""
-    detector = detector or InstabilityDetector(**options)
+    """Give the detector steps without a fault, with a median norm of 1.1 x `norm`, and return it."""
     for number in range(steps):
         verdict = check(detector, 4.0, norm * (1 + number % 3 / 10), length)
         assert not verdict.faults.any() and not verdict.found_inf
@@ -32,7 +25,7 @@ def test_the_norm_is_limited_to_one_and_to_three_medians() -> None:
     """`grad_scale` divides the gradient: norm / min(1, 3 x median)."""
     for norm, expected in ((0.5, 1.0), (2.0, 2.0)):
         assert check(InstabilityDetector(), 4.0, norm).grad_scale == expected  # no history yet: plain clipping
-    detector = after_calm_steps(0.1)
+    detector = calm(InstabilityDetector(), 0.1)
     verdict = check(detector, 4.0, 0.9)
     assert verdict.grad_scale.item() == pytest.approx(0.9 / (3 * 0.11))
     assert verdict.faults.tolist() == [0, 0, 0, 0, 1] and not verdict.found_inf
@@ -41,27 +34,27 @@ def test_the_norm_is_limited_to_one_and_to_three_medians() -> None:
 
 @pytest.mark.parametrize(("spike", "skipped", "scale"), [("clip", 0, 9 / 0.33), ("skip", 1, 9), ("keep", 0, 9)])
 def test_each_way_to_treat_a_spike(spike: str, skipped: int, scale: float) -> None:
-    verdict = check(after_calm_steps(0.1, spike=spike), 4.0, 9.0)
+    verdict = check(calm(InstabilityDetector(spike=spike), 0.1), 4.0, 9.0)
     assert verdict.found_inf == skipped and verdict.faults.tolist() == [0, 0, 0, 0, 1]
     assert skipped or verdict.grad_scale.item() == pytest.approx(scale)
 
 
 def test_a_loss_far_above_its_median_is_a_spike() -> None:
-    detector = after_calm_steps(0.1, spike="skip")
+    detector = calm(InstabilityDetector(spike="skip"), 0.1)
     assert check(detector, 4.0 + LOSS_SPIKE - 0.01, 0.1).faults.tolist() == [0] * 5
     verdict = check(detector, 4.0 + LOSS_SPIKE + 0.01, 0.1)
     assert verdict.faults.tolist() == [0, 0, 0, 1, 0] and verdict.found_inf == 1
 
 
 def test_each_length_has_its_own_median() -> None:
-    detector = after_calm_steps(0.1, length=256)
-    after_calm_steps(2.0, length=32, detector=detector)
+    detector = calm(InstabilityDetector(), 0.1, length=256)
+    calm(detector, 2.0, length=32)
     assert not check(detector, 4.0, 2.0, length=32).faults.any()
     assert check(detector, 4.0, 2.0, length=256).faults.any()
 
 
 def test_the_median_adapts_to_a_permanent_change() -> None:
-    detector = after_calm_steps(0.1, steps=40, window=32)
+    detector = calm(InstabilityDetector(window=32), 0.1, steps=40)
     spikes = [check(detector, 4.0, 0.9).faults.any().item() for _ in range(32)]
     assert spikes[0] and not spikes[-1] and sum(spikes) == 17  # half a window, and one (the lower median)
 
@@ -69,7 +62,7 @@ def test_the_median_adapts_to_a_permanent_change() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", ["logits", "loss", "gradient"])
 def test_non_finite_values_stop_the_update_and_leave_no_trace(bad: float, place: str) -> None:
-    detector, without = after_calm_steps(0.1), after_calm_steps(0.1)
+    detector, without = calm(InstabilityDetector(), 0.1), calm(InstabilityDetector(), 0.1)
     for _ in range(40):
         loss, norm = bad if place == "loss" else 4.0, bad if place == "gradient" else 0.1
         verdict = check(detector, loss, norm, finite=place != "logits")

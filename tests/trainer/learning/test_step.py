@@ -122,9 +122,10 @@ def test_a_non_finite_gradient_changes_nothing() -> None:
     before = {name: value.clone() for name, value in step.state_dict()["model"].items()}
     moments = [value.clone() for value in step.optimizer.memory()]
     hook = step.model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
-    result = step(IDS, 1e-3)
+    for _ in range(2):  # in two steps, every matrix of this width has its turn
+        result = step(IDS, 1e-3)
+        assert not result.updated and math.isnan(result.gradient_norm)
     hook.remove()
-    assert not result.updated and math.isnan(result.gradient_norm)
     assert all(torch.equal(before[name], value) for name, value in step.state_dict()["model"].items())
     assert all(torch.equal(old, new) for old, new in zip(moments, step.optimizer.memory(), strict=True))
     assert step(IDS, 1e-3).updated
@@ -144,9 +145,9 @@ def test_updates_too_small_for_bf16_reach_the_master_weights() -> None:
 def test_a_loaded_state_continues_bit_for_bit(dtype: torch.dtype) -> None:
     whole, first, second = make_step(dtype), make_step(dtype), make_step(dtype)
     expected = [whole(IDS, 1e-3).loss for _ in range(10)]
-    losses = [first(IDS, 1e-3).loss for _ in range(4)]
+    losses = [first(IDS, 1e-3).loss for _ in range(5)]  # in the middle of a round of the matrices
     second.load_state_dict(first.state_dict())
-    assert losses + [second(IDS, 1e-3).loss for _ in range(6)] == expected
+    assert losses + [second(IDS, 1e-3).loss for _ in range(5)] == expected
     average, expected_average = second.state_dict()["average"], whole.state_dict()["average"]
     assert all(torch.equal(average[name], weight) for name, weight in expected_average.items())
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -171,20 +172,14 @@ def uses_onednn(weight: torch.Tensor) -> bool:
         return not product(weight)(torch.ones(1, weight.shape[1], dtype=weight.dtype)).isnan().any()
 
 
-class Operators:
-    """`torch.ops.mkldnn` of another torch version."""
-
-    def _is_mkldnn_bf16_supported(self) -> bool:
-        return True
-
-    def _reorder_linear_weight(self, *arguments: object) -> None:
-        raise RuntimeError("expected other arguments")
-
-    _linear_pointwise = None
+NO_OPERATORS = SimpleNamespace()
+OTHER_ARGUMENTS = SimpleNamespace(
+    _is_mkldnn_bf16_supported=lambda: True, _reorder_linear_weight=lambda: None, _linear_pointwise=lambda: None
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("operators", [object(), Operators()], ids=["missing", "changed"])
+@pytest.mark.parametrize("operators", [NO_OPERATORS, OTHER_ARGUMENTS], ids=["missing", "changed"])
 def test_generation_is_the_same_without_torchs_private_operators(
     monkeypatch: pytest.MonkeyPatch, operators: object, dtype: torch.dtype
 ) -> None:

@@ -11,14 +11,10 @@ from trainer.objectives.next_token import PADDING, NextToken
 VOCAB = 7
 
 
-def judged(logits: torch.Tensor, targets: torch.Tensor):
-    return NextToken().judge(logits, targets)
-
-
 def test_the_loss_is_the_mean_cross_entropy_of_the_real_predictions() -> None:
     logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(1))
     targets = torch.tensor([3, 0, 6, PADDING])
-    result = judged(logits, targets)
+    result = NextToken().judge(logits, targets)
     expected = torch.stack(
         [-torch.log(torch.exp(row[t]) / torch.exp(row).sum()) for row, t in zip(logits[:3], targets[:3], strict=True)]
     )
@@ -30,15 +26,15 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_real_predictions() -> None:
 def test_padding_changes_neither_loss_nor_gradient() -> None:
     logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(2)).requires_grad_()
     targets = torch.tensor([1, 2, 3])
-    judged(logits, targets).loss.backward()
+    NextToken().judge(logits, targets).loss.backward()
     padded = torch.cat([logits.detach(), torch.full((5, VOCAB), 9.0)]).requires_grad_()
-    judged(padded, torch.cat([targets, torch.full((5,), PADDING)])).loss.backward()
+    NextToken().judge(padded, torch.cat([targets, torch.full((5,), PADDING)])).loss.backward()
     assert torch.equal(padded.grad[:3], logits.grad)
     assert not padded.grad[3:].any()
 
 
 def test_only_the_mean_carries_a_gradient() -> None:
-    result = judged(torch.randn(2, VOCAB, requires_grad=True), torch.tensor([0, 1]))
+    result = NextToken().judge(torch.randn(2, VOCAB, requires_grad=True), torch.tensor([0, 1]))
     assert result.loss.requires_grad
     assert not result.token_losses.requires_grad and not result.token_ranks.requires_grad
     assert (result.token_losses.dtype, result.token_ranks.dtype) == (torch.float32, torch.int32)
@@ -47,7 +43,7 @@ def test_only_the_mean_carries_a_gradient() -> None:
 def test_the_loss_of_bf16_logits_is_computed_in_fp32() -> None:
     logits = torch.randn(5, 1000, generator=torch.Generator().manual_seed(3)).bfloat16()
     targets = torch.arange(5)
-    result = judged(logits, targets)
+    result = NextToken().judge(logits, targets)
     torch.testing.assert_close(result.token_losses, F.cross_entropy(logits.double(), targets, reduction="none").float())
     in_bf16 = F.cross_entropy(logits, targets, reduction="none").float()
     assert not torch.allclose(result.token_losses, in_bf16, atol=1e-4), "the control: bf16 sums would differ"
@@ -58,7 +54,7 @@ def test_the_loss_of_bf16_logits_is_computed_in_fp32() -> None:
 def test_rank_counts_better_tokens_and_zero_means_argmax(rows: list[list[int]], data: st.DataObject) -> None:
     logits = torch.tensor(rows, dtype=torch.float32)
     targets = torch.tensor([data.draw(st.integers(0, VOCAB - 1)) for _ in rows])
-    ranks = judged(logits, targets).token_ranks
+    ranks = NextToken().judge(logits, targets).token_ranks
     assert torch.equal(ranks == 0, logits.argmax(1) == targets)
     for row, target, rank in zip(logits, targets, ranks, strict=True):
         better = int((row > row[target]).sum())

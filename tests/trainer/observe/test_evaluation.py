@@ -1,4 +1,4 @@
-"""What an evaluation measures, and when a run is evaluated: the latter with a clock that only the test moves."""
+"""What an evaluation measures, and when a run is evaluated. For the latter, the test controls the clock."""
 
 import math
 import threading
@@ -39,7 +39,7 @@ def held_out(tokenizer: Tokenizer, count: int = 5) -> list[Sample]:
     return held_out_samples(documents(2000), tokenizer, 32, count, own_split=False)
 
 
-def test_what_is_evaluated_on_is_never_trained_on(tokenizer: Tokenizer) -> None:
+def test_held_out_documents_are_never_trained_on(tokenizer: Tokenizer) -> None:
     evaluated = held_out(tokenizer, 100)
     trained = SampleStream(documents(2000), tokenizer, 32, hold_out=True, should_stop=lambda: False)
     hashes = {sample.text_hash for sample in trained}
@@ -48,14 +48,14 @@ def test_what_is_evaluated_on_is_never_trained_on(tokenizer: Tokenizer) -> None:
     assert len(hashes) + len(evaluated) == 2000
 
 
-def test_a_split_of_its_own_is_taken_from_its_start(tokenizer: Tokenizer) -> None:
+def test_a_validation_split_is_read_from_its_start(tokenizer: Tokenizer) -> None:
     samples = held_out_samples(documents(20), tokenizer, 32, 7, own_split=True)
     assert [sample.document.origin.row for sample in samples] == list(range(7))
 
 
 @pytest.fixture
 def samples(tokenizer: Tokenizer) -> list[Sample]:
-    """Documents of three sources and of different lengths, more than one batch of them."""
+    """Documents of three sources and of different lengths, in more than one batch."""
     found = held_out(tokenizer, 18)
     lengths = (2, 5, 31, 32, 9, 17)
     sources = ("code", "docs", "books")
@@ -73,14 +73,14 @@ def samples(tokenizer: Tokenizer) -> list[Sample]:
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> LanguageModel:
     model = LanguageModel(MODEL_SIZES["tiny"], tokenizer.vocab_size, seed=3)
-    with torch.no_grad():  # fresh weights hold every token as likely as the next
+    with torch.no_grad():  # new weights predict all tokens alike
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
     return model
 
 
 def by_hand(model: LanguageModel, samples: list[Sample]) -> tuple[list[float], list[bool], int]:
-    """Loss and success of every prediction, one document at a time, and the bytes that were predicted."""
+    """Loss and correctness of every prediction, one document at a time, and the bytes of the predicted tokens."""
     losses: list[float] = []
     right: list[bool] = []
     for sample in samples:
@@ -91,7 +91,9 @@ def by_hand(model: LanguageModel, samples: list[Sample]) -> tuple[list[float], l
     return losses, right, sum(sample.predicted_bytes for sample in samples)
 
 
-def test_every_prediction_counts_the_same_in_all_and_by_source(model: LanguageModel, samples: list[Sample]) -> None:
+def test_every_prediction_has_the_same_weight_in_total_and_by_source(
+    model: LanguageModel, samples: list[Sample]
+) -> None:
     evaluator = Evaluator(lambda: model, {"validation": samples})
     whole, *parts = evaluator.measure()
     assert [part.source for part in parts] == ["books", "code", "docs"] and whole.source == ""
@@ -99,20 +101,20 @@ def test_every_prediction_counts_the_same_in_all_and_by_source(model: LanguageMo
         (part, [sample for sample in samples if sample.document.source == part.source]) for part in parts
     ]:
         losses, right, size = by_hand(model, of)
-        # Read one by one, and here in padded batches: the same but for the last digits.
+        # One by one compared with padded batches: equal up to rounding.
         assert found.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
         assert found.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / size, rel=1e-5)
         assert (found.accuracy, found.tokens) == (sum(right) / len(right), len(losses))
         assert (found.bytes, found.documents) == (size, len(of))
     means = [sum(losses) / len(losses) for losses, _, _ in (by_hand(model, [sample]) for sample in samples)]
-    assert abs(whole.loss - sum(means) / len(means)) > 0.001  # what a mean of means would be
+    assert abs(whole.loss - sum(means) / len(means)) > 0.001  # differs from a mean of means
     assert sum(part.loss * part.tokens for part in parts) / whole.tokens == pytest.approx(whole.loss, rel=1e-12)
     assert evaluator.evaluate("validation") == whole.loss
     with pytest.raises(KeyError):
         evaluator.evaluate("test")
 
 
-def test_a_stream_is_measured_as_a_list_is(model: LanguageModel, samples: list[Sample]) -> None:
+def test_a_stream_gives_the_same_result_as_a_list(model: LanguageModel, samples: list[Sample]) -> None:
     whole = Evaluator(lambda: model, {"all": samples}).measure("all")[0]
     found = Evaluator(lambda: model, {"all": iter(samples)}, sorted_at_once=5).measure("all")[0]
     assert (found.tokens, found.bytes, found.documents) == (whole.tokens, whole.bytes, whole.documents)
@@ -121,7 +123,7 @@ def test_a_stream_is_measured_as_a_list_is(model: LanguageModel, samples: list[S
         Evaluator(lambda: model, {"all": iter([])}).measure("all")
 
 
-def test_the_model_is_measured_as_it_is_at_each_evaluation(samples: list[Sample], tokenizer: Tokenizer) -> None:
+def test_each_evaluation_measures_the_current_model(samples: list[Sample], tokenizer: Tokenizer) -> None:
     model = LanguageModel(MODEL_SIZES["tiny"], tokenizer.vocab_size, seed=3)
     other = LanguageModel(MODEL_SIZES["tiny"], tokenizer.vocab_size, seed=4)
     evaluator = Evaluator(lambda: model, {"validation": samples})
@@ -131,7 +133,7 @@ def test_the_model_is_measured_as_it_is_at_each_evaluation(samples: list[Sample]
     assert evaluator.evaluate() == Evaluator(lambda: other, {"validation": samples}).evaluate() != first
 
 
-def test_the_trial_estimates_how_long_it_takes(samples: list[Sample], tokenizer: Tokenizer) -> None:
+def test_trial_seconds_estimates_the_duration(samples: list[Sample], tokenizer: Tokenizer) -> None:
     class SlowModel(LanguageModel):
         def hidden(self, ids: torch.Tensor) -> torch.Tensor:
             time.sleep(0.001 * ids.numel())
@@ -144,7 +146,7 @@ def test_the_trial_estimates_how_long_it_takes(samples: list[Sample], tokenizer:
     assert 0.65 < evaluator.trial_seconds() < 10  # one batch, the longest, takes 0.25 s, and there are two splits
 
 
-def test_looking_leaves_no_trace(tokenizer: Tokenizer) -> None:
+def test_an_evaluation_changes_no_state(tokenizer: Tokenizer) -> None:
     model = LanguageModel(MODEL_SIZES["tiny"], tokenizer.vocab_size)
     before = [parameter.clone() for parameter in model.parameters()]
     state = torch.get_rng_state()
@@ -156,7 +158,7 @@ def test_looking_leaves_no_trace(tokenizer: Tokenizer) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
-def test_documents_that_do_not_come_in_time_are_not_waited_for(tokenizer: Tokenizer) -> None:
+def test_reading_held_out_documents_has_a_time_limit(tokenizer: Tokenizer) -> None:
     gate = threading.Event()
 
     def stalled() -> Iterator[Document]:
@@ -214,7 +216,7 @@ class Run:
     def train(self, until: int | None = None) -> list[int]:
         """Returns the steps that were measured so far."""
         if self.done == 0:
-            self.clock.now += 500  # what comes before a run is none of its time
+            self.clock.now += 500  # time before the run does not count
             self.evaluations.start()
             self.began = self.clock.now
         while self.done < (until or self.num_steps):
@@ -233,19 +235,19 @@ class Run:
         return self.notebook.of("event")
 
 
-def test_the_interval_is_what_was_asked_for_or_depends_on_the_length_of_the_run() -> None:
+def test_the_automatic_interval_depends_on_the_length_of_the_run() -> None:
     assert [evaluation_interval(None, steps) for steps in (1, 999, 1000, 10**6)] == [0, 0, 500, 500]
     assert [evaluation_interval(asked, 5000) for asked in (0, 7)] == [0, 7]
     assert evaluation_interval(7, 100) == 7
 
 
 @pytest.mark.parametrize(("asked", "steps"), [(None, 999), (0, 5000)])
-def test_a_short_run_and_one_that_is_not_to_be_measured_are_not(asked: int | None, steps: int) -> None:
+def test_a_short_run_and_interval_0_mean_no_evaluation(asked: int | None, steps: int) -> None:
     run = Run(asked, steps, 1.0, 0.1)
     assert run.train() == [] and run.events() == [] and run.evaluator.trials == 0
 
 
-def test_cheap_evaluations_are_made_at_each_interval_and_once_at_the_end() -> None:
+def test_cheap_evaluations_run_at_each_interval_and_once_at_the_end() -> None:
     run = Run(None, 2700, 0.1, 0.1)
     assert run.train() == [499, 999, 1499, 1999, 2499, 2699]
     assert run.events() == [] and run.evaluator.trials == 1
@@ -254,31 +256,31 @@ def test_cheap_evaluations_are_made_at_each_interval_and_once_at_the_end() -> No
 
 
 @pytest.mark.parametrize("seconds", [0.4, 0.99, 2.0, 3.3, 5.0])  # of 64 documents; a step on one takes 0.1
-def test_automatic_evaluations_never_take_more_than_their_share(seconds: float) -> None:
+def test_automatic_evaluations_never_exceed_their_share(seconds: float) -> None:
     run = Run(None, 10_000, 0.1, seconds)
     measured = run.train()
     assert max(run.shares) <= MOST_TIME
-    assert len(measured) == 20 or run.shares[-1] > MOST_TIME / 2  # and they are made where there is time
-    assert measured[-1] == 9999  # for which time is kept
-    left_out = [step for step, kind, _ in run.events() if kind == "evaluation left out"]
-    assert sorted(left_out + [step + 1 for step in measured]) == list(range(500, 10_001, 500))
+    assert len(measured) == 20 or run.shares[-1] > MOST_TIME / 2  # they run if there is time
+    assert measured[-1] == 9999  # time is reserved for it
+    skipped = [step for step, kind, _ in run.events() if kind == "evaluation left out"]
+    assert sorted(skipped + [step + 1 for step in measured]) == list(range(500, 10_001, 500))
 
 
-def test_what_is_left_out_is_said_once_and_kept_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_skipped_evaluation_is_printed_once_and_recorded_each_time(capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(None, 3000, 0.1, 100.0)
     assert run.train() == [] and run.evaluator.trials == 1
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert said.startswith("No evaluation after 500 documents: it takes about 1.7m") and "2%" in said
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert printed.startswith("Skipped the evaluation after 500 documents: it takes about 1.7m") and "2%" in printed
     assert [(step, kind) for step, kind, _ in run.events()] == [
         (done, "evaluation left out") for done in range(500, 3001, 500)
     ]
 
 
-def test_what_an_evaluation_took_too_long_is_made_up_for() -> None:
+def test_a_slow_evaluation_is_compensated_by_skipping_later_ones() -> None:
     run = Run(None, 20_000, 0.1, 1.0)
     run.train(until=2000)
-    run.evaluator.seconds = 10.0  # others compute on this machine now
+    run.evaluator.seconds = 10.0  # the machine is busy
     run.train(until=2500)
     assert run.shares[-1] > MOST_TIME
     run.evaluator.seconds = 1.0
@@ -287,11 +289,11 @@ def test_what_an_evaluation_took_too_long_is_made_up_for() -> None:
     assert measured[:3] == [1499, 1999, 2499] and measured[3] > 8000 and measured[-1] == 19_999
 
 
-def test_evaluations_that_are_asked_for_are_made_whatever_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
+def test_requested_evaluations_run_whatever_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(10, 40, 1.0, 5.0)
     assert run.train() == [9, 19, 29, 39]
-    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("After")]
-    assert said == ["Evaluations have taken 33.3% of the time so far, the last one 5.0s"]
+    printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("After")]
+    assert printed == ["Evaluations have used 33.3% of the time so far; the last one took 5.0s"]
     assert [(step, kind) for step, kind, _ in run.events()] == [(10, "evaluation cost")]
     assert run.evaluator.trials == 0
 

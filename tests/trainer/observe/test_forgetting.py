@@ -1,4 +1,4 @@
-"""Documents that are measured again: when, of how much of the run's time, and what is measured."""
+"""Re-measured documents: which, when, how much of the time they use, and what is measured."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -51,7 +51,7 @@ class Run:
 
     def train(self, until: int | None = None) -> list[tuple[int, int]]:
         """Returns (document, distance) of all measurements so far, in order."""
-        self.clock.now += 500  # what comes before a run is none of its time
+        self.clock.now += 500  # time before the run does not count
         self.probes.start()
         began, spent = self.clock.now, 0.0
         while self.done < (until or self.num_steps):
@@ -72,13 +72,13 @@ def sample_of(ids: list[int]) -> Sample:
     return Sample(document, ids, b"", 0, 0, {})
 
 
-def test_four_documents_of_a_run_are_measured_at_ever_greater_distances() -> None:
+def test_four_documents_are_re_measured_at_growing_distances() -> None:
     run = Run(10_000, 0.02)
     found = run.train()
-    begun = [200, 1000, 3000, 6000]
-    assert sorted(found) == [(first, k) for first in begun for k in DISTANCES if first + k < 10_000]
+    chosen = [200, 1000, 3000, 6000]
+    assert sorted(found) == [(first, k) for first in chosen for k in DISTANCES if first + k < 10_000]
     assert run.events() == [] and max(run.shares) <= MOST_TIME
-    assert list(run.probes.documents.values()) == [[(first + 1) % 7, 1, 2] for first in begun]
+    assert list(run.probes.documents.values()) == [[(first + 1) % 7, 1, 2] for first in chosen]
 
 
 def test_a_smoke_run_has_time_for_one_document() -> None:
@@ -89,27 +89,27 @@ def test_a_smoke_run_has_time_for_one_document() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.02, 0.05, 0.1, 0.3])
-def test_they_never_take_more_than_their_share(seconds: float) -> None:
+def test_measurements_never_exceed_their_share(seconds: float) -> None:
     run = Run(3000, seconds)
     found = run.train()
-    earned = int(seconds / (MOST_TIME * 0.1)) + 1  # steps until there is time for the first: nobody knew how slow it is
+    earned = int(seconds / (MOST_TIME * 0.1)) + 1  # steps until the first one, of unknown cost, is paid
     assert max(run.shares[earned:]) <= MOST_TIME and len(found) >= 5
 
 
-def test_without_a_budget_they_would() -> None:
+def test_without_a_budget_they_exceed_it() -> None:
     run = Run(3000, 0.3, share_of_time=100.0)
     run.train()
     assert max(run.shares[301:]) > MOST_TIME
 
 
-def test_what_is_left_out_is_told_once_and_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_skipped_measurement_is_recorded_and_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(1000, 0.5)
     run.train()
     assert [kind for _, kind, _ in run.events()] == ["probe left out"]
     assert capsys.readouterr().out == ""
 
 
-def test_a_run_that_goes_on_goes_on_measuring() -> None:
+def test_a_resumed_run_continues_measuring() -> None:
     whole, parts = Run(4000, 0.02), Run(4000, 0.02)
     assert parts.train(until=1000)
     other = Run(4000, 0.02)
@@ -117,11 +117,11 @@ def test_a_run_that_goes_on_goes_on_measuring() -> None:
     other.probes.load_state_dict(parts.probes.state_dict())
     found = parts.train(until=1000) + other.train()
     missing = set(whole.train()) - set(found)
-    assert all(1000 <= first + k < 1100 for first, k in missing)  # its time has to be earned anew
+    assert all(1000 <= first + k < 1100 for first, k in missing)  # the budget starts again from 0
     assert {(80, 2048), (400, 1024), (1200, 0), (2400, 1024)} <= set(found)
 
 
-def test_a_run_that_goes_back_forgets_the_documents_from_there_on() -> None:
+def test_a_rollback_drops_the_documents_chosen_later() -> None:
     run = Run(4000, 0.02)
     run.train(until=300)
     state = run.probes.state_dict()
@@ -134,18 +134,18 @@ def test_a_run_that_goes_back_forgets_the_documents_from_there_on() -> None:
 @pytest.mark.parametrize(
     "wrong", [[400, 1], [10**30, 1], [1], [], [1] * 33], ids=["no id", "huge", "too short", "empty", "too long"]
 )
-def test_ids_that_can_not_be_of_this_run_are_dropped(tokenizer: Tokenizer, wrong: list[int]) -> None:
+def test_ids_that_can_not_belong_to_this_run_are_dropped(tokenizer: Tokenizer, wrong: list[int]) -> None:
     model = LanguageModel(MODEL_SIZES["tiny"], 400)
     probes = Probes(model, viz := Notebook(), 100, max_seq_length=32, clock=lambda: 0.0)
     several = [{"step": 5, "ids": wrong}, *({"step": step, "ids": [399, 0]} for step in (10**30, 6, 7, 8))]
     probes.load_state_dict({"documents": several})
-    assert probes.documents == {10**30: [399, 0], 6: [399, 0], 7: [399, 0]}  # four at most are looked at
+    assert probes.documents == {10**30: [399, 0], 6: [399, 0], 7: [399, 0]}  # at most four are read
     probes.follow(sample_of([1, 2, 3]), 8)
     assert [(step, document) for step, document, *_ in viz.of("probe")] == [(7, 6), (7, 7)]
 
 
 def train_with_all_probes(tokenizer: Tokenizer, folder: Path, count: int) -> Trainer:
-    """A run that makes every measurement, whatever the time it takes."""
+    """A run that makes every measurement, whatever it costs."""
     folder.mkdir(exist_ok=True)
     settings = {"num_steps": count, "initial_learning_rate": 0.01}
     make_probes = partial(Probes, share_of_time=100.0)
@@ -154,7 +154,7 @@ def train_with_all_probes(tokenizer: Tokenizer, folder: Path, count: int) -> Tra
     return trainer
 
 
-def test_what_is_measured_are_the_weights_that_train(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_current_weights_are_measured(tokenizer: Tokenizer, tmp_path: Path) -> None:
     trainer = train_with_all_probes(tokenizer, tmp_path, 66)
     rows = notebook(trainer).of("probe")
     (first, ids), *_ = trainer.probes.documents.items()
@@ -168,14 +168,14 @@ def test_what_is_measured_are_the_weights_that_train(tokenizer: Tokenizer, tmp_p
             return NextToken().judge(model(torch.tensor([ids[:-1]]))[0], torch.tensor(ids[1:])).loss.item()
 
     step, document, loss, accuracy, token_losses = [row for row in rows if row[1] == first][-1]
-    trainer = train_with_all_probes(tokenizer, tmp_path / "again", step + 1)  # until just then
+    trainer = train_with_all_probes(tokenizer, tmp_path / "again", step + 1)  # up to the same step
     assert document == first and loss == judge(trainer.step.model)
     assert loss != judge(trainer.step.averaged())
     assert token_losses.shape == (len(ids) - 1,) and token_losses.mean() == pytest.approx(loss, rel=1e-5)
     assert 0 <= accuracy <= 1
 
 
-def test_a_store_that_fails_keeps_what_was_begun(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_document_stays_chosen_if_the_store_fails(tokenizer: Tokenizer, tmp_path: Path) -> None:
     make_probes = partial(Probes, share_of_time=100.0)
     trainer = make_trainer(tokenizer, tmp_path, documents(60), num_steps=60, make_probes=make_probes)
     notebook(trainer).is_full = True

@@ -3,31 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from common.debiased_average import DebiasedAverage
-from common.formatting import format_time
 from trainer.observe.totals import Tally, TokenCounts, usual_mean
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0.0s"), (45, "45.0s"), (59.9, "59.9s"), (60, "1.0m"), (2268, "37.8m"), (3600, "1.0h"), (9000, "2.5h")],
-)
-def test_format_time(seconds: float, text: str) -> None:
-    assert format_time(seconds) == text
 
 
 def test_usual_mean_ignores_the_few_steps_that_were_held_up() -> None:
     assert usual_mean([46.0]) == 46.0  # there is nothing else
     assert usual_mean([46.0, 0.25]) == 0.25
     assert usual_mean([46.0, *[0.25] * 50, *[0.75] * 48, 60.0]) == pytest.approx((0.25 * 50 + 0.75 * 48) / 98)
-
-
-def test_adding_values_one_by_one_equals_extending() -> None:
-    values = [2.0, math.nan, math.inf, 5.0, 5.0, 1.0]
-    one_by_one, at_once = DebiasedAverage(7), DebiasedAverage(7).extend(values)
-    for value, expected in zip(values, at_once, strict=True):
-        one_by_one.add(value)
-        assert one_by_one.value == pytest.approx(expected)
 
 
 def tally_of(losses: list[float], tally: Tally | None = None) -> Tally:

@@ -26,7 +26,7 @@ def fail(why: str) -> None:
     pytest.fail(why)
 
 
-def test_saved_states_come_back(tmp_path: Path) -> None:
+def test_saved_states_can_be_loaded(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path)
     save(manager, 10, 9, 100)
     assert manager.all() == [(step, tmp_path / f"checkpoint_step_{step}.bin") for step in (9, 10, 100)]
@@ -39,11 +39,11 @@ def test_saved_states_come_back(tmp_path: Path) -> None:
 
 
 def test_the_state_may_change_while_it_is_written(tmp_path: Path) -> None:
-    manager, state, go_on = CheckpointManager(tmp_path), make_state(1), threading.Event()
-    manager.save(1, state, before_naming=lambda: (go_on.wait(60), None)[1])
+    manager, state, resume_writing = CheckpointManager(tmp_path), make_state(1), threading.Event()
+    manager.save(1, state, before_naming=lambda: (resume_writing.wait(60), None)[1])
     state["model"]["w"].fill_(2)  # type: ignore[index]
-    assert not manager.wait_for_disk() and not manager.all()  # held up: no name yet
-    go_on.set()
+    assert not manager.wait_for_disk() and not manager.all()  # delayed: it has no name yet
+    resume_writing.set()
     manager.wait()
     assert manager.wait_for_disk()
     assert torch.equal(read_state(manager.path(1))["model"]["w"], torch.ones(1000))
@@ -66,14 +66,14 @@ def test_a_snapshot_shares_no_memory() -> None:
     assert not any(part.any() for part in (copy["a"], copy["b"][0], copy["b"][1]["c"])) and copy["d"] == "text"
 
 
-def test_the_newest_stay_and_those_for_good(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_and_every_nth_are_kept(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path, keep=2, keep_every=40)
     save(manager, *range(10, 101, 10))
     assert [step for step, _ in manager.all()] == [40, 80, 90, 100]
     assert len(list(tmp_path.glob("*.sha256"))) == 4
 
 
-def test_nothing_is_deleted_before_the_newer_one_is_safe(tmp_path: Path) -> None:
+def test_nothing_is_deleted_before_the_newer_checkpoint_is_on_disk(tmp_path: Path) -> None:
     manager, there = CheckpointManager(tmp_path, keep=1), []
     save(manager, 1)
     manager.save(2, make_state(2), before_naming=lambda: there.append(manager.path(1).exists()))
@@ -87,11 +87,11 @@ def test_nothing_is_deleted_before_the_newer_one_is_safe(tmp_path: Path) -> None
     with pytest.raises(OSError, match="No space"):
         manager.wait()
     assert [step for step, _ in manager.all()] == [2]
-    manager.wait()  # told once
+    manager.wait()  # raised only once
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_step_2.bin", "checkpoint_step_2.bin.sha256"]
 
 
-def test_a_failure_surfaces_at_the_next_save_or_question(tmp_path: Path) -> None:
+def test_a_failure_is_raised_by_the_next_save_or_check(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path / "missing")
     manager.save(1, make_state(1))
     with pytest.raises(FileNotFoundError):
@@ -109,8 +109,8 @@ def flip(path: Path, offset: int) -> None:
 
 
 @pytest.mark.parametrize("with_digest", [True, False])
-def test_a_truncated_one_is_named_and_the_one_before_it_taken(tmp_path: Path, with_digest: bool) -> None:
-    """Cut at every part of the file: inside and at the end of each entry, in the directory, and to nothing."""
+def test_a_truncated_checkpoint_is_reported_and_the_previous_one_loaded(tmp_path: Path, with_digest: bool) -> None:
+    """Truncated inside and at the end of each zip entry, in the zip directory, and to 0 bytes."""
     manager = CheckpointManager(tmp_path)
     save(manager, 1, 2)
     whole = manager.path(2).read_bytes()
@@ -128,8 +128,8 @@ def test_a_truncated_one_is_named_and_the_one_before_it_taken(tmp_path: Path, wi
         assert len(refused) == 1 and str(manager.path(2)) in refused[0] and "\n" not in refused[0]
 
 
-def test_one_bit_is_enough(tmp_path: Path) -> None:
-    """In the middle of the weights, too, where torch itself would not notice."""
+def test_a_single_flipped_bit_is_detected(tmp_path: Path) -> None:
+    """Also in the middle of the weights, where torch itself does not notice."""
     manager = CheckpointManager(tmp_path)
     save(manager, 1, 2)
     size = manager.path(2).stat().st_size
@@ -143,8 +143,8 @@ def test_one_bit_is_enough(tmp_path: Path) -> None:
     assert found is not None and found[0] == manager.path(2)
 
 
-def test_a_save_over_an_old_one_is_safe_at_every_moment(tmp_path: Path) -> None:
-    """While the new bytes wait for the name, the old file is still taken for whole."""
+def test_overwriting_a_checkpoint_is_safe_at_every_moment(tmp_path: Path) -> None:
+    """Until the new file gets its name, the old one is still valid."""
     manager = CheckpointManager(tmp_path)
     save(manager, 5)
     digests = tmp_path / "checkpoint_step_5.bin.sha256"
@@ -163,7 +163,7 @@ def test_a_save_over_an_old_one_is_safe_at_every_moment(tmp_path: Path) -> None:
     assert float(read_state(manager.path(5))["model"]["w"][0]) == 7.0 and len(digests.read_text().splitlines()) == 1
 
 
-def test_names_with_and_without_prefixes(tmp_path: Path) -> None:
+def test_prefixes_of_parameter_names_are_removed(tmp_path: Path) -> None:
     names = ["module._orig_mod.module.w", "_orig_mod.v", "u", "modular"]
     write_state(tmp_path / "x.bin", {**make_state(1), "model": {name: torch.zeros(1) for name in names}})
     assert list(read_state(tmp_path / "x.bin")["model"]) == ["w", "v", "u", "modular"]
@@ -172,7 +172,7 @@ def test_names_with_and_without_prefixes(tmp_path: Path) -> None:
         read_state(tmp_path / "x.bin")
 
 
-def test_a_folder_in_the_way_is_no_checkpoint_and_lone_digests_go(tmp_path: Path) -> None:
+def test_a_folder_is_no_checkpoint_and_digests_without_a_file_are_deleted(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_step_7.bin").mkdir()
     (tmp_path / "checkpoint_step_3.bin.sha256").touch()
     manager = CheckpointManager(tmp_path)

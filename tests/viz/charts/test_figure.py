@@ -272,14 +272,14 @@ def test_the_verdict_distinguishes_a_change_from_noise() -> None:
     assert "no change beyond noise" in verdict(view_of(level))
     rising = level | {"loss": level["loss"] + np.linspace(0, 3, 2000)}
     assert " higher than the quarter before" in verdict(view_of(rising))
-    assert verdict(view_of(level)).endswith("2 spikes, 1 retry of the source")
-    twice = {"roll-back": [500, 500], "spike": [7, 7], "retry": [3] * 12}  # rolled back twice to the same checkpoint
-    assert verdict(view_of(level, events=twice)).endswith("1 spike, 2 roll-backs, 12 retries of the source")
-    assert "worse than guessing (9.01)" in verdict(view_of(level | {"loss": level["loss"] + 20}))
-    assert "guessing" not in verdict(view_of(level))
+    assert verdict(view_of(level)).endswith("2 spikes, 1 source retry")
+    twice = {"roll-back": [500, 500], "spike": [7, 7], "retry": [3] * 12}  # twice to the same checkpoint
+    assert verdict(view_of(level, events=twice)).endswith("1 spike, 2 rollbacks, 12 source retries")
+    assert "worse than a uniform guess (9.01)" in verdict(view_of(level | {"loss": level["loss"] + 20}))
+    assert "guess" not in verdict(view_of(level))
     waiting = level | {"seconds_waited": 0.6 * level["seconds"]}
-    assert verdict(view_of(waiting)).endswith("60% of the time waits for documents")
-    assert verdict(view_of(columns_of(1))) == "Too few documents to tell anything yet"
+    assert verdict(view_of(waiting)).endswith("60% of the time spent waiting for documents")
+    assert verdict(view_of(columns_of(1))) == "Too few documents to judge yet"
 
 
 def test_the_verdict_is_rarely_wrong_about_noise() -> None:
@@ -323,7 +323,7 @@ def test_a_label_points_to_its_line_when_that_is_outside_the_panel(chart: Chart)
 def test_events_and_spikes_are_marked_at_their_steps(chart: Chart) -> None:
     events = {"checkpoint": [100, 200], "resume": [150], "roll-back": [120], "no evaluation": [7], "spike": [50, 69]}
     chart.draw(view_of(columns_of(300), events=events))
-    found = [line_of(chart.loss, kind) for kind in ("checkpoint", "resume", "roll-back")]
+    found = [line_of(chart.loss, kind) for kind in ("checkpoint", "resume", "rollback")]
     assert [list(line.get_xdata()) for line in found] == [[100, 200], [150], [120]]
     assert len({(line.get_color(), line.get_marker()) for line in found}) == 3
     assert sum("(" in label for label in legend_of(chart)) == 3

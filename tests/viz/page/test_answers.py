@@ -1,4 +1,4 @@
-"""What a page is told, against numbers that are computed here by hand."""
+"""The answers about a run, compared with numbers computed here independently."""
 
 import fcntl
 import json
@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from tests.viz.runs_to_draw import HOSTILE, columns_of
 from tests.viz.views.test_token_text import MODELS
-from viz.page import live_run
 from viz.page.answers import MOST_STEPS_OF_KIND, Answers
 from viz.page.api import QUERIES, Service
 from viz.page.live_run import LiveRun
@@ -20,40 +20,30 @@ from viz.page.query import NotThere, Query
 from viz.record.schema import STEP, make_row, rows_of
 from viz.record.writer import StoreWriter
 from viz.stats.series import FEWEST_OF_SOURCE
-from viz.views.token_text import speller
 
 Metrics = Callable[..., dict[str, Any]]
 WARMUP, STEPS = 50, 120
 SPIKES = {41: 9.0, 60: 3.0, 75: 4.0, 90: 1.5, 101: 0.5}  # of the step: nats above the others of its source
 BEST = {52: -2.0, 77: -1.0}
-MODEL = speller(MODELS["ours"])
-assert MODEL is not None
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_run, "FRESH_SECONDS", -1.0)
 
 
 def encode(text: str) -> list[int]:
-    import sentencepiece
-
     found: list[int] = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"]).EncodeAsIds(text)
     return found
 
 
 def answers_of(folder: Path) -> Answers:
-    return Answers(LiveRun(folder))
+    return Answers(LiveRun(folder, fresh_seconds=0))
 
 
 def strict(answer: dict[str, Any]) -> dict[str, Any]:
-    """As it arrives at a page."""
+    """Return the answer as a browser receives it."""
     found: dict[str, Any] = json.loads(json.dumps(answer, allow_nan=False))
     return found
 
 
 def average(values: Sequence[float], window: int = 200) -> float:
-    """The formula of `DebiasedAverage`, word for word."""
+    """The formula of `DebiasedAverage`."""
     share, total, count = 2 / (window + 1), 0.0, 0
     for value in values:
         if math.isfinite(value):
@@ -76,22 +66,16 @@ def usual_of(step: int) -> float:
 @pytest.fixture
 def run(tmp_path: Path, metrics: Metrics) -> Path:
     """120 documents of two sources whose losses differ, with spikes, prompts, events and evaluations."""
-    about = {
-        "run_id": "r1",
-        "config": {"warmup_steps": WARMUP, "num_steps": 240},
-        "tokenizer": MODELS["ours"],
-        "vocab_size": 340,
-        "model": "small",
-    }
+    about = {"run_id": "r1", "config": {"warmup_steps": WARMUP, "num_steps": 240}, "tokenizer": MODELS["ours"]}
     writer = StoreWriter(tmp_path / "run.db", about)
     for step in range(STEPS):
         ids = encode(f"one two  three {step}\n" + "four " * 40)
         own = {"prompt": f"p{step}", "reference": "r"} if step % 10 == 0 else {}
-        told = metrics(
+        answer = metrics(
             step, loss=loss_of(step), source=source_of(step), tokens=10 + step, token_ids=ids,
             token_losses=[float(place) for place in range(len(ids) - 1)], token_ranks=list(range(len(ids) - 1)), **own,
         )  # fmt: skip
-        writer.add_rows(rows_of(told, "in" if own else "", f"out {step}" if own else ""))
+        writer.add_rows(rows_of(answer, "in" if own else "", f"out {step}" if own else ""))
         if step % 10 == 0:
             writer.add_rows(rows_of({"step": step, "prompt": "asked"}, "asked", f"again {step}"))
     for step, kind, detail in (
@@ -108,45 +92,38 @@ def run(tmp_path: Path, metrics: Metrics) -> Path:
 
 
 def test_the_run(run: Path) -> None:
-    told = strict(answers_of(run).run())
-    assert told["state"] == "stopped"
-    assert (told["first_step"], told["steps"], told["steps_asked"]) == (0, 120, 240)
-    assert told["seconds_left"] is None  # it isn't running
-    assert told["folder"] == str(run)
-    assert told["latest"]["loss"] == pytest.approx(average([loss_of(step) for step in range(STEPS)]), rel=1e-5)
-    assert told["latest"]["accuracy"] == 0.25
-    seconds = average([0.05] * STEPS)
-    assert told["latest"]["throughput"] == pytest.approx(
-        average([10 + step for step in range(STEPS)]) / seconds, rel=1e-5
-    )
-    assert told["latest"]["waited_share"] == pytest.approx(0.001 / 0.05)
-    assert told["verdict"].startswith("Loss 5.")
-    assert "1 update refused" in told["verdict"] and "1 spike" in told["verdict"]
-    assert told["run"]["run_id"] == "r1" and told["run"]["config"]["warmup_steps"] == WARMUP
-    assert "tokenizer" not in told["run"] and "id" not in told["run"]
-    assert told["repeats_from"] is None
-
-
-def test_a_running_run_says_how_long_it_takes(run: Path) -> None:
+    answer = strict(answers_of(run).run())
+    assert answer["state"] == "stopped"
+    assert (answer["first_step"], answer["steps"], answer["steps_asked"]) == (0, 120, 240)
+    assert answer["seconds_left"] is None  # it is not running
+    assert answer["folder"] == str(run)
+    assert answer["latest"]["loss"] == pytest.approx(average([loss_of(step) for step in range(STEPS)]), rel=1e-5)
+    assert answer["latest"]["accuracy"] == 0.25
+    throughput = average([10 + step for step in range(STEPS)]) / average([0.05] * STEPS)
+    assert answer["latest"]["throughput"] == pytest.approx(throughput, rel=1e-5)
+    assert answer["latest"]["waited_share"] == pytest.approx(0.001 / 0.05)
+    assert answer["verdict"].startswith("Loss 5.")
+    assert "1 update skipped" in answer["verdict"] and "1 spike" in answer["verdict"]
+    assert answer["run"]["run_id"] == "r1" and answer["run"]["config"]["warmup_steps"] == WARMUP
+    assert "tokenizer" not in answer["run"] and "id" not in answer["run"]
+    assert answer["repeats_from"] is None
     with (run / ".run.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        told = strict(answers_of(run).run())
-    assert told["state"] == "running" and told["seconds_left"] == pytest.approx(120 * 0.05)
+        answer = strict(answers_of(run).run())
+    assert answer["state"] == "running" and answer["seconds_left"] == pytest.approx(120 * 0.05)
 
 
-def test_a_run_that_ended_or_has_no_steps_says_so(tmp_path: Path, metrics: Metrics) -> None:
+def test_the_state_of_an_ended_run_and_of_one_without_steps(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     answers = answers_of(tmp_path)
-    told = strict(answers.run())
-    assert told["state"] == "stopped, no steps" and told["steps"] == 0 and told["first_step"] is None
-    assert set(told["latest"].values()) == {None}
+    answer = strict(answers.run())
+    assert answer["state"] == "stopped, no steps" and answer["steps"] == 0 and answer["first_step"] is None
+    assert set(answer["latest"].values()) == {None}
     empty = strict(answers.series())
     assert empty["lanes"] == {} and empty["documents"] == 0 and empty["steps"] == 0
-    assert strict(answers.sources())["sources"] == []
-    assert strict(answers.spikes())["documents"] == []
-    assert strict(answers.samples())["samples"] == []
-    assert strict(answers.events())["events"] == []
-    with pytest.raises(NotThere, match="none yet"):
+    for answer, key in (("sources", "sources"), ("spikes", "documents"), ("samples", "samples"), ("events", "events")):
+        assert strict(getattr(answers, answer)())[key] == []
+    with pytest.raises(NotThere, match="no steps yet"):
         answers.document(0)
     writer.add_rows(rows_of(metrics(0)))
     writer.update_run(ended=5.0, outcome="done")
@@ -154,10 +131,16 @@ def test_a_run_that_ended_or_has_no_steps_says_so(tmp_path: Path, metrics: Metri
     assert strict(answers.run())["state"] == "ended"
 
 
-def test_curves_and_averages_of_a_part(run: Path) -> None:
-    told = strict(answers_of(run).series(20, 100, window=10))
-    assert (told["from"], told["to"], told["steps"], told["documents"], told["window"]) == (20, 100, 120, 80, 10)
-    loss = told["lanes"]["loss"]
+def test_curves_and_averages_of_a_range(run: Path) -> None:
+    answer = strict(answers_of(run).series(20, 100, window=10))
+    assert (answer["from"], answer["to"], answer["steps"], answer["documents"], answer["window"]) == (
+        20,
+        100,
+        120,
+        80,
+        10,
+    )
+    loss = answer["lanes"]["loss"]
     assert loss["steps"] == list(range(20, 100))
     assert loss["values"] == [loss_of(step) for step in range(20, 100)]
     assert loss["not_finite"] == []
@@ -165,49 +148,46 @@ def test_curves_and_averages_of_a_part(run: Path) -> None:
         assert value == pytest.approx(average([loss_of(one) for one in range(step + 1)], 10), rel=1e-5)
     assert len(loss["average"]["error"]) == len(loss["average"]["steps"])
     assert all(error > 0 for error in loss["average"]["error"])
-    assert set(told["lanes"]) == {"loss", "accuracy", "throughput", "learning_rate", "gradient_norm"}
-    assert "average" not in told["lanes"]["learning_rate"]
-    assert told["lanes"]["learning_rate"]["values"][0] == pytest.approx(20e-6)
-    assert told["evaluations"] == [
-        {"step": 39, "split": "held-out", "loss": 3.9, "accuracy": 0.5, "bits_per_byte": None},
-        {"step": 79, "split": "held-out", "loss": 7.9, "accuracy": 0.5, "bits_per_byte": None},
-        {"step": 39, "split": "train", "loss": 3.9, "accuracy": 0.5, "bits_per_byte": None},
-        {"step": 79, "split": "train", "loss": 7.9, "accuracy": 0.5, "bits_per_byte": None},
-    ]
+    assert set(answer["lanes"]) == {"loss", "accuracy", "throughput", "learning_rate", "gradient_norm"}
+    assert "average" not in answer["lanes"]["learning_rate"]
+    assert answer["lanes"]["learning_rate"]["values"][0] == pytest.approx(20e-6)
+    assert answer["evaluations"] == [
+        {"step": step, "split": split, "loss": step / 10, "accuracy": 0.5, "bits_per_byte": None}
+        for split in ("held-out", "train") for step in (39, 79)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_few_points_still_hold_every_spike_with_its_step(run: Path, log: bool) -> None:
-    told = strict(answers_of(run).series(points=20, log=log))["lanes"]["loss"]
-    assert len(told["steps"]) <= 42
-    assert told["steps"][0] == 0 and told["steps"][-1] == 119
-    shown = dict(zip(told["steps"], told["values"], strict=True))
+def test_few_points_still_include_every_spike_with_its_step(run: Path, log: bool) -> None:
+    answer = strict(answers_of(run).series(points=20, log=log))["lanes"]["loss"]
+    assert len(answer["steps"]) <= 42
+    assert answer["steps"][0] == 0 and answer["steps"][-1] == 119
+    shown = dict(zip(answer["steps"], answer["values"], strict=True))
     assert shown[41] == 11.0 and shown[60] == 11.0
     assert all(value == loss_of(step) for step, value in shown.items())
 
 
-def test_an_empty_part_is_empty(run: Path) -> None:
-    told = strict(answers_of(run).series(500))
-    assert told["documents"] == 0 and told["evaluations"] == []
-    assert all(lane["steps"] == lane["values"] == [] for lane in told["lanes"].values()) and "loss" in told["lanes"]
+@pytest.mark.parametrize(("first", "below"), [(500, None), (20, 10)])
+def test_an_empty_range_has_no_documents(run: Path, first: int, below: int | None) -> None:
+    answer = strict(answers_of(run).series(first, below))
+    assert answer["documents"] == 0 and answer["evaluations"] == []
+    assert all(lane["steps"] == lane["values"] == [] for lane in answer["lanes"].values()) and "loss" in answer["lanes"]
 
 
-def test_a_part_that_ends_before_it_begins_has_no_documents(run: Path) -> None:
-    assert strict(answers_of(run).series(20, 10))["documents"] == 0
-
-
-def test_spikes_are_ordered_by_how_far_they_lie_above_their_own_source(run: Path) -> None:
-    told = strict(answers_of(run).spikes())
-    assert told["from"] == WARMUP
-    assert [one["step"] for one in told["documents"]][:4] == [75, 60, 90, 101]
-    for one in told["documents"]:  # behind these, some that are a bit above an average which a low one pulled down
+def test_spikes_are_ordered_by_distance_above_their_source(run: Path) -> None:
+    answer = strict(answers_of(run).spikes())
+    assert answer["from"] == WARMUP
+    assert [one["step"] for one in answer["documents"]][:4] == [75, 60, 90, 101]
+    for one in answer[
+        "documents"
+    ]:  # these are followed by some slightly above an average that a low document pulled down
         step = one["step"]
         assert one["source"] == source_of(step) and one["loss"] == loss_of(step)
         assert one["usual"] == pytest.approx(usual_of(step), rel=1e-5)
         assert one["excess"] == pytest.approx(loss_of(step) - usual_of(step), rel=1e-5)
         assert one["judged"] is (step in (60, 75))
         assert one["words"] == " ".join(f"one two three {step} {'four ' * 40}".split())[:90]
-    heights = [one["excess"] for one in told["documents"]]
+    heights = [one["excess"] for one in answer["documents"]]
     assert heights == sorted(heights, reverse=True) and heights[-1] > 0
 
 
@@ -221,33 +201,30 @@ def test_spikes_are_filtered(run: Path) -> None:
     assert steps(2) == [75, 60]
     assert steps(50, "easy") == [75, 101]
     assert steps(50, "hard") == [60, 90]
-    with pytest.raises(NotThere, match="known: easy, hard"):
+    with pytest.raises(NotThere, match="its sources: easy, hard"):
         steps(50, "nobody")
-    assert steps(50, None, 0)[0] == 41  # the warm-up too
+    assert steps(50, None, 0)[0] == 41  # including the warm-up
     assert steps(50, None, 91) == [101]
     assert steps(50, "easy", 0) == [41, 75, 101]
-
-
-def test_documents_that_surprised_least(run: Path) -> None:
-    found = strict(answers_of(run).spikes(2, best=True))["documents"]
-    assert [one["step"] for one in found] == [52, 77]
-    assert [one["excess"] for one in found] == pytest.approx([6 - usual_of(52), 1 - usual_of(77)], rel=1e-5)
+    below = strict(answers.spikes(2, best=True))["documents"]
+    assert [one["step"] for one in below] == [52, 77]
+    assert [one["excess"] for one in below] == pytest.approx([6 - usual_of(52), 1 - usual_of(77)], rel=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "first"), [(2 * WARMUP - 1, 0), (2 * WARMUP, WARMUP)])
-def test_the_warm_up_is_left_out_once_as_much_lies_behind_it(
+def test_the_warm_up_is_left_out_once_the_run_is_twice_as_long(
     tmp_path: Path, metrics: Metrics, steps: int, first: int
 ) -> None:
     writer = StoreWriter(tmp_path / "run.db", {"config": {"warmup_steps": WARMUP}})
     for step in range(steps):
         writer.add_rows(rows_of(metrics(step, loss=9.0 if step == 45 else 2.0, source="a")))
     writer.close()
-    told = strict(answers_of(tmp_path).spikes())
-    assert told["from"] == first
-    assert [one["step"] for one in told["documents"]][:1] == ([45] if first == 0 else [])
+    answer = strict(answers_of(tmp_path).spikes())
+    assert answer["from"] == first
+    assert [one["step"] for one in answer["documents"]][:1] == ([45] if first == 0 else [])
 
 
-def test_before_a_source_is_known_nothing_is_unusual(tmp_path: Path, metrics: Metrics) -> None:
+def test_a_source_needs_enough_documents_for_an_average(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     for step in range(FEWEST_OF_SOURCE + 1):
         writer.add_rows(rows_of(metrics(step, loss=99.0 if step in (5, FEWEST_OF_SOURCE) else 2.0, source="a")))
@@ -258,55 +235,50 @@ def test_before_a_source_is_known_nothing_is_unusual(tmp_path: Path, metrics: Me
     assert early["usual"] is None and early["excess"] is None and early["loss"] == 99.0
 
 
-def test_shares_of_the_sources_are_one(run: Path) -> None:
-    told = strict(answers_of(run).sources())["sources"]
-    assert [(one["source"], one["documents"]) for one in told] == [("hard", 60), ("easy", 60)]
-    assert sum(one["share"] for one in told) == pytest.approx(1)
-    assert sum(one["share_of_tokens"] for one in told) == pytest.approx(1, abs=1e-5)
-    assert [one["tokens"] for one in told] == [
+def test_shares_of_the_sources_add_up_to_one(run: Path) -> None:
+    answer = strict(answers_of(run).sources())["sources"]
+    assert [(one["source"], one["documents"]) for one in answer] == [("hard", 60), ("easy", 60)]
+    assert sum(one["share"] for one in answer) == pytest.approx(1)
+    assert sum(one["share_of_tokens"] for one in answer) == pytest.approx(1, abs=1e-5)
+    assert [one["tokens"] for one in answer] == [
         sum(10 + step for step in range(0, 120, 2)), sum(10 + step for step in range(1, 120, 2)),
     ]  # fmt: skip
-    for one, first in zip(told, (0, 1), strict=True):
+    for one, first in zip(answer, (0, 1), strict=True):
         losses = [loss_of(step) for step in range(first, 120, 2)]
         assert one["average"] == pytest.approx(average(losses), rel=1e-5)
         assert set(one["curve"]["steps"]) <= set(range(first, 120, 2))
         assert one["curve"]["values"][-1] == one["average"]
-
-
-def test_averages_of_sources_at_another_window(run: Path) -> None:
-    told = strict(answers_of(run).sources(window=5))
-    assert told["window"] == 5
-    assert told["sources"][1]["average"] == pytest.approx(
-        average([loss_of(step) for step in range(1, 120, 2)], 5), rel=1e-5
-    )
+    other = strict(answers_of(run).sources(window=5))
+    easy = average([loss_of(step) for step in range(1, 120, 2)], 5)
+    assert other["window"] == 5 and other["sources"][1]["average"] == pytest.approx(easy, rel=1e-5)
 
 
 def test_a_document_with_everything(run: Path) -> None:
-    told = strict(answers_of(run).document(60))
+    answer = strict(answers_of(run).document(60))
     ids = encode("one two  three 60\n" + "four " * 40)
-    assert (told["previous"], told["step"], told["next"]) == (59, 60, 61)
-    assert (told["source"], told["row"], told["gone"]) == ("hard", 60, None)
-    assert told["loss"] == 11.0 and told["usual"] == pytest.approx(usual_of(60), rel=1e-5)
-    assert told["excess"] == pytest.approx(11 - usual_of(60), rel=1e-5)
-    assert told["judged"] == ["loss 11.0, usual 8.0"]  # and not that of a checkpoint
-    assert "".join(told["texts"]) == "one two  three 60\n" + "four " * 40
-    assert len(told["texts"]) == len(told["losses"]) == len(told["ranks"]) == told["tokens_read"] == len(ids)
-    assert told["losses"][:3] == [None, 0.0, 1.0] and told["ranks"][:3] == [None, 0, 1]
+    assert (answer["previous"], answer["step"], answer["next"]) == (59, 60, 61)
+    assert (answer["source"], answer["row"], answer["gone"]) == ("hard", 60, None)
+    assert answer["loss"] == 11.0 and answer["usual"] == pytest.approx(usual_of(60), rel=1e-5)
+    assert answer["excess"] == pytest.approx(11 - usual_of(60), rel=1e-5)
+    assert answer["judged"] == ["loss 11.0, usual 8.0"]  # not that of a checkpoint
+    assert "".join(answer["texts"]) == "one two  three 60\n" + "four " * 40
+    assert len(answer["texts"]) == len(answer["losses"]) == len(answer["ranks"]) == answer["tokens_read"] == len(ids)
+    assert answer["losses"][:3] == [None, 0.0, 1.0] and answer["ranks"][:3] == [None, 0, 1]
     text = "one two  three 60\n" + "four " * 40
-    assert told["bytes_read"] == len(text) and told["document_bytes"] == 4321
-    assert told["about_tokens"] == round(len(ids) * 4321 / len(text))
-    assert [(one["prompt"], one["output"]) for one in told["samples"]] == [("p60", "out 60"), ("asked", "again 60")]
+    assert answer["bytes_read"] == len(text) and answer["document_bytes"] == 4321
+    assert answer["about_tokens"] == round(len(ids) * 4321 / len(text))
+    assert [(one["prompt"], one["output"]) for one in answer["samples"]] == [("p60", "out 60"), ("asked", "again 60")]
     first, last = strict(answers_of(run).document(0)), strict(answers_of(run).document(119))
     assert first["previous"] is None and first["next"] == 1 and last["previous"] == 118 and last["next"] is None
 
 
 @pytest.mark.parametrize("step", [120, 2**53, 10**6])
-def test_a_step_that_is_not_there_is_said_with_those_that_are(run: Path, step: int) -> None:
-    with pytest.raises(NotThere, match="they are 0 to 119"):
+def test_a_missing_step_names_the_existing_ones(run: Path, step: int) -> None:
+    with pytest.raises(NotThere, match="its steps are 0 to 119"):
         answers_of(run).document(step)
 
 
-def test_a_document_that_is_gone_or_cant_be_spelled(tmp_path: Path, metrics: Metrics) -> None:
+def test_a_document_without_tokens_or_tokenizer(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     writer.add_rows(rows_of(metrics(0)))
     writer.add_rows(rows_of(metrics(1, token_ids=None)))
@@ -335,9 +307,10 @@ def test_a_document_of_infinite_losses(run: Path, metrics: Metrics) -> None:
     writer.add_rows(rows_of(metrics(120, **about, token_ids=ids, token_losses=losses, token_ranks=None)))
     writer.close()
     answers = answers_of(run)
-    told = strict(answers.document(120))
-    assert told["loss"] is None and told["accuracy"] is None and told["gradient_norm"] is None
-    assert told["losses"][:5] == [None, 1.5, None, None, 2.0] and told["ranks"] is None
+    answer = strict(answers.document(120))
+    assert answer["loss"] is None and answer["accuracy"] is None and answer["gradient_norm"] is None
+    assert answer["usual"] == pytest.approx(usual_of(120), rel=1e-5)
+    assert answer["losses"][:5] == [None, 1.5, None, None, 2.0] and answer["ranks"] is None
     lanes = strict(answers.series())["lanes"]
     assert lanes["loss"]["not_finite"] == [120]
     assert 120 not in lanes["loss"]["steps"]
@@ -345,22 +318,15 @@ def test_a_document_of_infinite_losses(run: Path, metrics: Metrics) -> None:
     assert first["step"] == 120 and first["loss"] is None and first["excess"] is None and first["usual"] is not None
 
 
-def test_what_was_usual_is_known_of_a_document_whose_loss_is_infinite(run: Path, metrics: Metrics) -> None:
-    writer = StoreWriter(run / "run.db", {}, resume=True)
-    writer.add_rows(rows_of(metrics(120, loss=math.inf, source="hard")))
-    writer.close()
-    assert strict(answers_of(run).document(120))["usual"] == pytest.approx(usual_of(120), rel=1e-5)
-
-
-def test_samples_are_all_there_or_thinned_with_both_ends(run: Path) -> None:
+def test_samples_are_complete_or_evenly_spaced_with_both_ends(run: Path) -> None:
     answers = answers_of(run)
-    told = strict(answers.samples())
-    assert told["total"] == 12
-    assert [one["output"] for one in told["samples"]] == [f"out {step}" for step in range(0, 120, 10)]
-    assert told["samples"][3] == {
+    answer = strict(answers.samples())
+    assert answer["total"] == 12
+    assert [one["output"] for one in answer["samples"]] == [f"out {step}" for step in range(0, 120, 10)]
+    assert answer["samples"][3] == {
         "step": 30, "prompt": "p30", "output": "out 30", "reference": "r", "source": "hard", "error": None,
     }  # fmt: skip
-    assert told["prompts"] == [{"prompt": "asked", "times": 12}]
+    assert answer["prompts"] == [{"prompt": "asked", "times": 12}]
     few = strict(answers.samples(4))
     assert few["total"] == 12 and [one["step"] for one in few["samples"]] == [0, 30, 70, 110]
     part = strict(answers.samples(first=30, below=60))
@@ -368,31 +334,28 @@ def test_samples_are_all_there_or_thinned_with_both_ends(run: Path) -> None:
     assert len(strict(answers.samples(1))["samples"]) == 1
 
 
-def test_samples_of_a_prompt_are_at_equal_ratios(run: Path) -> None:
+def test_samples_of_a_prompt_are_spaced_by_equal_ratios(run: Path) -> None:
     answers = answers_of(run)
     assert [one["output"] for one in strict(answers.samples(prompt="asked"))["samples"]] == [
         f"again {step}" for step in range(0, 120, 10)
     ]
     assert [one["step"] for one in strict(answers.samples(4, "asked"))["samples"]] == [0, 20, 50, 110]
     assert strict(answers.samples(4, "nobody asked this"))["samples"] == []
-    assert strict(answers.samples(4, "p30"))["samples"] == []  # of a document, and asked once
+    assert strict(answers.samples(4, "p30"))["samples"] == []  # of a document, used once
+    assert len(strict(answers.samples(1, "asked"))["samples"]) == 1
 
 
-def test_at_most_one_sample_of_a_prompt_is_one(run: Path) -> None:
-    assert len(strict(answers_of(run).samples(1, "asked"))["samples"]) == 1
-
-
-def test_events_the_newest_first(run: Path) -> None:
+def test_events_newest_first(run: Path) -> None:
     answers = answers_of(run)
-    told = strict(answers.events())
-    assert told["kinds"] == [
+    answer = strict(answers.events())
+    assert answer["kinds"] == [
         {"kind": "checkpoint", "count": 2, "steps": [30, 60]},
         {"kind": "resume", "count": 1, "steps": [45]},
         {"kind": "skipped update", "count": 1, "steps": [75]},
         {"kind": "spike", "count": 1, "steps": [60]},
     ]
-    assert [one["detail"] for one in told["events"]] == ["c", "gradient", "loss 11.0, usual 8.0", "b", "a"]
-    assert told["events"][0] == {"step": 60, "time": 65.0, "kind": "checkpoint", "detail": "c"}
+    assert [one["detail"] for one in answer["events"]] == ["c", "gradient", "loss 11.0, usual 8.0", "b", "a"]
+    assert answer["events"][0] == {"step": 60, "time": 65.0, "kind": "checkpoint", "detail": "c"}
     assert [one["detail"] for one in strict(answers.events(2))["events"]] == ["c", "gradient"]
     assert [one["step"] for one in strict(answers.events(9, "checkpoint"))["events"]] == [60, 30]
     assert strict(answers.events(9, "none"))["events"] == []
@@ -405,22 +368,15 @@ def test_many_marks_are_thinned_with_both_ends(tmp_path: Path) -> None:
         for step in range(MOST_STEPS_OF_KIND + 500)
     )
     writer.close()
-    told = strict(answers_of(tmp_path).events(3))["kinds"][0]
-    assert told["count"] == MOST_STEPS_OF_KIND + 500 and len(told["steps"]) == MOST_STEPS_OF_KIND
-    assert (told["steps"][0], told["steps"][-1]) == (0, MOST_STEPS_OF_KIND + 499)
+    answer = strict(answers_of(tmp_path).events(3))["kinds"][0]
+    assert answer["count"] == MOST_STEPS_OF_KIND + 500 and len(answer["steps"]) == MOST_STEPS_OF_KIND
+    assert (answer["steps"][0], answer["steps"][-1]) == (0, MOST_STEPS_OF_KIND + 499)
 
 
-def test_what_is_known_of_a_step_in_a_list(run: Path) -> None:
-    answers = answers_of(run)
-    answers.run()
-    known, unknown = answers.about([60, 4000])
-    assert strict(known)["words"].startswith("one two three 60 four") and unknown == {"step": 4000}
-
-
-def test_a_hit_of_a_search_is_judged_as_it_is_in_the_list_of_spikes(run: Path) -> None:
-    answers = answers_of(run)
-    answers.run()
-    assert strict(answers.about([60])[0])["judged"] is True
+def test_what_a_list_shows_of_a_step(run: Path) -> None:
+    known, unknown = answers_of(run).about([60, 4000])
+    assert strict(known)["words"].startswith("one two three 60 four") and known["judged"] is True
+    assert unknown == {"step": 4000}
 
 
 def ask(service: Service, name: str, **given: str) -> dict[str, Any]:
@@ -432,22 +388,25 @@ GIVEN = {"search": {"q": "one"}}
 
 
 @pytest.mark.parametrize("count", [1, 2, 25, 600])
-def test_an_ugly_run_is_json_everywhere(tmp_path: Path, metrics: Metrics, count: int) -> None:
-    """NaN, infinities, spikes of 1e12, texts of any kind: no answer holds what JavaScript can't read."""
+def test_every_answer_about_an_ugly_run_is_strict_json(tmp_path: Path, metrics: Metrics, count: int) -> None:
+    """NaN, infinities, spikes of 1e12 and any texts: JavaScript can parse every answer."""
     columns = columns_of(count, ugly=True)
-    writer = StoreWriter(tmp_path / "run.db", {"run_id": HOSTILE, "tokenizer": MODELS["ours"], "note": HOSTILE})
+    config = {"clip": math.inf, "more": [math.nan]}
+    about = {"run_id": HOSTILE, "tokenizer": MODELS["ours"], "note": HOSTILE, "config": config}
+    writer = StoreWriter(tmp_path / "run.db", about)
     for row in range(count):
-        told = {name: columns[name][row].item() for name in STEP if name not in ("tokens", "bytes")}
+        answer = {name: columns[name][row].item() for name in STEP if name not in ("tokens", "bytes")}
         losses = [(math.nan, math.inf, 2.0)[row % 3]] * 9
         about = {"source": HOSTILE if row % 5 == 0 else None, "shard": HOSTILE, "text_hash": None}
         sample = {"prompt": HOSTILE, "error": HOSTILE} if row % 50 == 0 else {}
         ids = [5 + row % 300] * 10
-        writer.add_rows(rows_of({"step": row, **told, **about, **sample, "token_ids": ids, "token_losses": losses}))
+        writer.add_rows(rows_of({"step": row, **answer, **about, **sample, "token_ids": ids, "token_losses": losses}))
     writer.add("events", {"time": 0.0, "step": 3, "kind": HOSTILE, "detail": HOSTILE})
     writer.add("evaluations", {"step": 3, "split": HOSTILE, "source": "", "loss": math.inf})
     writer.close()
     service = Service.of(tmp_path)
     try:
+        assert ask(service, "run")["run"]["config"] == {"clip": None, "more": [None]}
         for name in set(QUERIES) - {"compare"}:
             ask(service, name, **GIVEN.get(name, {}))
         for name in ("series", "sources"):
@@ -460,27 +419,19 @@ def test_an_ugly_run_is_json_everywhere(tmp_path: Path, metrics: Metrics, count:
         service.close()
 
 
-def test_settings_that_are_not_finite_are_json_too(tmp_path: Path, metrics: Metrics) -> None:
-    about = {"config": {"clip": math.inf, "more": [math.nan]}, "flops": {"peak": math.inf}}
-    writer = StoreWriter(tmp_path / "run.db", about)
-    writer.add_rows(rows_of(metrics(0)))
-    writer.close()
-    assert strict(answers_of(tmp_path).run())["run"]["config"]["clip"] is None
-
-
 def test_control_an_answer_with_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         strict({"loss": np.float64("nan")})
 
 
-def test_the_judge_speaks_of_the_documents_that_are_there(run: Path, metrics: Metrics) -> None:
-    """Events are never deleted: what was said before the run went back is of documents that are not there any more."""
+def test_flags_belong_to_the_documents_that_exist_now(run: Path, metrics: Metrics) -> None:
+    """Events are never deleted: those from before a rollback refer to documents that no longer exist."""
     writer = StoreWriter(run / "run.db", {}, resume=True)
     for step, kind, detail in ((55, "spike", "of old 55"), (56, "skipped update", "of old 56")):
         writer.add("events", {"time": 1.0, "step": step, "kind": kind, "detail": detail})
     writer.close()
     answers = answers_of(run)
-    assert strict(answers.document(55))["judged"] == ["of old 55"]  # control: nothing went back yet
+    assert strict(answers.document(55))["judged"] == ["of old 55"]  # control: no rollback yet
     writer = StoreWriter(run / "run.db", {}, resume=True)
     writer.add("events", {"time": 2.0, "step": 56, "kind": "roll-back", "detail": "to 56"})
     writer.add("events", {"time": 3.0, "step": 57, "kind": "spike", "detail": "of new 57"})
@@ -491,7 +442,7 @@ def test_the_judge_speaks_of_the_documents_that_are_there(run: Path, metrics: Me
     assert {55, 57} <= set(answers.judged()) and not {56, 60} & set(answers.judged())
 
 
-def test_what_was_measured_again_stands_beside_the_average_of_its_source(run: Path, metrics: Metrics) -> None:
+def test_re_measured_documents_and_the_average_of_their_source(run: Path, metrics: Metrics) -> None:
     writer = StoreWriter(run / "run.db", {}, resume=True)
     count = len(encode("one two three"))
     for distance, loss in ((0, 7.0), (1, 6.5), (4, 6.0)):
@@ -508,14 +459,14 @@ def test_what_was_measured_again_stands_beside_the_average_of_its_source(run: Pa
     for one in probe["measured"]:
         hard = [loss_of(step) for step in range(one["step"] + 1) if source_of(step) == "hard"]
         assert one["average"] == pytest.approx(average(hard), rel=1e-5)
-    told = strict(answers.probe(60))
-    assert [moment["distance"] for moment in told["moments"]] == [None, 0, 1, 4]
-    assert all(len(moment["losses"]) == len(told["moments"][1]["losses"]) for moment in told["moments"][1:])
-    with pytest.raises(NotThere, match="step 61 was not measured again"):
+    answer = strict(answers.probe(60))
+    assert [moment["distance"] for moment in answer["moments"]] == [None, 0, 1, 4]
+    assert all(len(moment["losses"]) == len(answer["moments"][1]["losses"]) for moment in answer["moments"][1:])
+    with pytest.raises(NotThere, match="step 61 was not re-measured"):
         answers.probe(61)
 
 
-def test_a_character_that_is_cut_is_not_counted_as_read(tmp_path: Path) -> None:
+def test_a_truncated_character_is_not_counted_as_read(tmp_path: Path) -> None:
     text = "words and 😀"
     ids = encode(text)[:-1]  # three of the four bytes of the last character
     writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
@@ -527,7 +478,7 @@ def test_a_character_that_is_cut_is_not_counted_as_read(tmp_path: Path) -> None:
     assert whole["bytes_read"] == whole["document_bytes"] and whole["about_tokens"] == whole["tokens_read"]
 
 
-def test_a_run_laid_over_itself_is_the_same_curve(run: Path) -> None:
+def test_a_run_overlaid_on_itself_is_the_same_curve(run: Path) -> None:
     service = Service.of(run)
     try:
         service.read_ahead()

@@ -1,4 +1,4 @@
-"""Whom the server answers, over a real socket: `python -m viz serve` as a process, requests as bytes."""
+"""Which requests the server answers, over a real socket: `python -m viz serve` as a process, requests as bytes."""
 
 import contextlib
 import http.client
@@ -18,7 +18,7 @@ from tests.conftest import PROJECT
 from tests.viz.asgi import status_of
 from viz.page.api import Service
 from viz.page.http import application, unguarded
-from viz.page.static import page_files
+from viz.page.static import PLOTLY
 from viz.record.schema import rows_of
 from viz.record.writer import StoreWriter
 
@@ -47,7 +47,7 @@ def ask(
     headers: Sequence[tuple[str, str]] = (),
     version: str = "HTTP/1.1",
 ) -> Answer:
-    """Exactly these bytes, on a connection of their own: a client would refuse to send half of them."""
+    """Send exactly these bytes, on a new connection: an HTTP client would refuse to send half of them."""
 
     def encoded(text: str | bytes) -> bytes:
         return text if isinstance(text, bytes) else text.encode("latin-1")
@@ -64,7 +64,7 @@ def ask(
 
 @contextlib.contextmanager
 def page_of(*arguments: object) -> Iterator[int]:
-    """`python -m viz serve` with these arguments, for a while: its port."""
+    """Run `python -m viz serve` with these arguments; yields its port."""
     command = [sys.executable, "-m", "viz", "serve", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT) as process:
         try:
@@ -89,21 +89,11 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.mark.parametrize(
     "host",
     [
-        "localhost",
-        "localhost:8000",
-        "localhost:1",
-        "LocalHost:65535",
-        "localhost.",
-        "127.0.0.1",
-        "127.0.0.1:9",
-        "[::1]",
-        "[::1]:8000",
-        ALLOWED,
-        f"{ALLOWED}:8000",
-        ALLOWED.upper(),
+        "localhost", "localhost:8000", "LocalHost:65535", "localhost.", "127.0.0.1", "127.0.0.1:9", "[::1]",
+        "[::1]:8000", ALLOWED, f"{ALLOWED}:8000", ALLOWED.upper(),
     ],
-)
-def test_names_of_this_machine_are_answered_whichever_port_a_tunnel_has(port: int, host: str) -> None:
+)  # fmt: skip
+def test_own_names_are_accepted_on_any_port(port: int, host: str) -> None:
     answer = ask(port, hosts=[host])
     assert answer.status == 200 and answer.json["steps"] == 1
 
@@ -111,24 +101,12 @@ def test_names_of_this_machine_are_answered_whichever_port_a_tunnel_has(port: in
 @pytest.mark.parametrize(
     "host",
     [
-        "evil.example",
-        "evil.example:8000",
-        "localhost.evil.example",
-        "evil-localhost",
-        "127.0.0.1.evil.example",
-        "127.0.0.2",
-        "0.0.0.0",
-        "[::]",
-        "[::2]:80",
-        "192.168.0.1",
-        "2130706433",
-        "0x7f.1",
-        "xn--localhost-",
-        f"other.{ALLOWED}",
-        "example",
+        "evil.example", "evil.example:8000", "localhost.evil.example", "evil-localhost", "127.0.0.1.evil.example",
+        "127.0.0.2", "0.0.0.0", "[::]", "[::2]:80", "192.168.0.1", "2130706433", "0x7f.1", "xn--localhost-",
+        f"other.{ALLOWED}", f"www.{ALLOWED}", ALLOWED.removeprefix("my-"), "example", "*",
     ],
-)
-def test_other_names_are_refused_with_the_flag_that_would_let_them(port: int, host: str) -> None:
+)  # fmt: skip
+def test_other_names_are_refused_and_the_flag_is_named(port: int, host: str) -> None:
     for path in ("/api/run", "/", "/style.css", "/nothing"):
         answer = ask(port, path, hosts=[host])
         assert answer.status == 403
@@ -139,64 +117,33 @@ def test_other_names_are_refused_with_the_flag_that_would_let_them(port: int, ho
 @pytest.mark.parametrize(
     "hosts",
     [
-        [],
-        [""],
-        ["localhost", "localhost"],
-        ["localhost", "evil.example"],
-        ["localhost:port"],
-        ["localhost:99999"],
-        ["localhost/path"],
-        ["user@localhost"],
-        ["@localhost"],
-        ["localhost?x"],
-        ["localhost#x"],
-        ["http://localhost"],
-        [":8000"],
-        ["[::1"],
-        ["::1"],
-        ["[localhost]"],
-        ["localhost:-1"],
-        [b"\xff\xfe"],
-        [b"loc\xe4lhost"],
-        [b"localhost localhost"],
+        [], [""], ["localhost", "localhost"], ["localhost", "evil.example"], ["localhost:port"], ["localhost/path"],
+        ["user@localhost"], ["@localhost"], ["localhost?x"], ["localhost#x"], ["http://localhost"], [":8000"], ["[::1"],
+        ["::1"], ["[localhost]"], ["localhost:-1"], [b"\xff\xfe"], [b"loc\xe4lhost"], [b"localhost localhost"],
     ],
-)
-def test_a_host_that_is_none_is_refused(port: int, hosts: list[str | bytes]) -> None:
-    answer = ask(port, hosts=hosts)
+)  # fmt: skip
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+def test_a_missing_repeated_or_malformed_host_is_refused(port: int, hosts: list[str | bytes], version: str) -> None:
+    answer = ask(port, hosts=hosts, version=version)
     assert answer.status in (400, 403) and b"r1" not in answer.body
-    if len(hosts) != 1 or isinstance(hosts[0], str):
-        assert answer.status == 400
 
 
-def test_without_a_host_as_http_1_0_has_it(port: int) -> None:
-    assert ask(port, hosts=[], version="HTTP/1.0").status == 400
+def test_control_http_1_0_is_answered(port: int) -> None:
     assert ask(port, hosts=["localhost"], version="HTTP/1.0").status == 200
 
 
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
-        ("http://localhost:8000", 200),
-        ("http://localhost", 200),
-        ("http://127.0.0.1:1", 200),
-        ("http://[::1]:8000", 200),
-        (f"http://{ALLOWED}:8000", 200),
-        (f"https://{ALLOWED}", 200),
-        ("https://localhost", 200),
-        ("null", 403),
-        ("", 403),
-        ("http://evil.example", 403),
-        ("https://localhost.evil.example", 403),
-        ("http://evil.example/localhost", 403),
-        ("http://evil@localhost", 403),
-        ("file://localhost", 403),
-        ("chrome-extension://localhost", 403),
-        ("localhost", 403),
-        ("http://", 403),
-        ("http://localhost:x", 403),
+        ("http://localhost:8000", 200), ("http://localhost", 200), ("http://127.0.0.1:1", 200),
+        ("http://[::1]:8000", 200), (f"http://{ALLOWED}:8000", 200), (f"https://{ALLOWED}", 200),
+        ("https://localhost", 200), ("null", 403), ("", 403), ("http://evil.example", 403),
+        ("https://localhost.evil.example", 403), ("http://evil.example/localhost", 403),
+        ("http://evil@localhost", 403), ("file://localhost", 403), ("chrome-extension://localhost", 403),
+        ("localhost", 403), ("http://", 403), ("http://localhost:x", 403), ("http://*", 403),
     ],
-)
-def test_pages_of_strangers_get_nothing(port: int, origin: str, status: int) -> None:
+)  # fmt: skip
+def test_only_own_origins_are_answered(port: int, origin: str, status: int) -> None:
     answer = ask(port, headers=[("Origin", origin)])
     assert answer.status == status
     assert (b"r1" in answer.body) == (status == 200)
@@ -206,40 +153,29 @@ def test_pages_of_strangers_get_nothing(port: int, origin: str, status: int) -> 
 @pytest.mark.parametrize(
     ("path", "site", "status"),
     [
-        ("/api/run", "cross-site", 403),  # an image or a script of a stranger's page sends no Origin
+        ("/api/run", "cross-site", 403),  # an image or a script of another site sends no Origin
         ("/api/run", "same-origin", 200),
         ("/api/run", "none", 200),
-        ("/", "cross-site", 200),  # somebody has clicked a link to a step
+        ("/", "cross-site", 200),  # a link to a step was clicked
     ],
 )
-def test_pages_of_strangers_may_link_here_and_ask_nothing(port: int, path: str, site: str, status: int) -> None:
+def test_other_sites_may_link_to_the_page_but_not_use_the_api(port: int, path: str, site: str, status: int) -> None:
     assert ask(port, path, headers=[("Sec-Fetch-Site", site)]).status == status
 
 
-def test_one_good_origin_does_not_let_a_bad_one_in(port: int) -> None:
+def test_one_allowed_origin_does_not_excuse_another(port: int) -> None:
     assert ask(port, headers=[("Origin", "http://localhost"), ("Origin", "http://evil.example")]).status == 403
 
 
 EACH_KIND = [
-    "/",
-    "/style.css",
-    "/main.js",
-    *(f"/{name}" for name in page_files() if name.startswith("plotly")),
-    "/api/run",
-    "/api/series",
-    "/api/events?kind=x",
-    "/api/run?nonsense=1",
-    "/api/documents/0",
-    "/api/documents/77",
-    "/api/documents/x",
-    "/nothing",
-    "/api",
-]
+    "/", "/style.css", "/main.js", f"/{PLOTLY}", "/api/run", "/api/events?kind=x", "/api/run?nonsense=1",
+    "/api/documents/0", "/api/documents/77", "/api/documents/x", "/nothing", "/api",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", EACH_KIND)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-def test_every_answer_has_the_headers_that_keep_a_hostile_text_a_text(port: int, path: str, method: str) -> None:
+def test_every_response_has_the_security_headers(port: int, path: str, method: str) -> None:
     for host in ("localhost", "evil.example"):
         answer = ask(port, path, method, hosts=[host])
         parts = (part.strip().partition(" ") for part in answer.headers["content-security-policy"].split(";"))
@@ -252,21 +188,13 @@ def test_every_answer_has_the_headers_that_keep_a_hostile_text_a_text(port: int,
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
         assert answer.headers["cross-origin-opener-policy"] == "same-origin"
-        assert answer.headers.get_all("content-type") and len(answer.headers.get_all("content-type") or ()) == 1
+        assert len(answer.headers.get_all("content-type") or ()) == 1
         if host != "localhost":
             assert answer.status == 403
 
 
-def test_the_page_keeps_to_that_policy() -> None:
-    """No script or handler in the page itself: the policy would stop it, and the page would stand still."""
-    page = page_files()["index.html"][0].decode()
-    assert not re.search(r"<script(?![^>]*\bsrc=)", page)
-    assert not re.search(r"\son[a-z]+\s*=", page) and "javascript:" not in page
-    assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
-
-
-def test_control_without_the_guard_a_stranger_is_answered(tmp_path: Path) -> None:
-    """It is the guard that refuses, and not something below it."""
+def test_control_without_the_guard_any_name_is_answered(tmp_path: Path) -> None:
+    """It is the guard that refuses, not something below it."""
     service = Service.of(tmp_path)
     try:
         assert status_of(application(service), "/style.css", b"evil.example") == 403

@@ -1,4 +1,4 @@
-"""A run followed from before its first row to after its end; whoever follows it leaves no trace."""
+"""A run is followed from before its first row until after its end, without leaving a trace."""
 
 import fcntl
 import shutil
@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 import pytest
 
 from tests.viz.views.test_token_text import JSON, MODELS
-from viz.page import live_run
 from viz.page.live_run import MOST_WINDOWS, LiveRun, NoRun
 from viz.record.schema import rows_of
 from viz.record.writer import StoreReader, StoreWriter
@@ -25,15 +25,14 @@ from viz.stats.series import Averages
 Metrics = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each `refresh` reads: a test doesn't wait a quarter of a second for it."""
-    monkeypatch.setattr(live_run, "FRESH_SECONDS", -1.0)
+def live_run(folder: Path) -> LiveRun:
+    """A run whose every `reading` sees the newest rows, so that tests don't wait a quarter of a second."""
+    return LiveRun(folder, fresh_seconds=0)
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """As `trainer/run/folders.py` holds it while a run lives."""
+    """Hold the lock as `trainer/run/folders.py` does during a run."""
     with (folder / ".run.lock").open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -64,22 +63,19 @@ def state_without_run(live: LiveRun) -> str:
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Of every file: when it was changed, its size and its content; of every folder when."""
-    return {
-        str(path.relative_to(folder)): (
-            path.stat().st_mtime_ns,
-            path.stat().st_size,
-            path.read_bytes() if path.is_file() else b"",
-        )
-        for path in [folder, *sorted(folder.rglob("*"))]
-    }
+    """For every file and folder: modification time, size and content."""
+    paths = [folder, *sorted(folder.rglob("*"))]
+    stats = [(path.stat(), path.read_bytes() if path.is_file() else b"") for path in paths]
+    return {str(path): (s.st_mtime_ns, s.st_size, content) for path, (s, content) in zip(paths, stats, strict=True)}
 
 
-def test_a_run_from_before_it_is_there_to_after_its_end(tmp_path: Path, metrics: Metrics) -> None:
+def test_a_run_from_before_its_start_to_after_its_end(tmp_path: Path, metrics: Metrics) -> None:
     record = tmp_path / "out" / "training_viz"
-    live = LiveRun(tmp_path / "out")
+    live = live_run(tmp_path / "out")
     assert state_without_run(live) == "waiting"
     record.mkdir(parents=True)
+    assert state_without_run(live) == "waiting"
+    (record / "run.db").touch()  # SQLite creates the file before it commits the tables
     assert state_without_run(live) == "waiting"
     with lock(record):
         writer = StoreWriter(record / "run.db", {"run_id": "r1"})
@@ -89,27 +85,17 @@ def test_a_run_from_before_it_is_there_to_after_its_end(tmp_path: Path, metrics:
         assert steps_of(live) == [0]
         add(writer, metrics, range(1, 7))
         assert steps_of(live) == list(range(7)) and live.state == "running"
+    assert steps_of(live) == list(range(7)) and live.state == "stopped"  # no process writes it, and it has no end
+    with lock(record):
         writer.update_run(ended=time.time(), outcome="done")
         writer.close()
     look(live)
     assert live.state == "ended" and live.run["outcome"] == "done" and live.edition == edition
 
 
-def test_a_run_whose_process_is_gone_without_an_end_has_stopped(tmp_path: Path, metrics: Metrics) -> None:
+def test_what_was_just_read_is_not_read_again(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
-    with lock(tmp_path):
-        add(writer, metrics, range(3))
-        assert steps_of(live := LiveRun(tmp_path)) == [0, 1, 2] and live.state == "running"
-    assert steps_of(live) == [0, 1, 2] and live.state == "stopped"
-    writer.close()
-
-
-def test_what_was_read_a_moment_ago_is_not_read_again(
-    tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live_run, "FRESH_SECONDS", 0.3)
-    writer = StoreWriter(tmp_path / "run.db", {})
-    live = LiveRun(tmp_path)
+    live = LiveRun(tmp_path, fresh_seconds=0.3)
     assert steps_of(live) == []
     add(writer, metrics, range(2))
     assert steps_of(live) == []
@@ -118,10 +104,10 @@ def test_what_was_read_a_moment_ago_is_not_read_again(
     writer.close()
 
 
-def test_another_run_in_the_same_folder_is_another_edition(tmp_path: Path, metrics: Metrics) -> None:
-    """As the trainer does it: the earlier one moves to `earlier/`, the new one begins in its place."""
+def test_another_run_in_the_same_folder_is_a_new_edition(tmp_path: Path, metrics: Metrics) -> None:
+    """As in the trainer: the old run moves to `earlier/`, and the new one takes its place."""
     first = StoreWriter(tmp_path / "run.db", {"run_id": "first"})
-    live = LiveRun(tmp_path)
+    live = live_run(tmp_path)
     add(first, metrics, range(8), loss=2.0)
     first.close()
     assert steps_of(live) == list(range(8))
@@ -137,10 +123,10 @@ def test_another_run_in_the_same_folder_is_another_edition(tmp_path: Path, metri
     second.close()
 
 
-def test_a_run_that_goes_back_is_read_anew(tmp_path: Path, metrics: Metrics) -> None:
+def test_a_rollback_is_read_again_as_a_new_edition(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     add(writer, metrics, range(30), loss=2.0)
-    live = LiveRun(tmp_path)
+    live = live_run(tmp_path)
     assert steps_of(live) == list(range(30))
     edition, averages = live.edition, live.averages(5)
     writer.rewind(10)
@@ -154,15 +140,15 @@ def test_a_run_that_goes_back_is_read_anew(tmp_path: Path, metrics: Metrics) -> 
     edition = live.edition
     writer.add("events", {"time": 0.0, "step": 50, "kind": "checkpoint", "detail": ""})
     add(writer, metrics, range(50, 51), loss=3.0)
-    assert steps_of(live) == list(range(51)) and live.edition == edition  # going on is no other edition
+    assert steps_of(live) == list(range(51)) and live.edition == edition  # continuing is no new edition
     writer.close()
 
 
-def test_control_without_the_event_the_forgotten_rows_would_stay(tmp_path: Path, metrics: Metrics) -> None:
-    """Rows that were made again can't be told from those that were read: it is the event that tells."""
+def test_control_without_the_event_the_old_rows_would_stay(tmp_path: Path, metrics: Metrics) -> None:
+    """Rows that were written again look like the old ones; only the event reveals the rollback."""
     writer = StoreWriter(tmp_path / "run.db", {})
     add(writer, metrics, range(8), loss=2.0)
-    live = LiveRun(tmp_path)
+    live = live_run(tmp_path)
     steps_of(live)
     writer.rewind(4)
     add(writer, metrics, range(4, 10), loss=3.0)
@@ -174,8 +160,8 @@ def test_control_without_the_event_the_forgotten_rows_would_stay(tmp_path: Path,
     writer.close()
 
 
-def test_a_store_that_is_deleted_is_gone_until_there_is_one_again(filled: Path, metrics: Metrics) -> None:
-    live = LiveRun(filled)
+def test_a_deleted_store_is_gone_until_there_is_a_new_one(filled: Path, metrics: Metrics) -> None:
+    live = live_run(filled)
     assert len(steps_of(live)) == 20
     edition = live.edition
     (filled / "run.db").unlink()
@@ -189,23 +175,14 @@ def test_a_store_that_is_deleted_is_gone_until_there_is_one_again(filled: Path, 
     assert live.edition > edition
 
 
-def newer_version(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("PRAGMA user_version = 99")
-    database.close()
-
-
-def no_row_of_the_run(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("DELETE FROM run")
-    database.close()
+def execute(statement: str, path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(statement)
 
 
 def foreign(path: Path) -> None:
     path.unlink()
-    with sqlite3.connect(path) as database:
-        database.execute("CREATE TABLE t (x)")
-    database.close()
+    execute("CREATE TABLE t (x)", path)
 
 
 @pytest.mark.parametrize(
@@ -213,40 +190,28 @@ def foreign(path: Path) -> None:
     [
         lambda path: path.write_bytes(b"no database" * 1000),
         lambda path: path.write_bytes(path.read_bytes()[:5000]),
-        newer_version,
-        no_row_of_the_run,
+        partial(execute, "PRAGMA user_version = 99"),
+        partial(execute, "DELETE FROM run"),
         foreign,
     ],
     ids=["text", "cut", "newer", "no row", "foreign"],
 )
-def test_a_file_that_cant_be_read_is_said_so_in_one_line(filled: Path, spoil: Callable[[Path], None]) -> None:
+def test_an_unreadable_file_is_one_line_until_it_is_replaced(filled: Path, spoil: Callable[[Path], None]) -> None:
+    valid = (filled / "run.db").read_bytes()
+    followed = live_run(filled)
+    assert steps_of(followed) == list(range(20))
     spoil(filled / "run.db")
-    live = LiveRun(filled)
-    assert state_without_run(live) == "unreadable"
-    assert state_without_run(live) == "unreadable"
+    for live in (followed, live_run(filled)):
+        assert state_without_run(live) == "unreadable"
+        assert state_without_run(live) == "unreadable"
+    (filled / "run.db").write_bytes(valid)
+    assert steps_of(followed) == list(range(20))
 
 
-def test_a_store_that_is_only_being_made_is_waited_for(tmp_path: Path) -> None:
-    """Between `connect` and the commit of its tables the file is there and holds none (`reader.is_blank`)."""
-    (tmp_path / "run.db").touch()
-    live = LiveRun(tmp_path)
-    assert state_without_run(live) == "waiting"
-
-
-def test_a_store_that_is_damaged_while_it_is_followed_is_said_and_comes_back(filled: Path) -> None:
-    live = LiveRun(filled)
-    steps_of(live)
-    whole = (filled / "run.db").read_bytes()
-    (filled / "run.db").write_bytes(b"x" * len(whole))
-    assert state_without_run(live) == "unreadable"
-    (filled / "run.db").write_bytes(whole)
-    assert steps_of(live) == list(range(20))
-
-
-def test_nothing_is_written_into_the_folder_of_an_ended_run(filled: Path) -> None:
+def test_nothing_is_written_to_the_folder_of_an_ended_run(filled: Path) -> None:
     (filled / "training_step_000020.png").write_bytes(b"a picture")
     before = listing(filled)
-    live = LiveRun(filled)
+    live = live_run(filled)
     for _ in range(3):
         steps_of(live)
         live.averages(33)
@@ -254,7 +219,7 @@ def test_nothing_is_written_into_the_folder_of_an_ended_run(filled: Path) -> Non
     assert listing(filled) == before
 
 
-def test_nothing_is_written_into_the_folder_of_a_running_one(tmp_path: Path, metrics: Metrics) -> None:
+def test_nothing_is_written_to_the_folder_of_a_running_one(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     add(writer, metrics, range(30))
     writer.close()
@@ -262,11 +227,11 @@ def test_nothing_is_written_into_the_folder_of_a_running_one(tmp_path: Path, met
         writer = StoreWriter(tmp_path / "run.db", {}, resume=True)
         add(writer, metrics, range(30, 50))
         before = listing(tmp_path)
-        live = LiveRun(tmp_path)
+        live = live_run(tmp_path)
         assert steps_of(live) == list(range(50)) and live.state == "running"
         after = listing(tmp_path)
-        # The log's index is memory shared by all who have the store open, of which each reader has a word.
-        assert {name for name in before if before[name] != after[name]} <= {"run.db-shm"}
+        # The log's index is memory shared by everyone who has the store open; each reader has a word in it.
+        assert {Path(name).name for name in before if before[name] != after[name]} <= {"run.db-shm"}
         assert before.keys() == after.keys()
         writer.close()
 
@@ -283,25 +248,25 @@ os._exit(9)
 """
 
 
-def test_the_log_of_a_killed_run_is_read_and_left(tmp_path: Path) -> None:
+def test_the_log_of_a_killed_run_is_read_and_left_alone(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
     assert (tmp_path / "run.db-wal").stat().st_size > 0
     before = listing(tmp_path)
-    live = LiveRun(tmp_path)
+    live = live_run(tmp_path)
     assert steps_of(live) == list(range(7)) and live.state == "stopped"
     after = listing(tmp_path)
     for name in ("run.db", "run.db-wal"):
-        assert after[name] == before[name]
+        assert after[str(tmp_path / name)] == before[str(tmp_path / name)]
     assert after.keys() == before.keys()
 
 
-def test_a_copy_that_may_only_be_read(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_read_only_copy(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     copy = tmp_path_factory.mktemp("copy") / "record"
     shutil.copytree(filled, copy)
     for path in (copy / "run.db", copy):
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
-        live = LiveRun(copy)
+        live = live_run(copy)
         assert steps_of(live) == list(range(20)) and live.state == "stopped"
         assert [path.name for path in copy.iterdir()] == ["run.db"]
     finally:
@@ -315,11 +280,11 @@ def averages_at_once(folder: Path, window: int) -> Averages:
     return made
 
 
-def test_averages_of_any_window_grow_with_the_run_as_if_made_at_once(tmp_path: Path, metrics: Metrics) -> None:
+def test_incremental_averages_equal_those_computed_at_once(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
-    live = LiveRun(tmp_path)
+    live = live_run(tmp_path)
     begin = 0
-    for count in (3, 1, 40, 7, 200):  # other windows are asked for when some rows are there already
+    for count in (3, 1, 40, 7, 200):  # other windows are first requested when there are rows already
         for step in range(begin, begin + count):
             broken = {"loss": float("nan")} if step % 9 == 8 else {}
             writer.add_rows(rows_of(metrics(step, **broken)))
@@ -338,8 +303,8 @@ def test_averages_of_any_window_grow_with_the_run_as_if_made_at_once(tmp_path: P
     writer.close()
 
 
-def test_a_slider_that_goes_through_many_windows_keeps_few(filled: Path) -> None:
-    live = LiveRun(filled)
+def test_only_a_few_windows_are_kept(filled: Path) -> None:
+    live = live_run(filled)
     look(live)
     first = live.averages(3)
     assert live.averages(3) is first
@@ -349,8 +314,8 @@ def test_a_slider_that_goes_through_many_windows_keeps_few(filled: Path) -> None
     np.testing.assert_array_equal(live.averages(3).loss.values(), first.loss.values())
 
 
-def test_the_speller_is_that_of_the_run_that_is_there_now(tmp_path: Path) -> None:
-    live, spelled = LiveRun(tmp_path), []
+def test_the_speller_belongs_to_the_current_run(tmp_path: Path) -> None:
+    live, spelled = live_run(tmp_path), []
     for tokenizer in (JSON, MODELS["ours"], None):
         (tmp_path / "run.db").unlink(missing_ok=True)
         StoreWriter(tmp_path / "run.db", {"tokenizer": tokenizer}).close()
@@ -364,7 +329,7 @@ def test_a_run_that_ends_while_its_page_is_open_leaves_one_file(tmp_path: Path) 
     for step in range(50):
         writer.add("steps", {"step": step, "rank": 0, "loss": 2.0})
     writer.flush()
-    live, ended = LiveRun(tmp_path), threading.Event()
+    live, ended = live_run(tmp_path), threading.Event()
 
     def ask() -> None:
         while not ended.is_set():
@@ -382,7 +347,7 @@ def test_a_run_that_ends_while_its_page_is_open_leaves_one_file(tmp_path: Path) 
     assert len(steps_of(live)) == 50
 
 
-def test_control_a_reader_that_stays_keeps_the_log_and_no_row_in_it(tmp_path: Path) -> None:
+def test_control_an_open_reader_keeps_the_log_but_no_rows_in_it(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     writer.add("steps", {"step": 0, "rank": 0, "loss": 2.0})
     writer.flush()
@@ -390,5 +355,5 @@ def test_control_a_reader_that_stays_keeps_the_log_and_no_row_in_it(tmp_path: Pa
         writer.close()
         assert (tmp_path / "run.db-wal").exists()
         (tmp_path / "copy").mkdir()
-        shutil.copy(tmp_path / "run.db", tmp_path / "copy" / "run.db")  # alone, as somebody does who takes it along
-    assert steps_of(LiveRun(tmp_path / "copy")) == [0]
+        shutil.copy(tmp_path / "run.db", tmp_path / "copy" / "run.db")  # without the log
+    assert steps_of(live_run(tmp_path / "copy")) == [0]

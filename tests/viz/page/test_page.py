@@ -1,4 +1,4 @@
-"""The page on a finished run of 150 documents, beside a second run on the same texts: what a person does with it."""
+"""What a person does on the page of a finished run of 150 documents, with a second run on the same texts."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,24 +7,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.viz import browser
-from tests.viz.browser import (
-    BEST,
-    GONE,
-    SOURCES,
-    SPIKE,
-    Visit,
-    choose,
-    drawn,
-    loss_of,
-    points_of,
-    served,
-    shown_range,
-    text_of,
-    told,
-    until,
-    with_some_gone,
-    write_run,
-)
+from tests.viz.browser import BEST, SOURCES, SPIKE, Visit, choose, drawn, loss_of, points_of, text_in_reader, until
 from viz.charts.style import LIGHT
 from viz.record.schema import Row
 
@@ -36,22 +19,16 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("runs")
 
     def better(step: int) -> Sequence[tuple[str, Row]]:
-        return told(step, loss=loss_of(step) - 0.25 - step % 3 / 100)
+        return browser.rows_at(step, loss=loss_of(step) - 0.25 - step % 3 / 100)
 
-    run = write_run(root / "run", tell=with_some_gone)
-    other = write_run(root / "other", tell=better, run_id="run-2", config={"num_steps": 150, "seed": 2})
-    with served(run, other) as found:
+    run = browser.write_run(root / "run", tell=browser.with_some_gone)
+    other = browser.write_run(root / "other", tell=better, run_id="run-2", config={"num_steps": 150, "seed": 2})
+    with browser.served(run, other) as found:
         yield found
 
 
 def reader(page: Page) -> Any:
     return page.locator("#reader")
-
-
-def text_in_reader(page: Page) -> str:
-    """What the document says, as the page has it; an end of a line is shown by a sign of its own."""
-    found: str = page.evaluate("document.querySelector('#reader [aria-label=\"Text of the document\"]').textContent")
-    return found.replace("⏎\n", "\n")
 
 
 def shows(page: Page, step: int) -> None:
@@ -63,7 +40,7 @@ def shows(page: Page, step: int) -> None:
 # ---- the fixture itself
 
 
-def test_control_whatever_a_page_complains_of_is_heard(visit: Visit, address: str) -> None:
+def test_control_every_complaint_of_a_page_is_recorded(visit: Visit, address: str) -> None:
     page = visit(address)
     page.evaluate("console.error('said'); console.warn('warned'); setTimeout(() => { throw Error('thrown') })")
     page.evaluate("Promise.reject(Error('refused')), undefined")
@@ -78,7 +55,7 @@ def test_control_whatever_a_page_complains_of_is_heard(visit: Visit, address: st
         "policy: connect-src https://example.org", "dialog: asked", "404",
     ):  # fmt: skip
         assert part in heard, part
-    assert page.evaluate("window.hacked") is None  # the policy of the page is the second wall
+    assert page.evaluate("window.hacked") is None  # the policy stops what gets past the page
     visit.problems.clear()
 
 
@@ -97,10 +74,10 @@ def test_a_click_on_a_point_opens_its_document(visit: Visit, address: str) -> No
     expect(page.locator(".hovertext")).to_contain_text(f"step 40  loss {loss_of(40):.3f}")
     page.mouse.click(point["x"], point["y"])
     shows(page, 40)
-    assert text_in_reader(page) == text_of(40)
-    told_of = reader(page).inner_text()
-    assert SOURCES[40 % 3] in told_of and "part-0.jsonl, row 40" in told_of and f"{loss_of(40):.3f}" in told_of
-    assert " begins 40" in told_of and " wrote 40" in told_of  # what it said, and what the document says
+    assert text_in_reader(page) == browser.text_of(40)
+    text = reader(page).inner_text()
+    assert SOURCES[40 % 3] in text and "part-0.jsonl, row 40" in text and f"{loss_of(40):.3f}" in text
+    assert " begins 40" in text and " wrote 40" in text  # generated, and actual
     (line,) = [
         shape for shape in page.evaluate("document.getElementById('chart').layout.shapes") if shape["xref"] == "x"
     ]
@@ -109,11 +86,9 @@ def test_a_click_on_a_point_opens_its_document(visit: Visit, address: str) -> No
     shows(page, 3)
     tokens = reader(page).locator("[data-words]")
     tokens.nth(0).hover()
-    expect(page.locator("#tip")).to_contain_text("nothing predicts")
+    expect(page.locator("#tip")).to_contain_text("not predicted")
     tokens.nth(5).hover()
-    expect(page.locator("#tip")).to_contain_text(
-        "loss 15.50, 4 were held likelier".replace("15.50", f"{(4 * 7 + 3) % 20 / 2:.2f}")
-    )
+    expect(page.locator("#tip")).to_contain_text(f"loss {(4 * 7 + 3) % 20 / 2:.2f}, 4 tokens ranked above it")
     page.locator("#reader summary").click()
     count = tokens.count()
     expect(reader(page).get_by_role("table", name="All predictions, in order").locator("tbody tr")).to_have_count(
@@ -121,17 +96,17 @@ def test_a_click_on_a_point_opens_its_document(visit: Visit, address: str) -> No
     )
 
 
-def test_what_the_curves_show(visit: Visit, address: str) -> None:
-    """Zoom by buttons and by dragging; the average's window, the logarithmic axes, the evaluation, the wild value."""
+def test_the_curves_and_their_controls(visit: Visit, address: str) -> None:
+    """Zoom by buttons and dragging, window of the average, logarithmic axes, evaluations, outliers."""
     page = drawn(visit(address))
-    everything = shown_range(page)
+    everything = browser.shown_range(page)
     assert everything[0] <= 0 and everything[1] >= 150
 
     def press(name: str) -> tuple[float, float]:
-        before = shown_range(page)
+        before = browser.shown_range(page)
         page.get_by_role("button", name=name, exact=True).click()
         until(page, "(old) => document.getElementById('chart')._fullLayout.xaxis.range[0] !== old[0]", list(before))
-        return shown_range(page)
+        return browser.shown_range(page)
 
     low, high = press("Zoom in")
     assert 70 < high - low < 80 and low == pytest.approx(37, abs=2)
@@ -145,13 +120,13 @@ def test_what_the_curves_show(visit: Visit, address: str) -> None:
     page.mouse.move(last["x"], first["top"] + 60, steps=4)
     page.mouse.up()
     until(page, "document.getElementById('chart')._fullLayout.xaxis.range[0] > 70")
-    low, high = shown_range(page)
+    low, high = browser.shown_range(page)
     assert low == pytest.approx(80, abs=3) and high == pytest.approx(110, abs=3)
     until(page, "document.getElementById('chart').data[0].x.length < 40")
     assert max(page.evaluate("document.getElementById('chart').data[0].x")) <= 112
     page.mouse.dblclick(first["x"], first["top"] + 40)
     until(page, "document.getElementById('chart')._fullLayout.xaxis.range[0] < 70")
-    assert shown_range(page) == everything
+    assert browser.shown_range(page) == everything
     data = page.evaluate("document.getElementById('chart').data.map(({ y, line }) => ({ y: [...y], line }))")
     assert [trace["y"] for trace in data if (trace["line"] or {}).get("color") == LIGHT.held_out] == [[5.25]]
     (triangle,) = [point for point in points_of(page, SPIKE) if point["symbol"] == "triangle-up"]
@@ -178,10 +153,10 @@ def test_what_the_curves_show(visit: Visit, address: str) -> None:
 
 
 def test_links_to_documents(visit: Visit, address: str) -> None:
-    """A link opens its document, the browser's buttons go back and forth, and what is not there is said."""
+    """A link opens its document, the browser's back and forward buttons work, and a missing step is reported."""
     page = drawn(visit(f"{address}#step=7", refused=True))
     shows(page, 7)
-    page.fill("#go-step", "1,00")  # as numbers are written here
+    page.fill("#go-step", "1,00")  # with a thousands separator
     page.press("#go-step", "Enter")
     shows(page, 100)
     page.fill("#go-step", "50")
@@ -189,10 +164,10 @@ def test_links_to_documents(visit: Visit, address: str) -> None:
     shows(page, 50)
     page.go_back()
     shows(page, 100)
-    assert text_in_reader(page) == text_of(100)
+    assert text_in_reader(page) == browser.text_of(100)
     page.go_back()
     shows(page, 7)
-    assert text_in_reader(page) == text_of(7)
+    assert text_in_reader(page) == browser.text_of(7)
     page.go_forward()
     shows(page, 100)
     page.get_by_role("button", name="next ▶").click()
@@ -203,15 +178,15 @@ def test_links_to_documents(visit: Visit, address: str) -> None:
     page.evaluate("location.hash = '#step=999999'")
     shows(page, 999999)
     expect(reader(page)).to_contain_text("the run has no step 999,999")
-    page.evaluate(f"location.hash = '#step={GONE[2]}'")
-    shows(page, GONE[2])
+    page.evaluate(f"location.hash = '#step={browser.GONE[2]}'")
+    shows(page, browser.GONE[2])
     expect(reader(page)).to_contain_text("no longer kept")
-    assert "part-0.jsonl" in reader(page).inner_text()  # the rest of it is
+    assert "part-0.jsonl" in reader(page).inner_text()  # everything else is kept
     page.evaluate("location.hash = '#step=<img src=x onerror=alert(1)>'")
     expect(reader(page)).to_contain_text("No document is open")
     page.fill("#go-step", "-1")
     page.press("#go-step", "Enter")
-    expect(page.locator("#go-words")).to_have_text("a step is a whole number, from 0 on")
+    expect(page.locator("#go-words")).to_have_text("enter a whole number, 0 or greater")
 
 
 # ---- the keyboard
@@ -233,7 +208,7 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
         page.keyboard.press("Tab")
         walked.append(page.evaluate(FOCUSED))
     ids = [stop["id"] or stop["words"] for stop in walked]
-    assert walked[0]["words"] == "To the document"
+    assert walked[0]["words"] == "Skip to the document"
     order = ["theme", "window", "log-steps", "log-loss", "zoom-in", "zoom-all", "go-step", "tab-spikes", "panel"]
     assert [name for name in ids if name in order] == order
     assert all(stop["outline"] >= 1 and stop["inView"] for stop in walked), walked
@@ -254,7 +229,7 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     page.keyboard.press("Enter")
     shows(page, 12)
     page.focus("#go-step")
-    page.keyboard.press("ArrowLeft")  # in a field the arrows are the field's
+    page.keyboard.press("ArrowLeft")  # in a field, arrow keys belong to the field
     shows(page, 12)
     page.locator("#skip").focus()
     page.keyboard.press("Enter")
@@ -270,7 +245,7 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     page.keyboard.press("Escape")
     expect(reader(page)).to_contain_text("No document is open")
     assert page.evaluate("location.hash") == ""
-    page.evaluate("document.activeElement.blur()")  # in a field it would be a letter
+    page.evaluate("document.activeElement.blur()")  # in a field, / is a character
     page.keyboard.press("/")
     expect(page.get_by_role("searchbox")).to_be_focused()
     page.keyboard.type("Document 33 ")
@@ -281,16 +256,13 @@ def test_the_keyboard_alone(visit: Visit, address: str) -> None:
     page.keyboard.press("Enter")
     shows(page, 33)
 
-
-def test_what_is_made_anew_has_the_focus_again(visit: Visit, address: str) -> None:
-    """A second press of the key does the same once more."""
-    page = drawn(visit(f"{address}#step=12"))
-    shows(page, 12)
+    # Rebuilt controls get the focus back, so that pressing a key again repeats the action.
     page.get_by_role("button", name="next ▶").focus()
     page.keyboard.press("Enter")
-    shows(page, 13)
+    shows(page, 34)
     focused = [page.evaluate("document.activeElement.textContent")]
-    page.get_by_label("Which end").focus()
+    choose(page, "spikes")
+    page.get_by_label("Direction").focus()
     page.keyboard.press("ArrowDown")
     until(page, "(step) => document.querySelector('#panel tbody td').textContent === step", str(BEST))
     page.wait_for_timeout(200)
@@ -301,15 +273,15 @@ def test_what_is_made_anew_has_the_focus_again(visit: Visit, address: str) -> No
     until(page, "document.querySelector('#panel .figure').data[1].visible === false")
     page.wait_for_timeout(200)
     focused.append(page.evaluate("document.activeElement.type"))
-    assert focused == ["next ▶", "Which end", "checkbox"]
+    assert focused == ["next ▶", "Direction", "checkbox"]
 
 
 NEED_NAMES = {"image", "img", "table", "tabpanel", "region", "complementary", "DisclosureTriangle"}
-"""Kinds that can't be focused, but need a name all the same."""
+"""Roles that need a name although they can't be focused."""
 
 
 def unnamed(page: Page) -> list[str]:
-    """What a screen reader would have to announce by its kind alone. What is inside of a figure counts as one image."""
+    """Return the roles of elements without an accessible name. The content of a figure counts as one image."""
     session = page.context.new_cdp_session(page)
     nodes = [node for node in session.send("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
     roles = {node["role"]["value"] for node in nodes}
@@ -350,11 +322,11 @@ def test_spikes_sources_events(visit: Visit, address: str) -> None:
         "new Set([...document.querySelectorAll('#panel tbody tr')].map((row) => row.cells[4].textContent)).size === 1",
     )
     assert {row[4] for row in rows_of_panel(page)} == {SOURCES[BEST % 3]}
-    page.get_by_label("Which end").select_option("below")
+    page.get_by_label("Direction").select_option("below")
     until(page, "(step) => document.querySelector('#panel tbody td').textContent === step", str(BEST))
     page.locator("#panel tbody button").first.click()
     shows(page, BEST)
-    assert text_in_reader(page) == text_of(BEST)
+    assert text_in_reader(page) == browser.text_of(BEST)
     assert unnamed(page) == []
 
     choose(page, "sources")
@@ -385,17 +357,56 @@ def test_spikes_sources_events(visit: Visit, address: str) -> None:
     page.evaluate("document.getElementById('go').append(document.createElement('button'))")
     assert unnamed(page) == ["button"]  # a control
 
+    # A late answer does not replace the tab chosen since.
+    held: list[Route] = []
+    page.route("**/api/spikes?*", lambda route: held.append(route))
+    page.click("#tab-spikes")
+    while not held:
+        page.wait_for_timeout(20)
+    choose(page, "sources")
+    held[0].continue_()
+    page.wait_for_timeout(300)
+    assert page.locator("#tab-sources").get_attribute("aria-selected") == "true"
+    assert page.locator("#panel table").get_attribute("aria-label") == "Sources"
+
+
+def check_probes(page: Page) -> None:
+    """The tab of re-measured documents shows the one of `write_run`, as a curve and token by token."""
+    choose(page, "probes")
+    panel, first = page.locator("#panel"), loss_of(browser.PROBED)
+    later = [f"{first + change:.2f}" for change in browser.MEASURED.values()]
+    words = ("before training", "right after", "1 document later", "8 documents later")
+    expect(panel).to_contain_text(
+        " → ".join(f"{one} {loss}" for one, loss in zip(words, (f"{first:.2f}", *later), strict=True))
+    )
+    heights = until(page, "document.querySelector('#panel .figure').data?.[0]?.y")
+    assert [round(height, 2) for height in heights] == [round(first, 2), *map(float, later)]
+    page.click("#panel summary")
+    text = page.locator("#panel div.text")
+    assert text.evaluate("(box) => box.textContent").replace("⏎", "") == browser.text_of(browser.PROBED)
+    page.select_option("#panel select >> nth=0", "0")
+    page.select_option("#panel select >> nth=1", "2")  # before training to 1 document later: 1.5 nats lower
+    until(page, "document.querySelectorAll('#panel div.text .d3').length > 3")
+    page.select_option("#panel select >> nth=0", "2")
+    page.select_option("#panel select >> nth=1", "3")  # to 8 documents later: 1.25 nats are forgotten
+    until(page, "document.querySelectorAll('#panel div.text .l4').length > 3")
+    expect(page.locator("#panel div.text .d3")).to_have_count(0)
+    page.hover("#panel div.text span >> nth=5")
+    expect(page.locator("#tip")).to_contain_text("(+1.25)")
+    page.click(f"#panel button.link:text-is('{browser.PROBED}')")
+    expect(page.locator("#reader-title")).to_have_text(f"Step {browser.PROBED}")
+
 
 OVERLAY = """(colour) => document.getElementById("chart").data
   .filter((trace) => (trace.yaxis ?? "y") === "y" && trace.line?.color === colour).map((trace) => trace.x.length)"""
 
 
-def test_samples_comparison_search(visit: Visit, address: str) -> None:
+def test_samples_comparison_search_probes(visit: Visit, address: str) -> None:
     page = drawn(visit(address))
     choose(page, "samples")
     panel = page.locator("#panel")
     expect(panel).to_contain_text("wrote 140")
-    expect(panel).to_contain_text("Asked again and again (3 times)")
+    expect(panel).to_contain_text("Repeated prompt (3 times)")
     expect(panel).to_contain_text("answered 100")
     slider = panel.locator("input[type=range]")
     slider.fill("3")
@@ -418,7 +429,7 @@ def test_samples_comparison_search(visit: Visit, address: str) -> None:
     assert {row[0] for row in rows_of_panel(page)} == set(SOURCES)
     expect(page.locator("#panel .notes")).to_contain_text("seed")
     assert unnamed(page) == []
-    page.get_by_role("button", name="Remove it from the curves").click()
+    page.get_by_role("button", name="Remove from the curves").click()
     until(page, f"() => !({OVERLAY})('{LIGHT.second}').length")
     expect(sentence).to_have_count(0)
 
@@ -427,26 +438,13 @@ def test_samples_comparison_search(visit: Visit, address: str) -> None:
     field.fill("DOCUMENT 33 begins")
     field.press("Enter")
     panel = page.locator("#panel")
-    expect(panel).to_contain_text("Yes: in 1 ")
+    expect(panel).to_contain_text("Found in 1 ")
     expect(panel.locator(".hit")).to_have_text("Document 33 begins")
     panel.locator("tbody button").click()
     shows(page, 33)
     field.fill("never written anywhere")
     field.press("Enter")
-    expect(panel).to_contain_text("No: in none of ")
+    expect(panel).to_contain_text("Not found in any of ")
     assert unnamed(page) == []
-
-
-def test_a_late_answer_does_not_replace_the_tab_chosen_since(visit: Visit, address: str) -> None:
-    page = drawn(visit(address))
-    choose(page, "events")
-    held: list[Route] = []
-    page.route("**/api/spikes?*", lambda route: held.append(route))
-    page.click("#tab-spikes")
-    while not held:
-        page.wait_for_timeout(20)
-    choose(page, "sources")
-    held[0].continue_()
-    page.wait_for_timeout(500)
-    assert page.locator("#tab-sources").get_attribute("aria-selected") == "true"
-    assert page.locator("#panel table").get_attribute("aria-label") == "Sources"
+    check_probes(page)
+    assert unnamed(page) == []

@@ -1,8 +1,8 @@
-"""The page dark and light, on a telephone and on a large screen: nothing overlaps, nothing is cut off."""
+"""The page in dark and light, on a phone and on a large screen: nothing overlaps or is cut off."""
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,9 @@ from PIL import Image, ImageColor
 from playwright.sync_api import Page, ViewportSize, expect
 
 from tests.viz import browser
-from tests.viz.browser import Visit, choose, drawn, served, told, until, write_run
+from tests.viz.browser import Visit, choose, drawn, rows_at, served, until, write_run
 from viz.charts.style import DARK, LIGHT, Palette
+from viz.record.schema import Row
 
 chromium, visit = browser.chromium, browser.visit
 
@@ -27,7 +28,12 @@ SOURCE = "RedPajamaStackExchangeAndCommonCrawl"
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("runs_of_an_experiment_that_has_a_long_name")
     about = {"source": "data/red_pajama/part-*.jsonl", "note": "SlimPajama out of reach (no network)"}
-    run = write_run(root / "training_viz", tell=lambda step: told(step, source=f"{SOURCE}{step % 3}"), **about)
+
+    def tell(step: int) -> Sequence[tuple[str, Row]]:
+        text = {"text": f"A document of one word: {'W' * 10_000}"} if step == 41 else {}
+        return rows_at(step, source=f"{SOURCE}{step % 3}", **text)
+
+    run = write_run(root / "training_viz", tell=tell, **about)
     with served(run, write_run(root / "other" / "training_viz", run_id="run-2")) as found:
         yield found
 
@@ -44,7 +50,7 @@ BEYOND = """() => {
 
 
 def beyond_the_window(page: Page) -> list[str]:
-    """What makes the page scroll sideways; nothing where it does not. Figures follow a window a little later."""
+    """Return the elements that make the page scroll sideways. Waits, as figures resize later than the window."""
     deadline = time.monotonic() + 5
     while (found := page.evaluate(BEYOND)) and time.monotonic() < deadline:
         page.wait_for_timeout(50)
@@ -66,7 +72,7 @@ WORDS = """(place) => {
 
 
 def overlaps(page: Page, place: str) -> list[tuple[str, str]]:
-    """Pairs of words in a place that lie over each other."""
+    """Return the pairs of texts inside an element that overlap."""
     words: list[dict[str, Any]] = page.evaluate(WORDS, place)
     assert len(words) > 4
     return [
@@ -98,7 +104,7 @@ def check_colours(page: Page, palette: Palette) -> None:
 
 
 def check_picture(content: bytes, palette: Palette, size: ViewportSize, path: Path) -> None:
-    """It is the size of the window, on the theme's paper, and there is much on it."""
+    """The screenshot has the size of the window and the theme's background, and is not empty."""
     path.write_bytes(content)
     with Image.open(io.BytesIO(content)) as picture:
         assert picture.size == (size["width"], size["height"])
@@ -111,7 +117,7 @@ def check_picture(content: bytes, palette: Palette, size: ViewportSize, path: Pa
 
 
 def fills_its_place(page: Page, size: ViewportSize) -> None:
-    """The chart is drawn as large as its place in the window, which it follows a little later."""
+    """The chart fills its place; it resizes a little later than the window."""
     chart = page.locator("#chart").bounding_box()
     assert chart is not None and chart["width"] > 0.5 * size["width"] and chart["height"] > 600
     within = """([width, height]) => {
@@ -139,7 +145,7 @@ def test_both_themes_on_both_screens(visit: Visit, address: str, tmp_path: Path)
 
     page.emulate_media(color_scheme="dark")
     button = page.locator("#theme")
-    expect(button).to_have_attribute("aria-label", "Colours: as the system has them")
+    expect(button).to_have_attribute("aria-label", "Colours: system setting")
     button.click()
     check_colours(page, LIGHT)
     expect(button).to_have_attribute("aria-label", "Colours: light")
@@ -150,7 +156,7 @@ def test_both_themes_on_both_screens(visit: Visit, address: str, tmp_path: Path)
     page.emulate_media(color_scheme="light")
     check_colours(page, DARK)
     button.click()
-    expect(button).to_have_attribute("aria-label", "Colours: as the system has them")
+    expect(button).to_have_attribute("aria-label", "Colours: system setting")
     check_colours(page, LIGHT)
     page.wait_for_timeout(300)
     choose(page, "sources")
@@ -160,15 +166,16 @@ def test_both_themes_on_both_screens(visit: Visit, address: str, tmp_path: Path)
 
 
 def test_no_tab_makes_the_page_wider_than_the_window(visit: Visit, address: str) -> None:
-    page = drawn(visit(f"{address}#step=40", viewport=DESKTOP))
-    expect(page.locator("#reader-title")).to_have_text("Step 40")
+    """Not even with a word of 10,000 letters."""
+    page = drawn(visit(f"{address}#step=41", viewport=DESKTOP))
+    expect(page.locator("#reader-title")).to_have_text("Step 41")
     wide: dict[str, list[str]] = {}
     for tab in TABS:
         choose(page, tab)
         if tab == "compare":
             page.get_by_role("button", name="Compare", exact=True).click()
             expect(page.locator("#panel .sentence")).to_be_visible()
-        for width in (320, 390, 601, 1001, 1600):
+        for width in (320, 601, 1001):  # the narrowest window of each layout
             page.set_viewport_size({"width": width, "height": 900})
             if tab == TABS[0]:
                 assert (width, overlaps(page, "header"), overlaps(page, "#tabs")) == (width, [], [])
@@ -178,7 +185,7 @@ def test_no_tab_makes_the_page_wider_than_the_window(visit: Visit, address: str)
     assert beyond_the_window(page)  # a control
 
 
-def test_on_a_telephone_a_finger_opens_a_point(visit: Visit, address: str) -> None:
+def test_a_tap_opens_a_point_on_a_phone(visit: Visit, address: str) -> None:
     page = drawn(visit(address, viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2))
     (point, *_) = browser.points_of(page, 60)
     page.touchscreen.tap(point["x"], point["y"])

@@ -1,7 +1,5 @@
-"""What a run goes through while its page is open: not there yet, empty, running, ended, stopped, deleted; and what the
-server does meanwhile."""
+"""The states of a run while its page is open (missing, empty, running, ended, stopped, deleted), and of the server."""
 
-import fcntl
 import os
 import re
 import signal
@@ -17,7 +15,8 @@ from playwright.sync_api import Page, expect
 from tests.conftest import PROJECT, command_environment
 from tests.runs.conftest import SMALL
 from tests.viz import browser
-from tests.viz.browser import Visit, drawn, free_port, served, text_of, told, until, write_run
+from tests.viz.browser import Visit, drawn, free_port, rows_at, served, text_in_reader, text_of, until, write_run
+from tests.viz.page.test_live_run import lock
 from tests.viz.views.test_token_text import MODELS
 from viz.record.writer import StoreWriter
 
@@ -26,80 +25,72 @@ chromium, visit = browser.chromium, browser.visit
 POINTS = "document.getElementById('chart').data?.[0]?.x.length ?? 0"
 
 
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """As `trainer/run/folders.py` holds it while a run lives."""
-    with (folder / ".run.lock").open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-
-
-def says(page: Page, state: str, words: str | None = None) -> None:
-    """What stands in the header, and in the line below it; no words: that line is not there."""
+def shows(page: Page, state: str, banner: str | None = None) -> None:
+    """The header shows the state, and the banner its text; None: there is no banner."""
     expect(page.locator("#state")).to_contain_text(state)
-    if words is None:
+    if banner is None:
         expect(page.locator("#banner")).to_be_hidden()
     else:
-        expect(page.locator("#banner")).to_contain_text(words)
+        expect(page.locator("#banner")).to_contain_text(banner)
 
 
-def test_a_run_from_before_it_begins_until_it_is_gone(visit: Visit, tmp_path: Path) -> None:
+def test_a_run_from_before_its_start_until_it_is_deleted(visit: Visit, tmp_path: Path) -> None:
     folder = tmp_path / "training_viz"
     with served(folder) as address:
-        page = visit(address, refused=True)
-        says(page, "waiting", "This page shows it as soon as it begins")
+        page = visit(address, refused=True, poll_faster=True)
+        shows(page, "waiting", "This page shows a run as soon as one starts there")
         assert page.evaluate(POINTS) == 0
         folder.mkdir()
         about = {"config": {"num_steps": 200}, "model": "tiny 0.3 M", "tokenizer": MODELS["ours"], "vocab_size": 340}
         with lock(folder):
             writer = StoreWriter(folder / "run.db", about)
-            says(page, "running · 0 of 200 documents", "its first document is not done yet")
-            writer.add_rows(told(0))
+            shows(page, "running · 0 of 200 documents", "its first step is not finished yet")
+            writer.add_rows(rows_at(0))
             writer.flush()
-            says(page, "running · 1 of 200 documents", "One document so far")
+            shows(page, "running · 1 of 200 documents", "Only one document so far")
             until(page, f"{POINTS} === 1")
             for step in range(1, 60):
-                writer.add_rows(told(step))
+                writer.add_rows(rows_at(step))
             writer.flush()
-            says(page, "running · 60 of 200 documents")
+            shows(page, "running · 60 of 200 documents")
             until(page, f"{POINTS} === 60")
             expect(page).to_have_title("60 · tiny 0.3 M")
             expect(page.locator("#state")).to_contain_text(re.compile(r"\d+ s left"))
             page.fill("#go-step", "52")
             page.press("#go-step", "Enter")
             expect(page.locator("#reader")).to_contain_text("Document 52")
-            writer.rewind(40)  # steps made again are other documents: the curve and the open one follow
+            writer.rewind(40)  # the steps are trained again on other documents: the curve and the open document follow
             writer.add("events", {"time": time.time(), "step": 40, "kind": "roll-back", "detail": "to step 40"})
             for step in range(40, 60):
-                writer.add_rows(told(step, text=f"Again {step}: another text.", loss=3.0))
+                writer.add_rows(rows_at(step, text=f"Again {step}: another text.", loss=3.0))
             writer.flush()
             expect(page.locator("#reader")).to_contain_text("Again")
             until(page, "document.getElementById('chart').data[0].y[50] === 3")
             assert page.evaluate("document.getElementById('chart').data[0].y[30]") != 3
-        says(page, "stopped · 60 of 200", "stopped without an end")
+        shows(page, "stopped · 60 of 200", "stopped without finishing")
         with lock(folder):
-            says(page, "running · 60 of 200")
+            shows(page, "running · 60 of 200")
         writer.update_run(ended=time.time(), outcome="interrupted")
         writer.close()
-        says(page, "ended: interrupted · 60 of 200 documents")
+        shows(page, "ended: interrupted · 60 of 200 documents")
         for path in folder.glob("run.db*"):
             path.unlink()
-        says(page, "gone", "The record is gone")
-        assert page.evaluate(POINTS) == 60  # what was read stays
+        shows(page, "gone", "The record was deleted or moved")
+        assert page.evaluate(POINTS) == 60  # what was loaded stays
         assert "Again" in page.locator("#reader").inner_text()
         (folder / "run.db").write_bytes(b"no database" * 1000)
-        says(page, "unreadable", "The record can't be read")
+        shows(page, "unreadable", "The record can't be read")
         assert page.evaluate(POINTS) == 60
         (folder / "run.db").unlink()
         write_run(folder, 30, model="another")
-        says(page, "ended: done · 30 of 30 documents")
+        shows(page, "ended: done · 30 of 30 documents")
         until(page, f"{POINTS} === 30")
         expect(page.locator("#model")).to_have_text("another")
 
 
 @contextmanager
-def command(*words: object, cwd: Path, told_by: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A program in a process of its own, and the address that it names; it is ended if it still runs."""
+def command(*words: object, cwd: Path, after: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a command; yields the process and the address that it prints, and kills it at the end."""
     with (cwd / "output.txt").open("w+", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, *map(str, words)],
@@ -107,7 +98,7 @@ def command(*words: object, cwd: Path, told_by: str) -> Iterator[tuple[subproces
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 120
-            while not (found := re.search(rf"{told_by}(http://\S+)", (cwd / "output.txt").read_text("utf-8"))):
+            while not (found := re.search(rf"{after}(http://\S+)", (cwd / "output.txt").read_text("utf-8"))):
                 assert time.monotonic() < deadline and process.poll() is None, (cwd / "output.txt").read_text("utf-8")
                 time.sleep(0.05)
             yield process, found[1]
@@ -117,70 +108,61 @@ def command(*words: object, cwd: Path, told_by: str) -> Iterator[tuple[subproces
             process.wait(60)
 
 
-AWAY = "The server does not answer"
+AWAY = "The server does not respond"
 
 
 def test_a_server_that_is_stopped_and_started_again(visit: Visit, tmp_path: Path) -> None:
+    """At first with the same run, then with another of as many steps on the same port."""
     run, port = write_run(tmp_path / "run", 40, ended=False), free_port()
     serve = ("-m", "viz", "serve", run, "--port", port)
-    with command(*serve, cwd=tmp_path, told_by="The page: ") as (process, address):
+    with command(*serve, cwd=tmp_path, after="The page: ") as (process, address):
         assert re.fullmatch(rf"http://[\w.]+:{port}", address)
-        page = drawn(visit(f"{address}/#step=12", refused=True))
-        says(page, "stopped · 40 of 40", "stopped without an end")
+        page = drawn(visit(f"{address}/#step=12", refused=True, poll_faster=True))
+        shows(page, "stopped · 40 of 40", "stopped without finishing")
         os.kill(process.pid, signal.SIGINT)
         process.wait(60)
-    says(page, "no server", AWAY)
+    shows(page, "no server", AWAY)
     assert page.evaluate(POINTS) == 40
     assert text_of(12)[:10] in page.locator("#reader").inner_text()
     page.get_by_role("button", name="next ▶").click()
-    expect(page.locator("#reader")).to_contain_text(AWAY)  # of a document that it has not read
+    expect(page.locator("#reader")).to_contain_text(AWAY)  # a document that is not loaded
     page.get_by_role("button", name="Zoom in", exact=True).click()
-    says(page, "no server", AWAY)
+    shows(page, "no server", AWAY)
     with served(run, port=port):
-        says(page, "stopped · 40 of 40", "stopped without an end")
+        shows(page, "stopped · 40 of 40", "stopped without finishing")
         page.get_by_role("button", name="◀ previous").click()
-        expect(page.locator("#reader")).to_contain_text(text_of(12)[:10])
-
-
-def test_a_server_that_comes_back_with_another_run(visit: Visit, tmp_path: Path) -> None:
-    """As many steps, the same port, as it happens where one run after the other is looked at."""
-    first, port = write_run(tmp_path / "first", 40, model="first"), free_port()
-    second = write_run(
-        tmp_path / "second", 40, lambda step: told(step, text=f"Another {step}.", loss=3.0), model="second"
+        expect(page.locator("#reader")).to_contain_text(text_of(12)[:11])
+    other = write_run(
+        tmp_path / "other", 40, lambda step: rows_at(step, text=f"Other {step}.", loss=3.0), model="other"
     )
-    with served(first, port=port) as address:
-        page = drawn(visit(f"{address}#step=12", refused=True))
-        expect(page.locator("#reader")).to_contain_text("Document 12")
-    with served(second, port=port):
-        expect(page.locator("#model")).to_have_text("second")
+    with served(other, port=port):
+        expect(page.locator("#model")).to_have_text("other")
         until(page, "document.getElementById('chart').data[0].y[30] === 3", seconds=10)
-        expect(page.locator("#reader")).to_contain_text("Another", timeout=10_000)
+        expect(page.locator("#reader")).to_contain_text("Other 12", timeout=10_000)
 
 
-def test_a_run_that_trains_is_watched_from_its_start_to_after_its_end(
-    visit: Visit, tmp_path: Path, corpus: Path
-) -> None:
+def test_a_training_run_is_watched_from_start_to_end(visit: Visit, tmp_path: Path, corpus: Path) -> None:
     port = free_port()
     train = [PROJECT / "train_slimpajama.py", *SMALL, "--steps", 100_000, "--repeat", "--no-checkpoint"]
     words = [*train, "--dataset", corpus, "--serve", port]
-    with command(*words, cwd=tmp_path, told_by="The page: ") as (process, address):
-        page = visit(address, refused=True)  # it may be there before the record is
+    with command(*words, cwd=tmp_path, after="The page: ") as (process, address):
+        page = visit(address, refused=True, poll_faster=True)  # the server may be up before the record exists
         until(page, f"{POINTS} > 0", seconds=120)
-        says(page, "running · ")
+        shows(page, "running · ")
         first = int(page.evaluate("document.getElementById('chart').dataset.drawn"))
         until(page, "(first) => Number(document.getElementById('chart').dataset.drawn) > first", first)
         page.fill("#go-step", "3")
         page.press("#go-step", "Enter")
         expect(page.locator("#reader-title")).to_have_text("Step 3")
         expect(page.locator("#reader")).to_contain_text("documents.jsonl")
-        document = page.locator("#reader [aria-label='Text of the document']").inner_text()
+        document = text_in_reader(page)
         assert len(document) > 20
         os.kill(process.pid, signal.SIGINT)
         process.wait(120)
     assert process.returncode in (0, 130)
-    says(page, "no server", AWAY)
+    shows(page, "no server", AWAY)
     assert page.evaluate(POINTS) > 0
-    assert page.locator("#reader [aria-label='Text of the document']").inner_text() == document
-    said = (tmp_path / "output.txt").read_text("utf-8")
-    assert not list((tmp_path / "training_viz").glob("run.db-*"))  # the page has not held the record open
-    assert "The page has ended with the run" in said and "Traceback" not in said
+    assert text_in_reader(page) == document
+    output = (tmp_path / "output.txt").read_text("utf-8")
+    assert not list((tmp_path / "training_viz").glob("run.db-*"))  # the page did not keep the record open
+    assert "The page stopped with the run" in output and "Traceback" not in output

@@ -1,18 +1,19 @@
-"""Which documents keep their tokens: by the rule as it is told, after a resume, a rewind and a full disk too."""
+"""Which documents keep their tokens: the stated rule, also after a resume, a rewind and a full disk."""
 
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from viz.record.reader import StoreReader
 from viz.record.schema import Statement
-from viz.record.writer import StoreReader
 from viz.stats.averages import WINDOW
-from viz.stats.retention import BLOCK, FURTHEST, Retention
+from viz.stats.retention import BLOCK, EXTREMES, Retention
 from viz.stats.series import Series
 from viz.views.document import describe_document
 from viz.views.run_view import Viewer
@@ -27,7 +28,7 @@ ROWS = "SELECT * FROM documents ORDER BY step"
 
 
 def metrics_of(step: int, tokens: int = 4) -> dict[str, Any]:
-    """A document of one of three sources; some have a loss that is not finite. The same each time it is asked for."""
+    """A document of one of three sources, the same on every call; some losses are not finite."""
     random = np.random.default_rng(step)
     source = ("common", "common", "rare")[step % 3] if step % 250 else "rarest"
     loss = random.normal({"common": 4.0, "rare": 2.0, "rarest": 3.0}[source], 0.6)
@@ -39,9 +40,9 @@ def metrics_of(step: int, tokens: int = 4) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def record(viz: TrainingVisualizer, begin: int, end: int) -> None:
+def record(viz: TrainingVisualizer, begin: int, end: int, tokens: int = 4) -> None:
     for step in range(begin, end):
-        viz.update(metrics_of(step))
+        viz.update(metrics_of(step, tokens))
         if step in SPIKED:
             viz.record_event(step, SPIKED[step], "")
         for document in PROBED:
@@ -50,113 +51,107 @@ def record(viz: TrainingVisualizer, begin: int, end: int) -> None:
 
 
 def finish(viz: TrainingVisualizer) -> None:
-    """Close it without the last picture."""
+    """Close it without the last image."""
     viz._drawing.stop()
     viz._store.close()
 
 
-def ask(folder: Path, sql: str) -> list[tuple[Any, ...]]:
+def record_run(folder: Path, begin: int = 0, end: int = STEPS, **options: Any) -> None:
+    viz = TrainingVisualizer(folder, resume_from=begin or None, **options)
+    record(viz, begin, end)
+    finish(viz)
+
+
+def query(folder: Path, sql: str) -> list[tuple[Any, ...]]:
     with sqlite3.connect(folder / "run.db") as database:
         rows = database.execute(sql).fetchall()
     database.close()
     return rows
 
 
+def emptied_in(folder: Path) -> set[int]:
+    return {step for (step,) in query(folder, EMPTIED)}
+
+
 def expected(steps: int, keep: int) -> set[int]:
-    """Steps of the documents that are emptied: the rule once more, slowly."""
+    """Steps of the documents that lose their tokens: the rule once more, slowly."""
     series = Series()
     made = [metrics_of(step) for step in range(steps)]
-    blank = {name: np.full(steps, np.nan) for name in ("accuracy", "gradient_norm", "seconds", "tokens", "throughput")}
-    names = np.array([one["source"] for one in made], dtype=object)
-    losses = np.array([one["loss"] for one in made])
-    series.extend(
-        blank | {"loss": losses, "source": names, "seconds_waited": blank["seconds"]} | {"steps": np.arange(steps)}
-    )
+    unknown = ("accuracy", "gradient_norm", "seconds", "seconds_waited", "tokens", "throughput")
+    columns = {name: np.full(steps, np.nan) for name in unknown} | {"steps": np.arange(steps)}
+    columns["source"] = np.array([one["source"] for one in made], dtype=object)
+    series.extend(columns | {"loss": np.array([one["loss"] for one in made])})
     excess, emptied = series.excess.values(), set()
     for begin in range(0, steps - keep - BLOCK + 1, BLOCK):
         block = {step: excess[step] for step in range(begin, begin + BLOCK)}
         ordered = sorted((step for step in block if np.isfinite(block[step])), key=block.__getitem__)
-        kept = {*ordered[:FURTHEST], *ordered[-FURTHEST:], *range(WINDOW), *SPIKED, *PROBED}
+        kept = {*ordered[:EXTREMES], *ordered[-EXTREMES:], *range(WINDOW), *SPIKED, *PROBED}
         emptied |= block.keys() - kept
     return emptied
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the record of a run that never stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    viz = TrainingVisualizer(folder, keep_documents=KEEP)
-    record(viz, 0, STEPS)
-    finish(viz)
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the record of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    record_run(folder, keep_documents=KEEP)
     return folder
 
 
-def test_the_newest_stay_and_of_the_others_what_one_would_open(whole: Path) -> None:
-    emptied = {step for (step,) in ask(whole, EMPTIED)}
+def test_the_newest_documents_and_the_notable_ones_keep_their_tokens(uninterrupted: Path) -> None:
+    emptied = emptied_in(uninterrupted)
     assert emptied == expected(STEPS, KEEP)
     assert emptied < set(range(4000)) and len(emptied) > 3600
-    with StoreReader(whole / "run.db") as store:
+    with StoreReader(uninterrupted / "run.db") as store:
         assert store.documents_trained() == STEPS == len(store.text_hashes()[0])
         for step in (*SPIKED, *PROBED, 199, STEPS - KEEP):
             (kept,) = store.documents(step)
             assert kept["token_ids"].tolist() == metrics_of(step)["token_ids"].tolist()
         (row,) = store.documents(min(emptied))
         given = metrics_of(min(emptied))
-        assert {name: row[name] for name in ("token_ids", "token_losses", "token_ranks")} == dict.fromkeys(
-            ("token_ids", "token_losses", "token_ranks")
-        )
+        assert {row[name] for name in ("token_ids", "token_losses", "token_ranks")} == {None}
         for name in ("source", "shard", "row", "text_hash", "document_bytes"):
             assert row[name] == given[name]
 
 
-def test_all_stay_where_nothing_is_said(tmp_path: Path) -> None:
-    viz = TrainingVisualizer(tmp_path)
-    record(viz, 0, 2200)
-    finish(viz)
-    assert ask(tmp_path, EMPTIED) == []
-
-
-def test_a_run_that_was_stopped_and_one_that_went_back_keep_the_same(whole: Path, tmp_path: Path) -> None:
-    viz = TrainingVisualizer(tmp_path, keep_documents=KEEP)
-    record(viz, 0, 2600)
-    finish(viz)
-    viz = TrainingVisualizer(tmp_path, keep_documents=KEEP, resume_from=2550)
+def record_with_rewind(folder: Path, retention: Callable[[int], Retention]) -> None:
+    viz = TrainingVisualizer(folder, keep_documents=KEEP, resume_from=2550, retention=retention)
     record(viz, 2550, 5000)
     viz.rewind(1700)  # into a block that was emptied
-    viz._store.flush()
-    assert len(ask(tmp_path, EMPTIED)) < 1700
+    viz.flush()
+    assert len(emptied_in(folder)) < 1700
     record(viz, 1700, STEPS)
     finish(viz)
-    assert ask(tmp_path, ROWS) == ask(whole, ROWS)
 
 
-def test_the_comparison_can_fail(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control: who does not notice that the run went back leaves what was made anew as it is."""
-    monkeypatch.setattr(Retention, "rewind", lambda retention, step: None)
-    viz = TrainingVisualizer(tmp_path, keep_documents=KEEP)
-    record(viz, 0, 5000)
-    viz.rewind(1700)
-    record(viz, 1700, STEPS)
-    finish(viz)
-    assert ask(tmp_path, ROWS) != ask(whole, ROWS)
+class Forgetful(Retention):
+    """Ignores rewinds."""
+
+    def rewind(self, step: int) -> None:
+        pass
 
 
-def test_a_resumed_run_may_keep_fewer_and_then_more(tmp_path: Path) -> None:
-    viz = TrainingVisualizer(tmp_path)
-    record(viz, 0, 4100)
-    finish(viz)
-    viz = TrainingVisualizer(tmp_path, resume_from=4100, keep_documents=1)
-    finish(viz)
-    emptied = {step for (step,) in ask(tmp_path, EMPTIED)}
+def test_a_resume_and_a_rewind_keep_the_same_documents(uninterrupted: Path, tmp_path: Path) -> None:
+    """The control, which ignores the rewind, does not empty what was trained again."""
+    for retention in (Retention, Forgetful):
+        folder = tmp_path / retention.__name__
+        record_run(folder, end=2600, keep_documents=KEEP)
+        record_with_rewind(folder, retention)
+        assert (query(folder, ROWS) == query(uninterrupted, ROWS)) is (retention is Retention)
+
+
+def test_a_resumed_run_may_keep_fewer_documents_and_then_more(tmp_path: Path) -> None:
+    record_run(tmp_path, end=4100)
+    assert emptied_in(tmp_path) == set()  # by default all of them
+    record_run(tmp_path, 4100, 4100, keep_documents=1)
+    emptied = emptied_in(tmp_path)
     assert emptied == expected(4100, 1) and max(emptied) > 3900
-    viz = TrainingVisualizer(tmp_path, resume_from=4100, keep_documents=3000)
-    record(viz, 4100, 5001)
-    finish(viz)
-    assert {step for (step,) in ask(tmp_path, EMPTIED)} == emptied  # what is gone is gone, and no more
+    record_run(tmp_path, 4100, 5001, keep_documents=3000)
+    assert emptied_in(tmp_path) == emptied
 
 
 class InPlace(Retention):
-    """Makes rows smaller where they stand, as a plain UPDATE does."""
+    """Makes rows smaller in place, as a plain UPDATE does."""
 
     def _change_of_next(self, fetch: Any) -> tuple[Statement, ...]:
         emptied = "token_ids = NULL, token_losses = NULL, token_ranks = NULL"
@@ -164,29 +159,26 @@ class InPlace(Retention):
         return tuple((sql, values[:2]) for _, values in super()._change_of_next(fetch))
 
 
-def size_of_file(folder: Path, keep: int | None, steps: int) -> int:
-    viz = TrainingVisualizer(folder, keep_documents=keep)
-    for step in range(steps):
-        viz.update(metrics_of(step, tokens=256))
-    finish(viz)
-    return (folder / "run.db").stat().st_size
+def test_the_file_grows_by_a_fraction(tmp_path: Path) -> None:
+    """The control, which updates rows in place, frees no page: the file grows as if all tokens were kept."""
 
+    def size_of_file(name: str, steps: int, **options: Any) -> int:
+        viz = TrainingVisualizer(tmp_path / name, **options)
+        record(viz, 0, steps, tokens=256)
+        finish(viz)
+        return (tmp_path / name / "run.db").stat().st_size
 
-def test_the_file_grows_by_a_fraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the control: by UPDATE, which frees no page, it would grow as if all were kept."""
-    short, long = (size_of_file(tmp_path / f"{steps}", 500, steps) for steps in (2500, 5500))
-    assert (
-        long - short
-    ) / 3000 < 400  # bytes a step, where a document with its tokens takes more than three times that
-    everything = size_of_file(tmp_path / "all", None, 5500)
+    short = size_of_file("short", 2500, keep_documents=500)
+    long = size_of_file("long", 5500, keep_documents=500)
+    assert (long - short) / 3000 < 400  # bytes per step, less than a third of those of a document with tokens
+    everything = size_of_file("all", 5500)
     assert everything > 5500 * 1200 and long < everything / 2
-    monkeypatch.setattr("viz.visualizer.Retention", InPlace)
-    assert size_of_file(tmp_path / "in place", 500, 5500) > 0.95 * everything
+    assert size_of_file("in place", 5500, keep_documents=500, retention=InPlace) > 0.95 * everything
 
 
-def test_what_can_not_be_read_is_asked_for_again(whole: Path) -> None:
-    """A query that fails leaves everything as it was, wherever it fails."""
-    database = sqlite3.connect(whole / "run.db")
+def test_a_failed_query_is_repeated(uninterrupted: Path) -> None:
+    """A query that fails changes no state, whichever it is."""
+    database = sqlite3.connect(uninterrupted / "run.db")
 
     def changes_of(fail_at: int) -> list[tuple[Statement, ...]]:
         retention, count, found = Retention(1), 0, []
@@ -209,8 +201,8 @@ def test_what_can_not_be_read_is_asked_for_again(whole: Path) -> None:
     database.close()
 
 
-def test_a_full_disk_surfaces_and_nothing_is_lost(whole: Path, tmp_path: Path) -> None:
-    """The block is emptied when there is room again, and rows that came meanwhile are there."""
+def test_a_full_disk_is_reported_and_nothing_is_lost(uninterrupted: Path, tmp_path: Path) -> None:
+    """The block is emptied once there is space again, and rows that arrived meanwhile are there."""
     fill = (
         "import resource, signal, sys; from pathlib import Path\n"
         "from tests.viz.stats.test_retention import record, finish, KEEP, STEPS\n"
@@ -219,31 +211,29 @@ def test_a_full_disk_surfaces_and_nothing_is_lost(whole: Path, tmp_path: Path) -
         "folder = Path(sys.argv[1]); viz = TrainingVisualizer(folder, keep_documents=KEEP)\n"
         "viz._drawing.stop()\n"
         "record(viz, 0, KEEP + 999); viz.flush()\n"
-        "room = (folder / 'run.db-wal').stat().st_size + 60_000\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))\n"
+        "allowed = (folder / 'run.db-wal').stat().st_size + 60_000\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, resource.RLIM_INFINITY))\n"
         "record(viz, KEEP + 999, KEEP + 1000)\n"
         "try: viz.flush()\n"
         "except OSError as error: print(error)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
-        "viz._store.recover()\n"
+        "viz.recover()\n"
         "record(viz, KEEP + 1000, STEPS); finish(viz)\n"
     )
     command = [sys.executable, "-c", fill, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.count("the store can't be written") == 1, done
-    assert ask(tmp_path, ROWS) == ask(whole, ROWS)
+    assert query(tmp_path, ROWS) == query(uninterrupted, ROWS)
 
 
-def test_what_is_read_of_an_emptied_record(whole: Path) -> None:
-    with StoreReader(whole / "run.db") as store:
+def test_views_of_an_emptied_record(uninterrupted: Path) -> None:
+    with StoreReader(uninterrupted / "run.db") as store:
         viewer = Viewer(store)
         now, then = viewer.look().positions, viewer.look(2500).positions
         assert [one.documents for one in now] == [WINDOW, WINDOW]
-        # Of the 200 documents before step 2500 a few are left, each for being unlike the others: no mean of them.
+        # Few of the 200 documents before step 2500 remain, each because it is unusual: no mean of them is shown.
         assert [one.documents for one in then] == [WINDOW]
         assert all(stand_out.step in range(STEPS) for stand_out in viewer.look().stand_outs)
-        with pytest.raises(
-            ValueError, match="the tokens of step 2,500 are no longer kept: its document is file row 2500"
-        ):
+        with pytest.raises(ValueError, match=r"tokens of step 2,500 are no longer kept.* row 2500"):
             describe_document(store, 2500)
         assert store.token_ids(2500) is None and store.token_losses(2500, 2501) == []

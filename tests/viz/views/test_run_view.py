@@ -1,23 +1,21 @@
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 
+from tests.viz.conftest import Metrics
 from tests.viz.runs_to_draw import columns_of, view_of
+from tests.viz.small_tokenizers import MODELS
 from viz.charts.figure import Chart
 from viz.record.reader import StoreReader
 from viz.record.schema import rows_of
 from viz.record.writer import StoreWriter
-from viz.stats.series import Series
-from viz.views.run_view import BINS, WINDOW, View, Viewer, by_position, furthest_above, spread, verdict
-
-Metrics = Callable[..., dict[str, Any]]
+from viz.views.run_view import BINS, View, Viewer, by_position, furthest_above, spread, verdict
 
 
-def test_what_stood_out_is_what_lay_furthest_above_its_own_source() -> None:
+def test_stand_outs_are_furthest_above_the_average_of_their_source() -> None:
     columns = columns_of(500)
     columns["source"] = np.array(["hard", "easy"], dtype=object)[np.arange(500) % 2]
     columns["loss"] = np.where(np.arange(500) % 2 == 0, 8.0, 2.0)
@@ -26,42 +24,34 @@ def test_what_stood_out_is_what_lay_furthest_above_its_own_source() -> None:
     view = view_of(columns)
     assert [one.step for one in view.stand_outs] == [301, 77, 400]
     assert [one.excess for one in view.stand_outs] == pytest.approx([3.0, 2.0, 1.5], abs=0.2)
-    assert view.stand_outs[0].source == "easy"  # although every hard one has a greater loss
-    early = View(view.run, 60, view.series, 60)
-    assert furthest_above(early) == []
-    later = View(view.run, 350, view.series, 350)
-    assert furthest_above(later)[:2] == [301, 77]  # as of a step: what was not read yet is not there
+    assert view.stand_outs[0].source == "easy"  # although every hard document has a greater loss
+    assert furthest_above(View(view.run, 60, view.series, 60)) == []
+    assert furthest_above(View(view.run, 350, view.series, 350))[:2] == [301, 77]  # later documents don't count
 
 
-def test_losses_by_position_are_means_over_documents() -> None:
-    losses = [np.arange(1.0, 11.0), np.arange(3.0, 13.0), *[np.array([5.0])] * 4]
-    found = by_position(losses)
+def test_losses_by_position_are_means_over_documents_in_logarithmic_bins() -> None:
+    found = by_position([np.arange(1.0, 11.0), np.arange(3.0, 13.0), *[np.array([5.0])] * 4])
     assert found.documents == 6
-    assert found.places.tolist() == [1.0]  # further in there are two documents only
+    assert found.places.tolist() == [1.0]  # only two documents are longer
     values = np.array([1.0, 3.0, 5.0, 5.0, 5.0, 5.0])
     assert found.mean.tolist() == [values.mean()]
     assert found.error == pytest.approx(values.std(ddof=1) / math.sqrt(6))
-
-
-def test_positions_are_binned_on_a_logarithmic_axis() -> None:
-    falling = [8 - np.log(np.arange(1.0, 256.0))] * 9
-    found = by_position(falling)
+    found = by_position([8 - np.log(np.arange(1.0, 256.0))] * 9)
     assert 15 < len(found.places) <= BINS and found.places[0] == 1 and (np.diff(found.places) > 0).all()
     np.testing.assert_allclose(found.mean, 8 - np.log(found.places), atol=0.06)
     np.testing.assert_allclose(found.error, 0, atol=1e-12)
     assert not len(by_position([np.full(40, math.nan)] * 6).places)  # a run that diverged
 
 
-def test_moments_are_spread_by_ratio_with_first_and_last() -> None:
+def test_moments_have_equal_ratios_and_include_first_and_last() -> None:
     places = [(step, 7 + step) for step in (0, 50, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400, 3200)]
     assert [number - 7 for number in spread(places, 4)] == [0, 200, 800, 3200]
-    assert spread(places[:3], 4) == [7, 57, 107]
-    assert spread([], 4) == []
+    assert spread(places[:3], 4) == [7, 57, 107] and spread([], 4) == []
 
 
 @pytest.fixture
 def store(tmp_path: Path, metrics: Metrics) -> Path:
-    """A run of 60 documents that asks its first prompt again at 20 and 40, with events; its tokenizer is none."""
+    """A run of 60 documents whose first prompt is repeated at 20 and 40, with events and an invalid tokenizer."""
     run = {"config": {"warmup_steps": 5, "num_steps": 100}, "vocab_size": 400, "source": "s", "tokenizer": b"none"}
     writer = StoreWriter(tmp_path / "run.db", run)
     for step in range(60):
@@ -75,52 +65,39 @@ def store(tmp_path: Path, metrics: Metrics) -> Path:
     return tmp_path / "run.db"
 
 
-def test_a_look_is_of_the_run_as_of_its_step(store: Path) -> None:
+def test_a_view_is_as_of_its_step(store: Path) -> None:
     with StoreReader(store) as reader:
         viewer = Viewer(reader)
-        early, whole = viewer.look(35), viewer.look()
-        again = viewer.look(35)
+        early, whole, again = viewer.look(35), viewer.look(), viewer.look(35)
+        # A spike belongs to its document; a checkpoint to the documents before it.
+        assert [reader.steps_of_events(step).get("spike") for step in (12, 13)] == [None, [12]]
+        assert [reader.steps_of_events(step).get("checkpoint") for step in (29, 30)] == [None, [30]]
     assert (early.step, early.count, whole.step, whole.count) == (35, 35, 60, 60)
     assert [row["output"] for row in early.moments] == ["out 0", "again 20"]
     assert [row["output"] for row in whole.moments] == ["out 0", "again 20", "again 40"]
     assert early.events == {"checkpoint": [30], "spike": [12]}
     assert whole.events == {"checkpoint": [30, 60], "resume": [45], "spike": [12, 50]}
-    with StoreReader(store) as reader:  # what happened at the document after it was not there yet; a checkpoint was
-        assert [reader.steps_of_events(step).get("spike") for step in (12, 13)] == [None, [12]]
-        assert [reader.steps_of_events(step).get("checkpoint") for step in (29, 30)] == [None, [30]]
     assert early.sample is not None and early.sample["step"] == 30
-    assert [one.documents for one in whole.positions] == [30, 30] and [one.documents for one in early.positions] == [
-        17
-    ] * 2
-    assert {one.words for one in whole.stand_outs} == {""}  # no tokenizer, no words; and no failure
+    assert [[one.documents for one in view.positions] for view in (whole, early)] == [[30, 30], [17, 17]]
+    assert {one.words for one in whole.stand_outs} == {""}  # without a tokenizer, no words and no failure
     assert [one.step for one in again.stand_outs] == [one.step for one in early.stand_outs]
 
 
-def test_words_come_from_the_tokenizer_in_the_store(tmp_path: Path, metrics: Metrics) -> None:
-    import sentencepiece
-
-    text, model = tmp_path / "text", tmp_path / "model"
-    text.write_text("one two three four five six seven eight nine ten\n" * 50)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(model), vocab_size=60, model_type="bpe", hard_vocab_limit=False,
-        normalization_rule_name="identity", add_dummy_prefix=False, minloglevel=2,
-    )  # fmt: skip
-    tokenizer = sentencepiece.SentencePieceProcessor(model_file=f"{model}.model")
+def test_words_are_decoded_with_the_tokenizer_in_the_store(tmp_path: Path, metrics: Metrics) -> None:
+    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"])
     ids = tokenizer.EncodeAsIds("nine ten one two  three four five six")
-    run = {"config": {"warmup_steps": 0}, "tokenizer": Path(f"{model}.model").read_bytes()}
-    writer = StoreWriter(tmp_path / "run.db", run)
+    writer = StoreWriter(tmp_path / "run.db", {"config": {"warmup_steps": 0}, "tokenizer": MODELS["ours"]})
     for step in range(40):
         loss = 9.0 if step == 33 else 3.0
-        writer.add_rows(
-            rows_of(metrics(step, loss=loss, source="a", token_ids=ids, token_losses=[loss] * (len(ids) - 1)))
-        )
+        about = {"loss": loss, "source": "a", "token_ids": ids, "token_losses": [loss] * (len(ids) - 1)}
+        writer.add_rows(rows_of(metrics(step, **about)))
     writer.close()
     with StoreReader(tmp_path / "run.db") as reader:
         found = Viewer(reader).look().stand_outs[0]
     assert (found.step, found.words) == (33, "nine ten one two three four")
 
 
-def test_a_users_prompt_is_the_one_that_is_shown(tmp_path: Path, metrics: Metrics) -> None:
+def test_the_prompt_of_the_user_is_shown(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     for step in range(0, 60, 10):
         writer.add_rows(rows_of(metrics(step, prompt="own", reference="r"), "in", "own"))
@@ -132,7 +109,7 @@ def test_a_users_prompt_is_the_one_that_is_shown(tmp_path: Path, metrics: Metric
     assert moments == [["first 20", "first 30", "first 40", "first 50"], ["other 0", "other 10"]]
 
 
-def test_newest_documents_without_a_finite_loss_are_passed_over(tmp_path: Path, metrics: Metrics) -> None:
+def test_newest_documents_without_a_finite_loss_have_no_positions(tmp_path: Path, metrics: Metrics) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
     for step in range(30):
         losses = np.full(255, math.nan if step >= 12 else 3.0)
@@ -144,14 +121,14 @@ def test_newest_documents_without_a_finite_loss_are_passed_over(tmp_path: Path, 
     Chart((400, 250)).draw(view)
 
 
-def test_what_was_made_again_counts_once_and_is_read_anew(store: Path, metrics: Metrics) -> None:
+def test_repeated_steps_are_read_again_and_their_spikes_count_once(store: Path, metrics: Metrics) -> None:
     with StoreReader(store) as reader:
         viewer = Viewer(reader)
         assert viewer.look().events["spike"] == [12, 50]
         writer = StoreWriter(store, {}, resume=True)
         writer.rewind(40)
-        writer.add("events", {"time": 0.0, "step": 40, "kind": "resume", "detail": ""})
-        writer.add("events", {"time": 0.0, "step": 50, "kind": "spike", "detail": "the same document, once more"})
+        for step, kind in ((40, "resume"), (50, "spike")):  # the same document as before
+            writer.add("events", {"time": 0.0, "step": step, "kind": kind, "detail": ""})
         for step in range(40, 60):
             writer.add_rows(rows_of(metrics(step, source="a", loss=77.0)))
         writer.close()
@@ -161,20 +138,18 @@ def test_what_was_made_again_counts_once_and_is_read_anew(store: Path, metrics: 
     assert view.count == 60 and set(view.column("loss")[40:]) == {77.0}
 
 
-def test_the_time_to_go_is_that_of_the_last_documents() -> None:
+def test_the_remaining_time_follows_the_speed_of_the_last_documents() -> None:
     columns = columns_of(1000)
     columns["seconds"][:500], columns["seconds"][500:] = 10.0, 0.25
-    columns["seconds"][900] = 3600.0  # a laptop asleep
-    left = view_of(columns, run={"config": {"num_steps": 1400}}).seconds_left
-    assert left == pytest.approx(100.0)
-    assert view_of(columns, run={"config": {"num_steps": 1000}}).seconds_left is None
-    assert view_of(columns, run={"config": {"num_steps": 1400}, "ended": 1.0}).seconds_left is None
+    columns["seconds"][900] = 3600.0  # a suspended laptop
+    assert view_of(columns, run={"config": {"num_steps": 1400}}).seconds_left == pytest.approx(100.0)
+    for run in ({"config": {"num_steps": 1000}}, {"config": {"num_steps": 1400}, "ended": 1.0}):
+        assert view_of(columns, run=run).seconds_left is None
     assert view_of(columns_of(0)).seconds_left is None
 
 
-def test_an_empty_store_is_looked_at(tmp_path: Path) -> None:
+def test_an_empty_store_has_an_empty_view(tmp_path: Path) -> None:
     StoreWriter(tmp_path / "run.db", {}).close()
     with StoreReader(tmp_path / "run.db") as reader:
         view = Viewer(reader).look()
     assert (view.step, view.count, view.stand_outs, view.positions, view.moments) == (0, 0, [], [], [])
-    assert WINDOW == 200 and isinstance(view.series, Series)

@@ -1,12 +1,12 @@
-// Where answers come from: the server, or, in a report, the page itself.
+// Where the data come from: the server or, in a report, the page itself.
 
 const packed = document.getElementById("answers");
 const answers = packed ? JSON.parse(packed.textContent) : null;
 
 export const isReport = answers !== null;
-export const made = answers?.made; // when the report was
+export const made = answers?.made; // when the report was created
 
-// The documents that a report holds, in order.
+// The documents that a report contains, in order.
 export const included = answers && Object.entries(answers).filter(([key]) => key.startsWith("documents/")).map(([, document]) => document);
 
 export class Refusal extends Error {
@@ -21,13 +21,13 @@ export class Away extends Error {}
 
 const NAMING = ["run", "side", "source", "prompt"]; // the parameters that name an answer in a report
 
-// Raises Refusal where the server says no; Away where it does not answer; AbortError where it was called off.
+// Raises Refusal if the server returns an error, Away if it does not respond, AbortError if the request was cancelled.
 export async function ask(name, parameters = {}, signal = undefined) {
   const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined);
   if (isReport) {
     const key = [name, ...NAMING.map((one) => parameters[one]).filter((value) => value !== null && value !== undefined)].join(" ");
     if (key in answers) return answers[key];
-    throw new Refusal("It is not in this report, which holds the documents with a ring; the run itself has all", 404);
+    throw new Refusal("Not in this report: it contains only the documents marked with a ring. To read the others, run python -m viz serve", 404);
   }
   let response, answer;
   try {

@@ -1,23 +1,23 @@
-// The curves: five lanes and the events below them, over the steps. Every point is one document.
+// The curves: five lanes over the steps, and the events below them. Every point is one document.
 
-import { count, fixed, significant, percent } from "./format.js";
+import { count, fixed, percent, significant } from "./format.js";
 import { axis, colour, config, label, layout, onAxis, stepAxis, transparent, withBand } from "./plots.js";
 
 const LANES = [
   { name: "loss", title: "Loss", unit: "nats per token", share: 6, format: ".3f", words: (value) => fixed(value, 3) },
-  { name: "accuracy", title: "Next token right", unit: "share of predictions", share: 2, format: ".1%", words: (value) => percent(value) },
-  { name: "throughput", title: "Tokens a second", unit: "waiting included", share: 2, format: ",.0f", words: (value) => count(Math.round(value)) },
-  { name: "learning_rate", title: "Learning rate", unit: "of the step", share: 1.3, format: ".3~g", words: significant },
+  { name: "accuracy", title: "Next-token accuracy", unit: "share of predictions", share: 2, format: ".1%", words: (value) => percent(value) },
+  { name: "throughput", title: "Tokens per second", unit: "including waits for data", share: 2, format: ",.0f", words: (value) => count(Math.round(value)) },
+  { name: "learning_rate", title: "Learning rate", unit: "base rate", share: 1.3, format: ".3~g", words: significant },
   { name: "gradient_norm", title: "Gradient norm", unit: "before clipping, log axis", share: 2, log: true, format: ".3~g", words: significant },
 ];
 const SYMBOLS = { checkpoint: "triangle-up", resume: "diamond", "roll-back": "triangle-left", spike: "x", "skipped update": "x", retry: "square", "bad row": "cross-thin-open", epoch: "line-ns-open" };
 const BAD = ["spike", "skipped update", "roll-back", "retry", "bad row"];
-const GAP = 26; // pixels between lanes: the title of the lower one stands there
-const KIND = 16; // pixels of a kind of events
+const GAP = 26; // pixels between lanes, for the title of the lower one
+const KIND = 16; // pixels per kind of event
 
 const shownEvents = (kinds) => kinds.filter((one) => Object.hasOwn(SYMBOLS, one.kind));
 
-// Draw into `element`; `state` has run, series, kinds, view ([from, to] or null), logSteps, logLoss, selected, overlay.
+// Draw into `element`. `state` has run, series, kinds, view ([from, to] or null), logSteps, logLoss, selected, overlay.
 export function drawChart(element, state) {
   const { series, run } = state;
   const kinds = shownEvents(state.kinds ?? []);
@@ -72,7 +72,7 @@ export function drawChart(element, state) {
   }
   if (state.included && series.lanes.loss) traces.push({
     x: onAxis(state.included.map((one) => one.step), state.logSteps), y: state.included.map((one) => one.loss === null ? null : Math.min(one.loss, heightOf(axes.yaxis.range, state.logLoss))),
-    customdata: state.included.map((one) => one.step), mode: "markers", yaxis: "y", marker: { symbol: "circle-open", size: 7, color: colour("second") }, hovertemplate: "step %{customdata:,}: in this report<extra></extra>",
+    customdata: state.included.map((one) => one.step), mode: "markers", yaxis: "y", marker: { symbol: "circle-open", size: 7, color: colour("second") }, hovertemplate: "step %{customdata:,} (in this report)<extra></extra>",
   });
   if (state.selectedLoss !== null && state.selectedLoss !== undefined && series.lanes.loss) traces.push({
     x: onAxis([state.selected], state.logSteps), y: [Math.min(state.selectedLoss, heightOf(axes.yaxis.range, state.logLoss))], mode: "markers", yaxis: "y", hoverinfo: "skip",
@@ -81,17 +81,17 @@ export function drawChart(element, state) {
   const [from, to] = view;
   x.range = state.logSteps ? [Math.log10(Math.max(from, 1)) - 0.02, Math.log10(Math.max(to, 2)) + 0.01] : [from - (to - from) * 0.004, to + (to - from) * 0.006];
   x.anchor = kinds.length ? `y${LANES.length + 1}` : `y${LANES.length}`;
-  element.setAttribute("aria-label", `Curves of steps ${count(Math.round(from))} to ${count(Math.round(to))}: loss ${fixed(series.lanes.loss?.average.values.at(-1), 2)} nats per token at the end`);
+  element.setAttribute("aria-label", `Curves from step ${count(Math.round(from))} to ${count(Math.round(to))}: final loss ${fixed(series.lanes.loss?.average.values.at(-1), 2)} nats per token`);
   return Plotly.react(element, traces, layout({ margin, xaxis: x, ...axes, annotations, shapes }), config);
 }
 
 const coloured = (name, words) => `<span style="color:${colour(name)}">${words}</span>`;
 
-// What is drawn in the lane of the loss beside the average of the run.
+// The legend of what the loss lane shows besides the run's average.
 function legend({ series, run, overlay }) {
   const held = (series.evaluations ?? []).at(-1);
-  const guess = run?.run.vocab_size ? `dotted: guessing would be ${fixed(Math.log(run.run.vocab_size), 2)}` : "";
-  return [held && coloured("held-out", `held-out documents ${fixed(held.loss, 3)}`), overlay && coloured("second", "the other run"), guess].filter(Boolean).map((words) => ` · ${words}`).join("");
+  const guess = run?.run.vocab_size ? `dotted: uniform guess ${fixed(Math.log(run.run.vocab_size), 2)}` : "";
+  return [held && coloured("held-out", `held-out ${fixed(held.loss, 3)}`), overlay && coloured("second", "other run"), guess].filter(Boolean).map((words) => ` · ${words}`).join("");
 }
 
 function laneTraces(lane, data, yaxis, state, range, logarithmic) {
@@ -110,7 +110,7 @@ function laneTraces(lane, data, yaxis, state, range, logarithmic) {
   const ceiling = [...above.map((i) => [data.steps[i], lane.words(data.values[i])]), ...(data.not_finite ?? []).map((step) => [step, "not finite"])];
   if (ceiling.length) traces.push({
     x: onAxis(ceiling.map(([step]) => step), state.logSteps), y: ceiling.map(() => high), customdata: ceiling, yaxis, mode: "markers", cliponaxis: false,
-    marker: { symbol: "triangle-up", size: 9, color: colour("bad") }, hovertemplate: `step %{customdata[0]:,}  ${lane.title.toLowerCase()} %{customdata[1]}, above the picture<extra></extra>`,
+    marker: { symbol: "triangle-up", size: 9, color: colour("bad") }, hovertemplate: `step %{customdata[0]:,}  ${lane.title.toLowerCase()} %{customdata[1]} (above the visible range)<extra></extra>`,
   });
   if (!data.average) return traces;
   const average = { x: onAxis(data.average.steps, state.logSteps), y: data.average.values };
@@ -123,7 +123,7 @@ function laneTraces(lane, data, yaxis, state, range, logarithmic) {
     const held = state.series.evaluations ?? [];
     if (held.length) traces.push({
       x: onAxis(held.map((one) => one.step), state.logSteps), y: held.map((one) => one.loss), customdata: held.map((one) => one.step), yaxis, mode: "lines+markers",
-      line: { width: 1, color: colour("held-out") }, marker: { size: 6, color: colour("held-out") }, hovertemplate: "held-out documents, after step %{customdata:,}: %{y:.3f}<extra></extra>",
+      line: { width: 1, color: colour("held-out") }, marker: { size: 6, color: colour("held-out") }, hovertemplate: "held-out loss after step %{customdata:,}: %{y:.3f}<extra></extra>",
     });
     const overlay = state.overlay?.lanes.loss?.average;
     if (overlay) traces.push({
@@ -135,7 +135,7 @@ function laneTraces(lane, data, yaxis, state, range, logarithmic) {
 
 const heightOf = (range, logarithmic) => (range ? (logarithmic ? 10 ** range[1] : range[1]) : Infinity);
 
-// The range of a lane: one wild value must not flatten the rest, and is drawn at the upper edge then.
+// The range of a lane: an outlier must not flatten the rest, so it is drawn at the upper edge.
 function rangeOf(data, logarithmic, name) {
   const sound = [...data.values, ...(data.average?.values ?? [])].filter((value) => value !== null && (!logarithmic || value > 0)).sort((a, b) => a - b);
   if (!sound.length) return {};

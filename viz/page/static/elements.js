@@ -1,4 +1,4 @@
-// Elements made of text: whatever a document says becomes text, and nothing else.
+// Helpers that build elements. Content of documents only ever becomes text, never markup.
 
 export function el(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -15,12 +15,12 @@ export function el(name, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-// What has no look of its own or turns the direction of what follows: shown by its number, where it does no harm. Not the
-// line end and the tab, and not the two joiners, without which Persian, Hindi and families of emoji come apart.
+// Invisible characters and those that change the text direction, which are shown as their code. Except line end and tab,
+// and the two joiners, without which Persian, Hindi and emoji families fall apart.
 const ODD = /(?![\n\t\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\u2028\u2029]/gu;
 
-// Text for a page: a list of strings and small elements. With `breaks`, line ends are shown too.
-export function shown(text, breaks = false) {
+// Returns text for the page as a list of strings and small elements. With `breaks`, line ends and tabs are marked.
+export function textNodes(text, breaks = false) {
   const parts = [];
   let from = 0;
   for (const found of text.matchAll(ODD)) {
@@ -35,21 +35,21 @@ export function shown(text, breaks = false) {
 function oddElement(character) {
   const code = character.codePointAt(0);
   const number = `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
-  return el("span", { class: "odd", title: "a character that has no look of its own" }, number);
+  return el("span", { class: "odd", title: "invisible character" }, number);
 }
 
-// The same as one string: for labels and titles.
-export const plainly = (text) => shown(text).map((part) => (typeof part === "string" ? part : part.textContent)).join("").replace(/\s+/g, " ");
+// The same as one string, for labels and titles.
+export const plainText = (text) => textNodes(text).map((part) => (typeof part === "string" ? part : part.textContent)).join("").replace(/\s+/g, " ");
 
 export const button = (words, act, attributes = {}) => el("button", { type: "button", onclick: act, ...attributes }, words);
 
 export const empty = (...words) => el("p", { class: "empty" }, ...words);
 
-// A box of text of the model or of a document, which reads from left to right.
+// A box with text of the model or of a document, left to right.
 export const textBox = (...content) => el("div", { class: "text plain", dir: "ltr" }, ...content);
 
-// A row of a table; where something opens from it, the whole row does.
-function lineOfTable(cells) {
+// A row of a table. If its first cell is a link, the whole row is clickable.
+function tableRow(cells) {
   const line = el("tr", {}, ...cells), opens = line.querySelector("td:first-child > button.link");
   if (!opens) return line;
   line.classList.add("opens");
@@ -59,10 +59,10 @@ function lineOfTable(cells) {
   return line;
 }
 
-// A table of rows of cells; a cell is a string, an element, or a list of these.
+// A table. A cell is a string, an element, or a list of these.
 export function table(heads, rows, caption) {
   const cell = (tag, content, head) => el(tag, { class: head.kind, scope: tag === "th" ? "col" : null }, ...[content].flat());
   return el("div", { class: "table" }, el("table", { "aria-label": caption },
     el("thead", {}, el("tr", {}, ...heads.map((head) => cell("th", head.name, head)))),
-    el("tbody", {}, ...rows.map((row) => lineOfTable(row.map((content, place) => cell("td", content, heads[place])))))));
+    el("tbody", {}, ...rows.map((row) => tableRow(row.map((content, place) => cell("td", content, heads[place])))))));
 }

@@ -1,8 +1,8 @@
-// Numbers as people read them.
+// Numbers, durations and dates as text.
 
 const missing = "–";
 const whole = new Intl.NumberFormat("en-US");
-const known = new Map(); // digits -> format: to make one takes longer than to use it a hundred times
+const known = new Map(); // digits -> format: creating one takes longer than using it a hundred times
 
 const withDigits = (digits) => {
   if (!known.has(digits)) known.set(digits, new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));

@@ -1,14 +1,14 @@
-// What all figures share: colours of the stylesheet, fonts, axes.
+// Shared by all figures: colours of the stylesheet, fonts, axes.
 
-import { plainly } from "./elements.js";
+import { plainText } from "./elements.js";
 
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 export const sourceColour = (place) => colour(`source-${place % 7}`);
 const DASHES = ["solid", "6px,2px", "3px,1.5px", "1px,1.2px", "6px,1.5px,1px,1.5px", "10px,2px", "3px,3px"];
-export const dashOf = (place) => DASHES[(place + Math.floor(place / 7)) % 7]; // an eighth has the colour of the first, not its dash
+export const dashOf = (place) => DASHES[(place + Math.floor(place / 7)) % 7]; // the eighth has the colour of the first, but another dash
 
-// A piece of the line of a source, as its figure draws it.
+// A sample of a source's line, for the table.
 export function swatch(place) {
   const [drawing, line] = ["svg", "line"].map((name) => document.createElementNS("http://www.w3.org/2000/svg", name));
   const dash = dashOf(place);
@@ -19,8 +19,8 @@ export function swatch(place) {
   return drawing;
 }
 
-// Plotly reads its texts as markup: what a document or a source says must not be read so.
-export const label = (text) => plainly(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("%{", "%&#123;");
+// Plotly interprets its texts as markup: escape what comes from documents and sources.
+export const label = (text) => plainText(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("%{", "%&#123;");
 
 export const transparent = (hex, share) => `${hex}${Math.round(255 * share).toString(16).padStart(2, "0")}`;
 
@@ -43,10 +43,10 @@ export function axis(changes = {}) {
 export const stepAxis = (logarithmic, decades = 3) =>
   axis(!logarithmic ? { tickformat: ",d", nticks: 9 } : { type: "log", tickformat: ",d", ...(decades > 1.5 ? { dtick: 1 } : { nticks: 9 }) });
 
-// Where steps stand on it: on a logarithmic one step 0 stands with step 1.
+// Positions of steps on the axis: on a logarithmic axis, step 0 is drawn at step 1.
 export const onAxis = (steps, logarithmic) => (logarithmic ? steps.map((step) => Math.max(step, 1)) : steps);
 
-// The band around an average, `half` to either side, as a trace.
+// A trace for the band around an average, `half` to either side.
 export function withBand(x, values, half, look) {
   const low = values.map((value, i) => (half[i] === null ? value : value - half[i]));
   const high = values.map((value, i) => (half[i] === null ? value : value + half[i]));

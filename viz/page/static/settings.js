@@ -1,11 +1,11 @@
-// What a person sets: average, axes, part shown, step, colours; and the keys.
+// The controls: window of the average, axes, visible range, step, colours, and keyboard shortcuts.
 
 import { byId } from "./elements.js";
 import { documents } from "./format.js";
 
 const WINDOWS = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
 const THEMES = ["auto", "light", "dark"];
-const REST = 150; // milliseconds without a further change, until it is acted upon
+const REST = 150; // milliseconds without a further change before it takes effect
 
 function afterRest(act) {
   let waiting = 0;
@@ -15,7 +15,7 @@ function afterRest(act) {
   };
 }
 
-export function bindSettings(page, { draw, load, showTab, look, turn, open, toSearch, isReport }) {
+export function bindSettings(page, { draw, load, showTab, setView, pan, open, toSearch, isReport }) {
   const click = (id, act) => byId(id).addEventListener("click", act);
   const slider = byId("window");
   const reload = afterRest(() => { load(); showTab(); });
@@ -29,19 +29,19 @@ export function bindSettings(page, { draw, load, showTab, look, turn, open, toSe
   byId("log-steps").addEventListener("change", (event) => { page.logSteps = event.target.checked; reload(); });
   byId("log-loss").addEventListener("change", (event) => { page.logLoss = event.target.checked; draw(); });
   if (isReport) for (const id of ["window", "log-steps"]) byId(id).closest("label").hidden = true;
-  click("zoom-in", () => turn(0.5, 0));
-  click("zoom-out", () => turn(2, 0));
-  click("earlier", () => turn(1, -0.5));
-  click("later", () => turn(1, 0.5));
-  click("zoom-all", () => look(null));
+  click("zoom-in", () => pan(0.5, 0));
+  click("zoom-out", () => pan(2, 0));
+  click("earlier", () => pan(1, -0.5));
+  click("later", () => pan(1, 0.5));
+  click("zoom-all", () => setView(null));
   byId("go").addEventListener("submit", (event) => {
     event.preventDefault();
     const digits = byId("go-step").value.replace(/[,.\s]/g, "");
     const known = /^\d{1,15}$/.test(digits);
-    byId("go-words").textContent = known ? "" : "a step is a whole number, from 0 on";
+    byId("go-words").textContent = known ? "" : "enter a whole number, 0 or greater";
     if (!known) return;
     open(Number(digits));
-    byId("reader").focus(); // so that the arrows are those of the page again
+    byId("reader").focus(); // so that the arrow keys work on the page again
   });
   byId("skip").addEventListener("click", (event) => { event.preventDefault(); byId("reader").focus(); });
   colours(() => { draw(); showTab(); });
@@ -62,18 +62,18 @@ function colours(changed) {
     if (name === "auto") delete root.dataset.theme;
     else root.dataset.theme = name;
     byId("theme").textContent = `◐ ${name}`;
-    byId("theme").setAttribute("aria-label", `Colours: ${name === "auto" ? "as the system has them" : name}`);
+    byId("theme").setAttribute("aria-label", `Colours: ${name === "auto" ? "system setting" : name}`);
   };
   try {
     const kept = localStorage.getItem("theme");
     if (THEMES.includes(kept)) show(kept);
-  } catch { /* a browser that keeps nothing: as the system has them */ }
+  } catch { /* no local storage: use the system setting */ }
   byId("theme").addEventListener("click", () => {
     const next = THEMES[(THEMES.indexOf(root.dataset.theme ?? "auto") + 1) % THEMES.length];
     show(next);
     try {
       localStorage.setItem("theme", next);
-    } catch { /* then it is asked for again next time */ }
+    } catch { /* no local storage: not remembered */ }
     changed();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);

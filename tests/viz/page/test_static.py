@@ -1,4 +1,4 @@
-"""The files of the page as they stand: no browser is needed to see that they hold together."""
+"""Consistency checks of the page's files that need no browser."""
 
 import re
 from pathlib import Path
@@ -9,12 +9,12 @@ from viz.charts.style import DARK, LIGHT, Palette
 from viz.page import static
 from viz.page.static import MODULES, PAGE, PLOTLY
 
-FOLDER = Path(static.__file__).parent
-FILES = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir() if path.is_file()}
+FOLDER, KINDS = Path(static.__file__).parent, (".html", ".css", ".js")
+FILES = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir() if path.suffix in KINDS}
 
 
 def named_in(style: str, selector: str) -> list[dict[str, str]]:
-    """The variables of each rule with this selector."""
+    """Return the variables of each rule with this selector."""
     rules = re.findall(rf"(?:^|[}}{{/])\s*{re.escape(selector)} \{{([^}}]*)\}}", style)
     return [dict(re.findall(r"--([\w-]+): (#[0-9a-f]+);", rule)) for rule in rules]
 
@@ -30,7 +30,7 @@ def colours_of(palette: Palette) -> dict[str, str]:
     [(LIGHT, [":root"]), (DARK, [':root:not([data-theme="light"])', ':root[data-theme="dark"]'])],
     ids=["light", "dark"],
 )
-def test_the_colours_are_those_of_the_pictures(palette: Palette, selectors: list[str]) -> None:
+def test_the_colours_are_those_of_the_charts(palette: Palette, selectors: list[str]) -> None:
     for selector in selectors:
         (found,) = named_in(FILES["style.css"], selector)
         expected = colours_of(palette)
@@ -46,7 +46,7 @@ def test_each_variable_of_one_theme_is_in_the_other() -> None:
     assert len(names) == 3 and names[0] == names[1] == names[2]
 
 
-def test_every_variable_that_is_used_is_there() -> None:
+def test_every_used_variable_is_defined() -> None:
     known = named_in(FILES["style.css"], ":root")[0].keys()
     used = {name for text in FILES.values() for name in re.findall(r"var\(--([\w-]+)\)", text)}
     asked = {name for text in FILES.values() for name in re.findall(r'\bcolour\("([\w-]+)"\)', text)}
@@ -57,15 +57,11 @@ def imports(name: str) -> list[str]:
     return re.findall(r'^(?:import|export)\b[^;]*?from "\./([\w.]+)";', FILES[name], flags=re.MULTILINE)
 
 
-def test_every_module_is_served_after_those_that_it_imports() -> None:
-    assert sorted(MODULES) == sorted(name for name in FILES if name.endswith(".js"))
+def test_modules_are_listed_after_those_they_import() -> None:
+    assert set(FILES) == {*MODULES, PAGE, "style.css"}
     for place, name in enumerate(MODULES):
         assert set(imports(name)) <= set(MODULES[:place]), name
-    assert set(imports("main.js")) >= {"api.js", "chart.js"}  # the pattern sees them
-
-
-def test_nothing_else_lies_in_the_folder() -> None:
-    assert set(FILES) == {*MODULES, PAGE, "style.css"}
+    assert set(imports("main.js")) >= {"api.js", "chart.js"}  # control: the pattern finds them
 
 
 MARKUP = re.compile(
@@ -77,7 +73,7 @@ NAMESPACE = "http://www.w3.org/2000/svg"  # a name, which nobody asks for
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_file_makes_markup_or_code_of_text_nor_names_another_place(name: str) -> None:
+def test_no_file_turns_text_into_markup_or_names_another_host(name: str) -> None:
     text = FILES[name].replace(NAMESPACE, "")
     assert MARKUP.findall(text) == [] and ELSEWHERE.findall(text) == []
     assert "@import" not in text and "url(" not in text
@@ -94,8 +90,8 @@ def test_control_the_patterns_find_what_they_are_for() -> None:
     assert not ELSEWHERE.search("a comment  // like this one")
 
 
-def test_no_handler_stands_in_the_page() -> None:
-    """The policy allows no script in the page, and a handler in an attribute is one."""
+def test_the_page_has_no_inline_script() -> None:
+    """The policy forbids inline scripts, which include handlers in attributes."""
     assert re.findall(r"<[^>]*\son\w+=", FILES[PAGE]) == []
     assert re.findall(r"<script(?![^>]*\ssrc=)", FILES[PAGE]) == []
     assert f'src="/{PLOTLY}"' in static.page_files()[PAGE][0].decode()

@@ -1,4 +1,4 @@
-"""What of a long curve a page gets: nothing that stands out may be lost, and what arrives is JSON."""
+"""Downsampled curves lose no extreme value, and numbers arrive as JSON."""
 
 import json
 import math
@@ -10,75 +10,55 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from viz.stats.averages import extremes
 from viz.stats.downsample import BLOCK, Curve, number, numbers, outline
 
 LONG = 1_000_000
-ODD = [
-    math.nan,
-    math.inf,
-    -math.inf,
-    0.0,
-    -0.0,
-    5e-324,
-    -5e-324,
-    2.2250738585072014e-308,
-    1e308,
-    -1.7976931348623157e308,
-]
+NON_FINITE = [math.nan, math.inf, -math.inf]
+EXTREME = [0.0, -0.0, 5e-324, -5e-324, 2.2250738585072014e-308, 1e308, -1.7976931348623157e308]
+Drawn = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int, int]
 
 
-def curve_of(values: npt.NDArray[np.float64]) -> Curve:
-    """As a live run makes it: in parts."""
+def curve_of(values: npt.NDArray[np.float64], parts: int = 3) -> Curve:
+    """In parts, as in a live run."""
     curve = Curve()
-    for part in np.array_split(values, 3):
+    for part in np.array_split(values, parts):
         curve.extend(part)
     return curve
 
 
 @st.composite
-def parts_of_curves(draw: st.DrawFn) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int, int]:
+def parts_of_curves(draw: st.DrawFn) -> Drawn:
     """(values, steps, first, last, pixels): noise with NaN and infinities, steps that may be missing, any part."""
     count = draw(st.sampled_from([1, 2, 30, 400, 3 * BLOCK, 20_000]))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     values = random.normal(3, 1, count).round(draw(st.sampled_from([1, 9])))
-    values[random.random(count) < draw(st.sampled_from([0, 0.1, 0.9, 1]))] = draw(st.sampled_from(ODD[:3]))
+    values[random.random(count) < draw(st.sampled_from([0, 0.1, 0.9, 1]))] = draw(st.sampled_from(NON_FINITE))
     steps = np.cumsum(random.integers(1, draw(st.sampled_from([2, 5])), count)) - draw(st.sampled_from([1, 0]))
     first = draw(st.integers(0, count))
     return values, steps, first, draw(st.integers(first, count)), draw(st.integers(1, 300))
 
 
-def test_a_part_of_a_logarithmic_axis_whose_first_pixel_is_wide() -> None:
-    values = np.random.default_rng(0).normal(3, 1, 100_000)
-    rows = outline(curve_of(values), np.arange(100_000), 30_001, 100_000, 10, log=True)
-    assert 30_001 in rows and values[rows].max() == values[30_001:].max()
-
-
 @given(parts_of_curves(), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_rows_are_finite_in_order_of_the_part_and_few(
-    drawn: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int, int], log: bool
-) -> None:
+def test_rows_are_finite_ordered_few_and_include_the_extremes_of_the_part(drawn: Drawn, log: bool) -> None:
     values, steps, first, last, pixels = drawn
     rows = outline(curve_of(values), steps, first, last, pixels, log=log)
     assert len(rows) <= 2 * pixels + 2
     assert (np.diff(rows) > 0).all() and np.isfinite(values[rows]).all()
-    part = values[first:last]
-    finite = first + np.flatnonzero(np.isfinite(part))
+    finite = first + np.flatnonzero(np.isfinite(values[first:last]))
     if not len(finite):
         assert not len(rows)
         return
     assert first <= rows[0] and rows[-1] < last
-    for end in {first, last - 1} & set(finite.tolist()):
-        assert end in rows
+    assert {first, last - 1} & set(finite.tolist()) <= set(rows.tolist())
     assert values[rows].min() == values[finite].min() and values[rows].max() == values[finite].max()
 
 
 @given(parts_of_curves())
 @settings(max_examples=150, deadline=None)
-def test_lowest_and_highest_of_each_pixel_of_a_logarithmic_axis_are_there_with_their_step(
-    drawn: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int, int],
-) -> None:
-    """Where pixels hold a thousand rows and more, a border may lie up to a block further."""
+def test_each_pixel_of_a_logarithmic_axis_has_its_lowest_and_highest_value(drawn: Drawn) -> None:
+    """If pixels contain a thousand rows or more, a border may be up to a block further."""
     values, steps, first, last, pixels = drawn
     rows = outline(curve_of(values), steps, first, last, pixels, log=True)
     if last - first <= 2 * pixels:
@@ -99,11 +79,9 @@ def test_lowest_and_highest_of_each_pixel_of_a_logarithmic_axis_are_there_with_t
 
 @given(parts_of_curves())
 @settings(max_examples=100, deadline=None)
-def test_on_a_linear_axis_no_stretch_of_a_few_pixels_hides_its_extremes(
-    drawn: tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int, int, int],
-) -> None:
-    """Pixels are of equally many finite values; of long parts they are of blocks, and the rows at both ends that are
-    part of no whole block make those between them wider."""
+def test_a_few_pixels_of_a_linear_axis_include_their_extremes(drawn: Drawn) -> None:
+    """Pixels have equally many finite values. In long parts they consist of blocks, and are wider by the rows at both
+    ends that belong to no complete block."""
     values, steps, first, last, pixels = drawn
     finite = first + np.flatnonzero(np.isfinite(values[first:last]))
     rows = outline(curve_of(values), steps, first, last, pixels, log=False)
@@ -118,18 +96,18 @@ def test_on_a_linear_axis_no_stretch_of_a_few_pixels_hides_its_extremes(
 
 
 def test_pixels_of_a_linear_axis_are_equally_wide() -> None:
-    """Here 66 rows at the end take two of the four pixels from 6,400 rows."""
+    """A case in which the last 66 rows could take two of the four pixels from the 6,400 others."""
     values = np.random.default_rng(0).normal(3, 1, 6466)
     rows = outline(curve_of(values), np.arange(6466), 0, 6466, 4, log=False)
     for begin in range(0, 6466 - 1616, 1616):
         inner = values[begin + BLOCK : begin + 1616 - BLOCK]
-        kept = values[rows[(rows >= begin - BLOCK) & (rows < begin + 1616 + BLOCK)]]  # a border may lie a block further
+        kept = values[rows[(rows >= begin - BLOCK) & (rows < begin + 1616 + BLOCK)]]
         assert kept.min() <= inner.min() and kept.max() >= inner.max()
 
 
 @pytest.fixture(scope="module")
 def long_curve() -> tuple[npt.NDArray[np.float64], Curve]:
-    """A curve of a million values, 100 spikes among them at random places, and the values without the spikes' order."""
+    """A million values with 100 spikes at random places."""
     random = np.random.default_rng(5)
     values = random.normal(3, 0.1, LONG)
     places = random.choice(LONG, 100, replace=False)
@@ -139,7 +117,7 @@ def long_curve() -> tuple[npt.NDArray[np.float64], Curve]:
 
 @given(place=st.integers(0, 99), log=st.booleans(), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_spike_survives_among_a_million_values_at_any_zoom(
+def test_a_spike_among_a_million_values_is_visible_at_any_zoom(
     long_curve: tuple[npt.NDArray[np.float64], Curve], place: int, log: bool, data: st.DataObject
 ) -> None:
     values, curve = long_curve
@@ -148,43 +126,56 @@ def test_a_spike_survives_among_a_million_values_at_any_zoom(
     first, last = max(0, spike - before), min(LONG, spike + after)
     rows = outline(curve, np.arange(LONG), first, last, 800, log=log)
     assert len(rows) <= 2 * 800 + 2
-    shown = values[rows]
-    part = values[first:last]
+    shown, part = values[rows], values[first:last]
     alike = first + np.flatnonzero(part > 20 if values[spike] > 0 else part < -20)
     assert spike in rows or (np.diff(alike).min() < 4 * (last - first) / 800 or log)  # a higher one shares its pixel
     assert len(alike) > 1 or spike in rows
     assert shown.max() == part.max() and shown.min() == part.min()
 
 
-def test_control_every_so_many_th_value_loses_the_spikes(long_curve: tuple[npt.NDArray[np.float64], Curve]) -> None:
+def test_control_every_nth_value_loses_the_spikes(long_curve: tuple[npt.NDArray[np.float64], Curve]) -> None:
     values, curve = long_curve
     rows = outline(curve, np.arange(LONG), 0, LONG, 800, log=False)
     spikes = np.flatnonzero(np.abs(values) > 20)
-    assert len(np.intersect1d(rows, spikes)) > 90  # two of the same side may share a pixel
+    assert len(np.intersect1d(rows, spikes)) > 90  # two of the same sign may share a pixel
     assert len(np.intersect1d(np.linspace(0, LONG - 1, len(rows)).astype(int), spikes)) < 5
 
 
-@given(st.lists(st.one_of(st.floats(width=64), st.sampled_from(ODD)), max_size=30))
+@pytest.mark.parametrize("count", [0, 1, 1000, 2 * 50 * BLOCK, 2 * 50 * BLOCK + 77, 200_000])
+def test_the_outline_of_a_whole_curve_includes_its_extremes_and_every_spike(count: int) -> None:
+    random = np.random.default_rng(count)
+    values = random.normal(size=count)
+    values[random.random(count) < 0.01] = np.nan
+    spikes = np.arange(1234, count, 7000)
+    values[spikes] = 9.0
+    curve = curve_of(values, 7)
+    for upto in {count, count // 2}:
+        kept, finite = curve.outline(upto, 50), np.flatnonzero(np.isfinite(values[:upto]))
+        assert len(kept) <= 102 and (np.diff(kept) > 0).all() and set(kept) <= set(finite)
+        if len(finite):
+            assert values[kept].min() == values[finite].min() and values[kept].max() == values[finite].max()
+        assert set(spikes[spikes < upto]) <= set(kept)
+        if upto <= 102:
+            assert kept.tolist() == extremes(values[:upto], 50).tolist()
+
+
+@given(
+    st.lists(st.one_of(st.floats(width=64), st.floats(1e-12, 1e5), st.sampled_from(NON_FINITE + EXTREME)), max_size=30)
+)
 def test_numbers_are_json_with_six_digits(values: list[float]) -> None:
     found = json.loads(json.dumps(numbers(values), allow_nan=False))
-    assert len(found) == len(values)
     for value, shown in zip(values, found, strict=True):
         if not math.isfinite(value):
             assert shown is None
-        elif abs(value) < 1e-302:  # nothing that a run measures: may become 0
+        elif abs(value) < 1e-302:  # below anything that a run measures: may become 0
             assert abs(shown) <= 1.00001e-302
         else:
             assert shown == pytest.approx(value, rel=5.001e-6) and math.copysign(1, shown) == math.copysign(1, value)
+            assert not 1e-12 < value < 1e5 or shown == float(f"{value:.6g}")
 
 
-@given(st.floats(1e-12, 1e5))
-def test_a_measured_number_takes_no_more_than_six_digits(value: float) -> None:
-    assert numbers([value]) == [float(f"{value:.6g}")]
-
-
-def test_one_number_is_as_many_are() -> None:
+def test_number_equals_numbers() -> None:
     assert number(None) is None and number(math.nan) is None and number(math.inf) is None
-    assert number(2 / 3) == 0.666667
-    assert numbers([]) == []
+    assert number(2 / 3) == 0.666667 and numbers([]) == []
     assert numbers(np.array([1, 2, 3_000_000_000])) == [1.0, 2.0, 3e9]
     assert numbers(np.array([65504, np.inf], dtype=np.float16)) == [65504.0, None]

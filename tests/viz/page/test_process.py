@@ -1,4 +1,4 @@
-"""The server as a process: where it listens, what it says, and that it ends, leaving nothing."""
+"""The server process: where it listens, what it prints, and that it leaves nothing behind when it ends."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def record(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def temporary(tmp_path: Path) -> Path:
-    """Where a server that is started with it keeps its index."""
+    """The folder for temporary files of a server, such as the search index."""
     (tmp_path / "temporary").mkdir()
     return tmp_path / "temporary"
 
@@ -46,7 +46,7 @@ def taken() -> Iterator[int]:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What `python -m viz serve` says on a mistake: one line, exit code 2."""
+    """The error of `python -m viz serve` for an invalid command: one line, exit code 2."""
     try:
         code = main(["serve", *map(str, arguments)])
     except SystemExit as ended:
@@ -57,60 +57,53 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return said.err
 
 
-def test_a_port_that_is_taken_is_said_in_one_line(record: Path, taken: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_a_one_line_error(record: Path, taken: int, capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(capsys, record, "--port", taken)
-    assert f"port {taken} can't be had" in said and "--port" in said
+    assert f"port {taken} is not available" in said and "--port" in said
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--port", "0"],
-        ["--port", "65536"],
-        ["--port", "-1"],
-        ["--port", "http"],
-        ["--port"],
-        ["--allow-host"],
-        ["--host", "0.0.0.0"],
-        ["training_viz", "no-such-folder"],
+        ["--port", "0"], ["--port", "65536"], ["--port", "-1"], ["--port", "http"], ["--port"], ["--allow-host"],
+        ["--allow-host", "*"], ["--allow-host", "*.example"], ["--host", "0.0.0.0"], ["training_viz", "no-such-folder"],
     ],
-)
-def test_a_mistake_in_the_command_is_said_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+)  # fmt: skip
+def test_an_invalid_command_is_a_one_line_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     refusal(capsys, *arguments)
 
 
-def test_by_itself_it_takes_the_first_free_port() -> None:
+def test_the_default_is_the_first_free_port() -> None:
     with listen(None) as first, listen(None) as second:
         ports = [one.getsockname() for one in (first, second)]
-    assert {address for address, _ in ports} == {"127.0.0.1"}  # nobody beside this machine reaches it
+    assert {address for address, _ in ports} == {"127.0.0.1"}  # not reachable from other machines
     assert PORT <= ports[0][1] < ports[1][1] < PORT + TRIES
 
 
-def test_where_no_port_is_free_the_last_one_is_named(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
-    monkeypatch.setattr("viz.page.process.PORT", taken)
-    monkeypatch.setattr("viz.page.process.TRIES", 1)
-    with pytest.raises(OSError, match=f"port {taken} can't be had"):
-        listen(None)
+def test_if_no_port_is_free_the_error_names_the_last_one(taken: int) -> None:
+    with pytest.raises(OSError, match=f"port {taken} is not available"):
+        listen(None, first=taken, tries=1)
 
 
-def test_control_a_port_that_was_let_go_is_had(taken: int) -> None:
-    with pytest.raises(OSError, match="can't be had"):
+def test_control_a_port_is_free_again_once_closed(taken: int) -> None:
+    with pytest.raises(OSError, match="is not available"):
         listen(taken)
     with listen(0) as other:
         port = other.getsockname()[1]
     listen(port).close()
 
 
+def test_the_training_process_does_not_import_the_server() -> None:
+    listed = "import sys, viz.page.process; print(*(name.partition('.')[0] for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert {"viz"} == {"viz", "uvicorn", "starlette"} & set(done.stdout.split())
+
+
 def started(arguments: list[str], temporary: Path) -> tuple["subprocess.Popen[str]", list[str]]:
-    """The process, once it has said all that it says."""
-    process = subprocess.Popen(
-        [*SERVE, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=PROJECT,
-        env={**os.environ, "TMPDIR": str(temporary), "USER": "ada", "PYTHONUNBUFFERED": "1"},
-    )
+    """Start the server; returns the process and the lines that it printed."""
+    environment = {**os.environ, "TMPDIR": str(temporary), "USER": "ada", "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*SERVE, *arguments], stdout=pipe, stderr=pipe, text=True, cwd=PROJECT, env=environment)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -121,7 +114,7 @@ def started(arguments: list[str], temporary: Path) -> tuple["subprocess.Popen[st
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_says_where_it_is_and_ends_without_a_trace(record: Path, temporary: Path, number: signal.Signals) -> None:
+def test_it_prints_its_address_and_leaves_nothing_behind(record: Path, temporary: Path, number: signal.Signals) -> None:
     with listen(0) as free:
         port = free.getsockname()[1]
     process, lines = started([str(record), "--port", str(port)], temporary)
@@ -130,7 +123,7 @@ def test_it_says_where_it_is_and_ends_without_a_trace(record: Path, temporary: P
         assert f"ssh -L {port}:127.0.0.1:{port} ada@" in lines[1]
         assert ask(port, "/api/search?q=one").status == 200
         assert [path.name.startswith("viz-search-") for path in temporary.iterdir()] == [True]
-        with socket.create_connection(("127.0.0.1", port)):  # a browser that keeps its connection
+        with socket.create_connection(("127.0.0.1", port)):  # a browser that keeps its connection open
             process.send_signal(number)
             out, err = process.communicate(timeout=20)
     assert process.returncode in ((0, 130) if number == signal.SIGINT else (0, 128 + number, -number))
@@ -140,7 +133,7 @@ def test_it_says_where_it_is_and_ends_without_a_trace(record: Path, temporary: P
         ask(port)
 
 
-def test_a_folder_without_a_run_is_waited_for(tmp_path: Path, temporary: Path, taken: int) -> None:
+def test_it_waits_for_a_run_in_an_empty_folder(tmp_path: Path, temporary: Path, taken: int) -> None:
     process, lines = started([str(tmp_path / "later")], temporary)
     with process:
         assert "the page waits for a run" in lines[0] and str(tmp_path / "later") in lines[0]
@@ -149,8 +142,8 @@ def test_a_folder_without_a_run_is_waited_for(tmp_path: Path, temporary: Path, t
         process.communicate(timeout=20)
 
 
-def until(port: int, seconds: float = 15) -> bool:
-    """Whether the server has gone within so many seconds."""
+def closes(port: int, seconds: float = 15) -> bool:
+    """Whether the port is closed within so many seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -163,21 +156,19 @@ def until(port: int, seconds: float = 15) -> bool:
     return False
 
 
-def test_beside_a_run_it_ends_when_it_is_told_to(
-    record: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_process_stops_on_request(record: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(temporary))
     page = PageProcess(record, listen(0))
-    answer = ask(page.port, "/api/search?q=one")  # asked before it listens: it waits, and is answered
+    answer = ask(page.port, "/api/search?q=one")  # sent before the server is ready: it waits
     assert answer.status == 200
     began = time.monotonic()
     assert page.stop() == ""
     assert time.monotonic() - began < 4
-    assert until(page.port, 1)
+    assert closes(page.port, 1)
     assert list(temporary.iterdir()) == []
 
 
-def test_what_ended_before_is_said(record: Path) -> None:
+def test_stop_reports_an_earlier_end(record: Path) -> None:
     page = PageProcess(record, listen(0))
     assert ask(page.port).status == 200
     page._process.kill()
@@ -196,12 +187,12 @@ time.sleep(600)
 """
 
 
-def test_it_outlives_no_run_that_is_killed(record: Path) -> None:
+def test_the_page_process_ends_with_a_killed_parent(record: Path) -> None:
     command = [sys.executable, "-c", PARENT, str(record)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         assert ask(port).json["steps"] == 5
-        assert not until(port, 0.3)  # control: while its parent lives it does
+        assert not closes(port, 0.3)  # control: it runs while its parent does
         process.kill()
-    assert until(port)
+    assert closes(port)
