@@ -181,7 +181,7 @@ def _by_source(axes: Any, comparison: Comparison, palette: Palette) -> None:
     sources, overall = comparison.sources, comparison.overall
     rows: list[Difference] = [*([overall] if len(sources) > 1 else []), *sources[:SOURCES]]
     few = any(row.half_width is None for row in rows)
-    axes.set_title(f"By source, 95 % intervals{f' (hollow: under {FEWEST} documents)' if few else ''}")
+    axes.set_title(f"By source, 95 % intervals{f' (hollow: n < {FEWEST})' if few else ''}")
     names = [f"{row.name}, {row.documents:,}" for row in rows]
     if rest := sources[SOURCES:]:
         count = sum(row.documents for row in rest)

@@ -28,7 +28,12 @@ from viz.views.run_view import View
 WAITING = "waiting for the first document"
 LOSS_TITLE = "Loss before each update, nats per token: a held-out curve"
 LEAST_RANGE = 0.5  # nats per token
-_TICKS = {"checkpoint": ("|", "quiet"), "resume": (">", "main"), "roll-back": ("<", "bad"), "epoch": ("d", "ink")}
+_TICKS = {  # kind of event -> label, marker, colour
+    "checkpoint": ("checkpoint", "|", "quiet"),
+    "resume": ("resume", ">", "main"),
+    "roll-back": ("rollback", "<", "bad"),
+    "epoch": ("epoch", "d", "ink"),
+}
 
 
 def draw_loss(axes: Any, view: View, palette: Palette) -> str:
@@ -72,9 +77,9 @@ def draw_loss(axes: Any, view: View, palette: Palette) -> str:
         )  # fmt: skip
         ends.append((rows[-1]["loss"], f"held out {rows[-1]['loss']:.2f}", palette.held_out))
     mark_out_of_range(axes, steps, losses, palette)
-    for kind, (marker, colour) in _TICKS.items():
+    for kind, (label, marker, colour) in _TICKS.items():
         if happened := view.events.get(kind):
-            edge_mark(axes, happened, 0.018, marker, getattr(palette, colour), f"{kind} ({len(happened):,})")
+            edge_mark(axes, happened, 0.018, marker, getattr(palette, colour), f"{label} ({len(happened):,})")
     _mark_stand_outs(axes, view, palette)
     label_ends(axes, ends)
     if view.repeats_from is None:

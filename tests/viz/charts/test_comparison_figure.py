@@ -109,7 +109,7 @@ def test_spikes_do_not_flatten_the_average() -> None:
 def test_a_source_with_too_few_documents_is_hollow_and_has_no_interval() -> None:
     comparison = simulated(60, sources=5)
     sources = figure_of(comparison).axes[1]
-    assert f"hollow: under {FEWEST}" in sources.get_title(loc="left")
+    assert f"hollow: n < {FEWEST}" in sources.get_title(loc="left")
     for bar, found in zip(sources.containers, (comparison.overall, *comparison.sources), strict=True):
         assert (len(bar.lines[2]) == 0) == (found.half_width is None)
         assert (bar.lines[0].get_markerfacecolor() == LIGHT.paper) == (found.half_width is None)

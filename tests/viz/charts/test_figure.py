@@ -273,7 +273,7 @@ def test_the_verdict_distinguishes_a_change_from_noise() -> None:
     rising = level | {"loss": level["loss"] + np.linspace(0, 3, 2000)}
     assert " higher than the quarter before" in verdict(view_of(rising))
     assert verdict(view_of(level)).endswith("2 spikes, 1 source retry")
-    twice = {"roll-back": [500, 500], "spike": [7, 7], "retry": [3] * 12}  # back to one checkpoint, and again
+    twice = {"roll-back": [500, 500], "spike": [7, 7], "retry": [3] * 12}  # twice to the same checkpoint
     assert verdict(view_of(level, events=twice)).endswith("1 spike, 2 rollbacks, 12 source retries")
     assert "worse than a uniform guess (9.01)" in verdict(view_of(level | {"loss": level["loss"] + 20}))
     assert "guess" not in verdict(view_of(level))
@@ -323,7 +323,7 @@ def test_a_label_points_to_its_line_when_that_is_outside_the_panel(chart: Chart)
 def test_events_and_spikes_are_marked_at_their_steps(chart: Chart) -> None:
     events = {"checkpoint": [100, 200], "resume": [150], "roll-back": [120], "no evaluation": [7], "spike": [50, 69]}
     chart.draw(view_of(columns_of(300), events=events))
-    found = [line_of(chart.loss, kind) for kind in ("checkpoint", "resume", "roll-back")]
+    found = [line_of(chart.loss, kind) for kind in ("checkpoint", "resume", "rollback")]
     assert [list(line.get_xdata()) for line in found] == [[100, 200], [150], [120]]
     assert len({(line.get_color(), line.get_marker()) for line in found}) == 3
     assert sum("(" in label for label in legend_of(chart)) == 3
