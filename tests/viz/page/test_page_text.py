@@ -16,7 +16,7 @@ from viz.record.writer import StoreWriter
 chromium, visit = browser.chromium, browser.visit
 
 ACT = "window.hacked = 1; alert(1)"
-WORD = "W" * 10_000
+WORD = "W" * 1000
 TAGS = (
     f"</pre></script></style></textarea></title><script>{ACT}</script><img src=x onerror='{ACT}'>"
     f'<svg onload="{ACT}"><a href="javascript:{ACT}">here</a><iframe srcdoc="<script>{ACT}</script>"></iframe>'
