@@ -1,4 +1,4 @@
-"""What several rooms' tests need: documents made on the spot, and the command run as a user runs it."""
+"""Shared by all tests: generated documents, and the command run as a user runs it."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Several tests run at once, and each starts processes: a second thread for a tiny product only waits for a core.
+# Several tests run at once and start processes, so a second thread for a tiny product would only wait for a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -19,7 +19,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def make_texts(count: int, seed: int = 0) -> list[str]:
-    """Different texts of 40 to 200 words that a tiny model can learn something from."""
+    """Different texts of 40 to 200 words, from which a tiny model can learn."""
     generator = random.Random(seed)
     words = ["".join(generator.choices("abcdefghilmnoprstu", k=generator.randint(2, 8))) for _ in range(300)]
     return [
@@ -41,7 +41,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_command() -> Run:
-    """Run `python train_slimpajama.py …` in a folder of its own, without a network, and wait for it."""
+    """Run `python train_slimpajama.py …` in its own folder, without a network, and wait for its end."""
 
     def run(
         *arguments: object,
@@ -57,7 +57,7 @@ def run_command() -> Run:
             env={**command_environment(), **(environment or {})},
             capture_output=True,
             text=True,
-            timeout=900,  # a machine that others use too
+            timeout=900,  # a shared machine
             stdin=subprocess.DEVNULL,
             check=False,
         )
@@ -69,5 +69,5 @@ def run_command() -> Run:
 
 
 def command_environment() -> dict[str, str]:
-    """The user's own, with a Hub address where nobody answers, so that no test depends on a network."""
+    """The user's environment, with a Hub address without a server, so that no test depends on a network."""
     return {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}

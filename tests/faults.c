@@ -1,8 +1,8 @@
-/* Makes storage fail on purpose: loaded with LD_PRELOAD, it stands before the C library's calls that change files.
+/* Makes storage fail on purpose: loaded with LD_PRELOAD, it intercepts the C library's calls that change files.
 
-   Calls on paths below a folder are counted; at the k-th that matches, the call fails or a signal is sent.
-   tests/faults.py says what the environment variables mean. Compiles as C and as C++. Linux only: the real calls are
-   raw system calls, so that nothing here can call itself. */
+   Calls on paths in a folder are counted; the k-th that matches fails or sends a signal. tests/faults.py explains the
+   environment variables. Compiles as C and as C++. Linux only: the real calls are raw system calls, so that nothing
+   here can call itself. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -43,7 +43,7 @@ static const char *setting(const char *name) {
     return value ? value : "";
 }
 
-/* The drawing child is told by its command line; its signals go to its parent, the trainer. */
+/* The drawing process is recognized by its command line; its signals go to its parent, the trainer. */
 static int in_worker(void) {
     char line[PATH];
     if (*setting("FAULT_WORKER")) return 1; /* a fork of a process that has another one */
@@ -53,7 +53,7 @@ static int in_worker(void) {
     return length > 0 && memmem(line, (size_t)length, "viz.charts.renderer", 19) != NULL;
 }
 
-/* Take the rule from the environment, and count from nought. Called at load, and by a forked child through ctypes. */
+/* Read the rule from the environment and count from 0. Called at load, and through ctypes by a forked child. */
 EXPORT void faults_arm(void) {
     const char *when = setting("FAULT_WHEN"), *log = setting("FAULT_LOG");
     rule.at = 0;
@@ -70,14 +70,14 @@ EXPORT void faults_arm(void) {
     if (!rule.trainer && !rule.is_worker && *rule.folder) {
         char own[32];
         snprintf(own, sizeof own, "%ld", (long)syscall(SYS_getpid));
-        setenv("FAULT_TRAINER", own, 1); /* for the drawing child to inherit */
+        setenv("FAULT_TRAINER", own, 1); /* inherited by the drawing process */
         rule.trainer = atol(own);
     }
     if (rule.log >= 0) syscall(SYS_close, rule.log);
     rule.log = -1;
     if (*log) {
         long file = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-        /* High up, so that whoever closes or replaces the low descriptors leaves it alone. */
+        /* A high number, so that code that closes or replaces low descriptors leaves it alone. */
         if (file >= 0) {
             rule.log = (int)syscall(SYS_fcntl, (int)file, F_DUPFD_CLOEXEC, 900);
             syscall(SYS_close, (int)file);
@@ -90,7 +90,7 @@ EXPORT void faults_arm(void) {
 
 __attribute__((constructor)) static void load(void) { faults_arm(); }
 
-/* What one call is about: which paths, and whether it is the one that fails. */
+/* The paths of one call, and whether it is the one that fails. */
 struct call {
     const char *operation;
     char path[PATH], to[PATH];
@@ -98,7 +98,7 @@ struct call {
     int watched, lands;
 };
 
-static void tell(const char *kind, const struct call *call, long ended) {
+static void record(const char *kind, const struct call *call, long ended) {
     char line[3 * PATH];
     int length = snprintf(line, sizeof line, "%s\t%ld\t%s\t%ld\t%ld\t%ld\t%ld\t%ld\t%s\t%s\n", kind, (long)syscall(SYS_getpid),
                           call->operation, call->count, call->began, ended, call->offset, call->size, call->path,
@@ -111,7 +111,7 @@ static int is_below(const char *path) {
     return length && !strncmp(path, rule.folder, length) && (path[length] == '/' || !path[length]);
 }
 
-/* Whether the path below the folder is one of the places: patterns with | between them. */
+/* Whether the path in the folder matches one of the places: patterns with | between them. */
 static int is_place(const char *path) {
     char places[sizeof rule.places], *rest = NULL;
     const char *name = path + strlen(rule.folder);
@@ -130,14 +130,14 @@ static int is_operation(const char *operation) {
 }
 
 static void land(const struct call *call) {
-    tell("landed", call, 0);
+    record("landed", call, 0);
     if (!rule.signal) return;
     if (rule.is_worker && rule.trainer > 1) syscall(SYS_kill, (int)rule.trainer, rule.signal);
     if (!rule.is_worker || rule.signal == SIGKILL) syscall(SYS_kill, (int)syscall(SYS_getpid), rule.signal);
-    while (rule.signal == SIGKILL) syscall(SYS_sched_yield); /* the end may take a moment, and no call may follow */
+    while (rule.signal == SIGKILL) syscall(SYS_sched_yield); /* ending may take a moment, and no other call may follow */
 }
 
-/* Before the call. True: it fails, with errno set. `paths` are filled in already. */
+/* Before the call, whose paths are known. True: it fails, with errno set. */
 static int begin(struct call *call) {
     call->watched = is_below(call->path) || is_below(call->to);
     call->lands = 0;
@@ -153,11 +153,11 @@ static int begin(struct call *call) {
     return !rule.signal;
 }
 
-/* After the call: it is recorded if it did anything. */
+/* After the call: record it if it succeeded. */
 static long end(struct call *call, long result) {
     int error = errno;
     if (call->watched && rule.records && result >= 0)
-        tell("call", call, __atomic_add_fetch(&order, 1, __ATOMIC_SEQ_CST));
+        record("call", call, __atomic_add_fetch(&order, 1, __ATOMIC_SEQ_CST));
     if (call->watched && call->lands && rule.signal && rule.when != BEFORE) land(call);
     errno = error;
     return result;
@@ -187,7 +187,7 @@ static void path_at(int folder, const char *name, char *path) {
 }
 
 #define CALL(name) struct call call = {name, "", "", 0, 0, 0, 0, 0, 0}
-/* Defines the library's symbol under a name of our own: the headers' declarations of it are then no matter. */
+/* Defines the library's symbol under our own name, so that it can't conflict with the declaration in the headers. */
 #define WRAP(type, symbol, ours, arguments) \
     EXPORT type ours arguments __asm__(symbol); \
     EXPORT type ours arguments
@@ -310,7 +310,7 @@ WRAP(int, "mkdir", faults_mkdir, (const char *path, mode_t mode)) {
     return (int)end(&call, syscall(SYS_mkdirat, AT_FDCWD, path, mode));
 }
 
-/* Only an opening that may make the file counts, as `create`; one that opens for writing counts as `open`. */
+/* An open that may create the file counts as `create`; another one for writing counts as `open`. */
 static int open_at(int folder, const char *path, int flags, mode_t mode) {
     CALL("create");
     if (!is_idle() && (flags & (O_CREAT | O_WRONLY | O_RDWR))) {

@@ -1,7 +1,7 @@
-"""Faults that really happen: the command with calls on storage that fail, or that kill it, at a chosen place and count.
+"""Real faults: the command with storage calls that fail, or that kill it, at a chosen place and count.
 
-`tests/faults.c` stands before the C library's calls. A warm process has everything imported, and forks a child for each
-run, so that a run costs a second; `fresh=True` starts a Python of its own instead.
+`tests/faults.c` intercepts the C library's calls. A warm process has everything imported and forks a child per run, so
+that a run takes a second; `fresh=True` starts a new Python instead.
 """
 
 import atexit
@@ -30,20 +30,20 @@ from tests.warm_drawing import Prepared
 if TYPE_CHECKING:
     from viz.charts.figure import Chart
 
-TIMEOUT = 300.0  # seconds that a run may take, on a machine that others use too
-ORPHANS = 30.0  # seconds that a drawing child may live on without its trainer
+TIMEOUT = 300.0  # seconds that a run may take on a shared machine
+ORPHANS = 30.0  # seconds that a drawing process may outlive its trainer
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """The `at`-th call that is one of `operations`, on one of `places`, fails with `error`, or else sends `number`.
+    """The `at`-th call that matches fails with `error`, or sends the signal `number`.
 
-    operations: of write, sync, rename, link, unlink, truncate, create (also mkdir) and open (to write), with commas.
-    places: patterns (fnmatch) of paths relative to the run's folder, with | between them; * also stands for /.
-    when: the signal comes before the call, after it, or once half of a write's bytes are written.
+    operations: of write, sync, rename, link, unlink, truncate, create (also mkdir) and open (for writing), with commas.
+    places: patterns (fnmatch) of paths relative to the run's folder, with | between them; * also matches /.
+    when: the signal is sent before the call, after it, or when half of a write's bytes are written.
     forever: every later call fails too.
-    Each process counts for itself. In the drawing child the signal goes to the trainer; a SIGKILL to both.
+    Each process counts its own calls. In the drawing process the signal goes to the trainer; a SIGKILL to both.
     """
 
     operations: str
@@ -72,8 +72,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class Call:
-    """A call that was seen. `began` and `ended` number the beginnings and ends of calls in one process; `offset` and
-    `size` are those of a write, in bytes."""
+    """A recorded call. `began` and `ended` number the beginnings and ends of calls in one process; `offset` and `size`
+    are those of a write, in bytes."""
 
     process: int
     operation: str
@@ -90,21 +90,16 @@ class Call:
 class Outcome:
     """How a run ended."""
 
-    code: int
-    """The exit code, or minus the signal that ended it."""
+    code: int  # the exit code, or minus the signal that ended it
     out: str
     err: str
-    landed: tuple[Call, ...]
-    """The faults that happened."""
-    calls: tuple[Call, ...]
-    """Every call that succeeded, if they were recorded."""
-    left: tuple[str, ...]
-    """Command lines of processes that did not end with the run."""
-    seconds: float
+    landed: tuple[Call, ...]  # the faults that happened
+    calls: tuple[Call, ...]  # every call that succeeded, if they were recorded
+    left: tuple[str, ...]  # command lines of processes that did not end with the run
 
 
 class Warm:
-    """A process that has imported everything and runs the command in a forked child, one at a time."""
+    """A process that has imported everything and runs the command in a forked child, one run at a time."""
 
     def __init__(self, library: Path) -> None:
         self._library = library
@@ -131,9 +126,9 @@ class Warm:
         fresh: bool = False,
         environment: dict[str, str] | None = None,
     ) -> Outcome:
-        """Run `train_slimpajama.py ARGUMENTS` in `folder`, with the fault below that folder, and wait for its end."""
+        """Run `train_slimpajama.py ARGUMENTS` in `folder`, with a fault in that folder, and wait for its end."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        aside = folder.with_name(f"{folder.name}.said")  # not in the folder: what is below it may fail
+        aside = folder.with_name(f"{folder.name}.said")  # outside the folder, in which calls may fail
         aside.mkdir(exist_ok=True)
         log = aside / "faults.log"
         log.write_text("")
@@ -145,7 +140,6 @@ class Warm:
             **(fault.environment() if fault else {}),
             **(environment or {}),
         }
-        since = time.monotonic()
         words = [str(word) for word in arguments]
         request = {"words": words, "cwd": str(folder), "aside": str(aside), "variables": variables, "fresh": fresh}
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -163,7 +157,6 @@ class Warm:
             landed=tuple(call for kind, call in seen if kind == "landed"),
             calls=tuple(call for kind, call in seen if kind == "call"),
             left=tuple(answer["left"]),
-            seconds=time.monotonic() - since,
         )
 
     def close(self) -> None:
@@ -179,7 +172,7 @@ class Warm:
 
 @functools.cache
 def warm() -> Warm:
-    """The warm process of this session; it ends with it."""
+    """The warm process of this session."""
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     process = Warm(build(folder))
@@ -188,7 +181,7 @@ def warm() -> Warm:
 
 
 def build(folder: Path) -> Path:
-    """Compile the library; the C++ compiler that `--compile` needs will do."""
+    """Compile the library; the C++ compiler that `--compile` needs is enough."""
     library = folder / "faults.so"
     compiler = next((found for name in ("cc", "gcc", "g++", "c++", "clang++") if (found := shutil.which(name))), None)
     assert compiler is not None, "tests/faults.c needs a C or C++ compiler"
@@ -200,7 +193,7 @@ def build(folder: Path) -> Path:
 
 
 def read_log(path: Path) -> list[tuple[str, Call]]:
-    """The lines of the library's log: `landed` or `call`, and the call."""
+    """The entries of the library's log: `landed` or `call`, and the call."""
     seen = []
     for line in path.read_text(errors="replace").splitlines():
         kind, process, operation, *numbers, name, to = line.split("\t")
@@ -213,11 +206,11 @@ USED_BY_A_RUN = (
     *(f"trainer.{name}" for name in ("cli", "assemble", "trainer")),
     *("trainer.observe.terminal", "trainer.run.folders", "trainer.run.provenance"),
 )
-"""What the warm process has imported when it forks."""
+"""What the warm process imports before it forks."""
 
 
 def serve() -> None:
-    """The warm process: a request a line on standard input, an answer a line on what was standard output."""
+    """The warm process: one request per line of standard input, one answer per line of the original standard output."""
     import torch
 
     for name in USED_BY_A_RUN:
@@ -226,9 +219,9 @@ def serve() -> None:
     from viz.charts.figure import Chart
 
     chart = Chart()
-    torch.ones(1).normal_()  # whatever else torch leaves to its first use; too small for a parallel region, whose
-    # threads a fork would not copy
-    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # a killed trainer's drawing child becomes ours to wait for
+    torch.ones(1).normal_()  # what torch does at its first use; too small for a parallel region, whose threads a
+    # fork would not copy
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # a killed trainer's drawing process becomes our child
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -240,7 +233,7 @@ def serve() -> None:
 
 
 def _become(request: dict[str, Any], chart: "Chart") -> int:
-    """In the child: take its place, arm the fault, and run the command."""
+    """In the child: arm the fault and run the command."""
     os.setsid()
     os.chdir(request["cwd"])
     aside = Path(request["aside"])
@@ -288,7 +281,7 @@ def _measure_once(*arguments: Any, **options: Any) -> dict[str, float]:
 
 
 def _leave(code: int) -> NoReturn:
-    """End the child as the interpreter would, but for taking down every module, which takes a second."""
+    """End the child as the interpreter would, without the second that it needs to clear every module."""
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
     sys.stdout.flush()
     sys.stderr.flush()
@@ -299,7 +292,7 @@ _STREAMS = ((1, "out"), (2, "err"))
 
 
 def _wait_for(child: int) -> dict[str, Any]:
-    """Wait for the run, then for what it left; nothing is left behind from here."""
+    """Wait for the run and for the processes that it left; kill those that stay."""
     until, late, code = time.monotonic() + TIMEOUT, False, 0
     left: list[str] = []
     while True:
@@ -334,7 +327,7 @@ def _command_line(process: int) -> str:
 
 
 def pictures_and_json_are_whole(folder: Path) -> int:
-    """Every JSON file and picture that is there can be read to its end; how many there are."""
+    """Check that every JSON file and image is complete. Returns how many there are."""
     from PIL import Image
 
     found = 0
@@ -360,12 +353,12 @@ def read_json(path: Path) -> Any:
 
 
 def store_is_whole(folder: Path) -> bool:
-    """Whether there is a store; one that is there opens as its readers open it, and SQLite finds no fault in it."""
+    """Return whether there is a store; check that its readers can open it and that SQLite finds no fault in it."""
     from viz.record.writer import StoreReader
 
     if not (folder / "run.db").exists():
         return False
-    # SQLite looks at a copy: whoever may write mends what a kill left, and a reader must do without that.
+    # SQLite checks a copy: it would repair what a kill left, and readers must work without that.
     with tempfile.TemporaryDirectory() as place:
         for path in folder.glob("run.db*"):
             if not path.name.endswith("-shm"):
@@ -374,7 +367,7 @@ def store_is_whole(folder: Path) -> bool:
         try:
             assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             if not database.execute("PRAGMA user_version").fetchone()[0]:
-                return False  # ended before its first transaction did: nothing is in it
+                return False  # the run ended before its first transaction: the store is empty
         finally:
             database.close()
     with StoreReader(folder / "run.db") as store:
@@ -383,7 +376,7 @@ def store_is_whole(folder: Path) -> bool:
 
 
 def whole_checkpoints(folder: Path) -> list[int]:
-    """The steps of the checkpoints that have their names; each of them must load."""
+    """The steps of all checkpoints; each of them must load."""
     from trainer.base.checkpoint_file import fault_of, read_state
     from trainer.run.checkpoints import CheckpointManager
 
@@ -396,7 +389,7 @@ def whole_checkpoints(folder: Path) -> list[int]:
 
 
 def one_line(outcome: Outcome, code: int) -> str:
-    """The run ended as a failure is said: with this code, one line on standard error, and no traceback."""
+    """Return the only line on standard error of a run that ended with this exit code."""
     lines = outcome.err.splitlines()
     assert outcome.code == code, (outcome.code, outcome.err, outcome.out)
     assert len(lines) == 1 and lines[0].startswith("train_slimpajama.py: "), outcome.err

@@ -28,27 +28,18 @@ class Fault:
     part: str
     method: str = "GET"
     times: int = 1
-    begins: range | None = None
-    """Applies only to requests for a byte range that starts in this range."""
-    status: int | None = None
-    """Respond with this status and no body."""
+    begins: range | None = None  # applies only to requests for a byte range that starts in this range
+    status: int | None = None  # respond with this status and no body
     headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of the response with this status, such as `{"Retry-After": "3"}`."""
-    cut_after: int | None = None
-    """Announce the complete body, send this many bytes of it, and close the connection."""
-    hang_seconds: float = 0.0
-    """Wait this long before responding."""
-    stall_after: int | None = None
-    """Send this many bytes of the body, wait `stall_seconds`, and send the rest."""
+    cut_after: int | None = None  # announce the complete body, send this many bytes of it, and close the connection
+    hang_seconds: float = 0.0  # wait this long before responding
+    stall_after: int | None = None  # send this many bytes of the body, wait `stall_seconds`, and send the rest
     stall_seconds: float = 0.0
-    drop: bool = False
-    """Close the connection without a response."""
-    away_seconds: float = 0.0
-    """Close all connections and refuse new ones for this long."""
-    spoil: bool = False
-    """Send wrong bytes of the right length."""
-    action: Callable[[], object] = lambda: None
-    """Called first when the fault occurs."""
+    drop: bool = False  # close the connection without a response
+    away_seconds: float = 0.0  # close all connections and refuse new ones for this long
+    spoil: bool = False  # send wrong bytes of the right length
+    action: Callable[[], object] = lambda: None  # called first when the fault occurs
 
 
 class LoopbackHub:
@@ -181,15 +172,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing: the tests read `requests`."""
 
     def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
@@ -229,6 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
                     return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return self._send_file(file, found[1], span, fault)
         return self._send(401, b"", {"X-Error-Code": "RepoNotFound"})  # the Hub's response for a missing repository
+
+    do_HEAD = do_POST = do_GET
 
     def _send_file(self, file: Path, commit: str, span: re.Match[str] | None, fault: Fault | None) -> None:
         data = file.read_bytes()

@@ -1,4 +1,4 @@
-"""A run of 30 steps that is stopped at every step, by every way to stop, and resumed, ends as if it had not been."""
+"""A run of 30 steps that is stopped at any step, in any way, and resumed equals one that was never stopped."""
 
 import json
 import random
@@ -25,8 +25,8 @@ QUICK = {19}  # the last step of the first epoch
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """19 documents in three shards, so that 30 steps read them once and a half; some rows are skipped, also at a
-    shard's end and at the end of them all."""
+    """19 documents in three shards, so that 30 steps read them one and a half times. Some rows are skipped, also at the
+    end of a shard and of the data."""
     folder = tmp_path_factory.mktemp("shards")
     texts: list[Any] = list(make_texts(19, seed=3))
     write_jsonl(folder / "a.jsonl", [*texts[:3], "short", *texts[3:6], None])
@@ -37,7 +37,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Runs:
-    """Runs on those shards, and one for each dtype that was never stopped."""
+    """Runs on these shards, and one per dtype that is never stopped."""
 
     def __init__(self, shards: Path, folder: Path) -> None:
         self.warm: Warm = warm()
@@ -73,7 +73,7 @@ class Runs:
         return self._whole[dtype]
 
     def equal_in_parts(self, dtype: str, cuts: list[int]) -> None:
-        """A run that is stopped after `cuts` documents, and resumed each time, ends as the one that was not."""
+        """Stop a run after `cuts` documents and resume it each time; it must equal the run that was never stopped."""
         folder = self.folder()
         self.run(folder, "--steps", cuts[0], "--dtype", dtype)
         for stop in [*cuts[1:], STEPS]:
@@ -81,7 +81,7 @@ class Runs:
         resumed = table(folder / "training_viz", "SELECT step FROM events WHERE kind = 'resume'")
         assert resumed == [(cut,) for cut in cuts]
         equal_runs(self.whole(dtype), folder, STEPS)
-        shutil.rmtree(folder)  # they are many
+        shutil.rmtree(folder)  # there are many
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def points(quick: set[int]) -> list[Any]:
     return [pytest.param(cut, marks=[] if cut in quick else pytest.mark.full) for cut in ALL]
 
 
-def test_the_run_that_is_cut_crosses_shards_and_epochs(runs: Runs) -> None:
-    """Else the cuts below would say little."""
+def test_the_run_crosses_shards_and_epochs(runs: Runs) -> None:
+    """Otherwise the tests below would prove little."""
     viz = runs.whole("fp32") / "training_viz"
     rows = table(viz, "SELECT shard, text_hash FROM documents ORDER BY step")
     shards = [Path(shard).name for shard, _ in rows]
@@ -104,8 +104,8 @@ def test_the_run_that_is_cut_crosses_shards_and_epochs(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.full)])
-def test_a_fork_computes_as_a_fresh_process(runs: Runs, dtype: str) -> None:
-    """What is shown from the warm process holds for one that a user starts: the same to the last bit, two threads."""
+def test_a_fork_computes_the_same_as_a_new_process(runs: Runs, dtype: str) -> None:
+    """So what holds for forks of the warm process holds for a user's: equal to the last bit, with two threads."""
     folder = runs.folder()
     runs.run(folder, "--steps", STEPS, "--dtype", dtype, fresh=True)
     equal_runs(runs.whole(dtype), folder, STEPS)
@@ -137,7 +137,7 @@ def test_stopped_two_and_three_times(runs: Runs, seed: int) -> None:
     ],
 )
 def test_stopped_by_a_signal_in_the_middle_of_a_save(runs: Runs, cut: int, number: signal.Signals) -> None:
-    """The signal comes as the file of the checkpoint after `cut` documents is begun: reading ahead is far beyond."""
+    """The signal comes when the checkpoint after `cut` documents is created, while the reader is far ahead."""
     folder = runs.folder()
     place = f"checkpoints/.checkpoint_step_{cut}.bin.*"
     fault = Fault("create", place, number=number)

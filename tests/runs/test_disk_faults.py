@@ -1,19 +1,16 @@
-"""Disks that fail: the k-th write, fsync and rename for k = 1, 2, … until a run gets through; folders that are
-read-only; a disk that is really full."""
+"""Disks that fail: each k-th write, sync and rename until a run succeeds; read-only folders; a full disk."""
 
 import errno
 import itertools
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, command_environment
 from tests.faults import (
     Fault,
     Outcome,
@@ -24,7 +21,7 @@ from tests.faults import (
     warm,
     whole_checkpoints,
 )
-from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, table
+from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, start, table, wait_until
 from tests.runs.test_resume import equal_runs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD and /proc")
@@ -34,11 +31,11 @@ FLAGS = f"--steps {DONE} --checkpoint-interval 2 --viz-interval 2 --display-samp
 CHECKPOINTS = "checkpoints/*checkpoint_step_*"
 STORE = "training_viz/run.db*"
 PICTURES = "training_viz/.*.tmp"
-MOST = 1000  # calls of one kind that a run of four steps may make; beyond it a loop would not end
+MOST = 1000  # more calls of one kind than a run of four steps makes
 
 
 class Runs:
-    """A run that met no fault, and others like it that do."""
+    """A run without a fault, and others like it with one."""
 
     def __init__(self, warm: Warm, corpus: Path, folder: Path) -> None:
         self.warm, self._corpus = warm, corpus
@@ -60,9 +57,9 @@ def nothing_unfinished(folder: Path) -> None:
     assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
 
 
-def what_is_there_is_whole(runs: Runs, folder: Path) -> tuple[list[int], int]:
-    """The checkpoints that have their names load, and the rows below them are those of the whole run; their steps, and
-    how many rows there are."""
+def check_what_is_left(runs: Runs, folder: Path) -> tuple[list[int], int]:
+    """Check that all checkpoints load and that the rows below them equal those of the whole run. Returns the steps of
+    the checkpoints and the number of rows."""
     viz = folder / "training_viz"
     steps = whole_checkpoints(folder / "checkpoints")
     rows = 0
@@ -76,8 +73,8 @@ def what_is_there_is_whole(runs: Runs, folder: Path) -> tuple[list[int], int]:
     return steps, rows
 
 
-def goes_on(runs: Runs, folder: Path, steps: list[int]) -> None:
-    """Without the fault: from the newest checkpoint, or anew, to the end that a run without faults has."""
+def finish(runs: Runs, folder: Path, steps: list[int]) -> None:
+    """Without the fault, resume from the newest checkpoint or start again: the result equals a run without faults."""
     again = runs.warm.run("--resume", folder=folder) if steps else runs.start(folder)
     assert again.code == 0 and not again.left, again.err
     equal_runs(runs.whole, folder, DONE)
@@ -85,12 +82,12 @@ def goes_on(runs: Runs, folder: Path, steps: list[int]) -> None:
 
 
 def saving_fails(runs: Runs, folder: Path, fault: Fault) -> bool:
-    """A run with a fault of a checkpoint's or the store's files; False once it has got through without meeting it."""
+    """A run with a fault in the files of a checkpoint or the store. Returns whether the fault happened."""
     folder.mkdir()
     done = runs.start(folder, fault)
     assert not done.left
     if done.code == 0:
-        # Nothing met, or what failed was no more than tidying up: then everything is there at once.
+        # No fault, or only cleaning up failed: everything is complete.
         assert not done.err and store_is_whole(folder / "training_viz")
         equal_runs(runs.whole, folder, DONE)
     else:
@@ -98,13 +95,13 @@ def saving_fails(runs: Runs, folder: Path, fault: Fault) -> bool:
         line = one_line(done, 5)
         assert "Errno" in line
         nothing_unfinished(folder)
-        steps, _ = what_is_there_is_whole(runs, folder)
-        goes_on(runs, folder, steps)
+        steps, _ = check_what_is_left(runs, folder)
+        finish(runs, folder, steps)
     return bool(done.landed)
 
 
 def pictures_fail(runs: Runs, folder: Path, fault: Fault) -> bool:
-    """A run with a fault of a picture's or JSON file's; False once it has got through without meeting it."""
+    """A run with a fault in the files of an image or a JSON file. Returns whether the fault happened."""
     folder.mkdir()
     done = runs.start(folder, fault)
     assert done.code == 0 and not done.err and not done.left, done.err
@@ -144,7 +141,7 @@ def test_one_of_each(runs: Runs, tmp_path: Path, kind: str, operation: str, at: 
 
 
 def landed_in_turn(runs: Runs, tmp_path: Path, kind: str, faults: Sequence[Fault]) -> int:
-    """Run with each k-th call failing, until a run gets through; `faults` take turns. How many landed."""
+    """Run with each k-th call failing, until a run succeeds; `faults` take turns. Returns how many happened."""
     fails, landed = KINDS[kind][0], 0
     for at, fault in enumerate(itertools.cycle(faults), start=1):
         folder = tmp_path / str(at)
@@ -173,7 +170,7 @@ def kinds_of(operation: str, kind: str, *errors: int) -> list[Fault]:
 )
 def test_each_in_turn(runs: Runs, tmp_path: Path, kind: str, operation: str, error: int) -> None:
     kinds = kinds_of(operation, kind, error)
-    # A picture that fails costs a whole run each time, and nothing hangs on for how long: there they take turns.
+    # A failed image costs a whole run each time, and `forever` makes no difference: there the kinds take turns.
     for faults in [kinds] if kind == "picture" else [[fault] for fault in kinds]:
         landed_in_turn(runs, tmp_path, kind, faults)
 
@@ -181,12 +178,12 @@ def test_each_in_turn(runs: Runs, tmp_path: Path, kind: str, operation: str, err
 @pytest.mark.full
 @pytest.mark.parametrize(("kind", "operation"), MANY)
 def test_each_of_many_in_turn(runs: Runs, tmp_path: Path, kind: str, operation: str) -> None:
-    """They are up to hundreds, one much like the next: their kinds of failure take turns."""
+    """These are hundreds of similar calls, so the kinds of failure take turns."""
     assert landed_in_turn(runs, tmp_path, kind, kinds_of(operation, kind, errno.ENOSPC, errno.EIO)) > 20
 
 
 def test_a_read_only_folder_is_refused(runs: Runs, tmp_path: Path) -> None:
-    """Root may write where nobody may: a file system that is read-only stops root as well."""
+    """Root may write anywhere except to a read-only file system."""
     fault = Fault("create,open,write,rename,link,unlink,truncate", "*", error=errno.EROFS, forever=True)
     done = runs.start(tmp_path, fault)
     assert done.landed and not done.left
@@ -196,21 +193,20 @@ def test_a_read_only_folder_is_refused(runs: Runs, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["checkpoints", pytest.param("training_viz", marks=pytest.mark.full)])
 def test_a_folder_that_turns_read_only(runs: Runs, tmp_path: Path, folder: str) -> None:
-    """As Linux makes it when the disk below fails: in the middle of a run, and for good."""
-    at = {"checkpoints": 6, "training_viz": 8}[folder]
-    operations = {"checkpoints": "create,rename", "training_viz": "write"}[folder]
-    place = {"checkpoints": CHECKPOINTS, "training_viz": STORE}[folder]
+    """In the middle of a run and for good, as Linux does when a disk fails."""
+    places = {"checkpoints": ("create,rename", CHECKPOINTS, 6), "training_viz": ("write", STORE, 8)}
+    operations, place, at = places[folder]
     done = runs.start(tmp_path, Fault(operations, place, at, errno.EROFS, forever=True))
     assert done.landed and not done.left
     one_line(done, 5)
     nothing_unfinished(tmp_path)
-    steps, _ = what_is_there_is_whole(runs, tmp_path)
-    goes_on(runs, tmp_path, steps)
+    steps, _ = check_what_is_left(runs, tmp_path)
+    finish(runs, tmp_path, steps)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB of its own."""
+    """A file system of 64 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -223,7 +219,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(path: Path) -> None:
-    """Take all the room that is left."""
+    """Use all free space."""
     with path.open("wb", buffering=0) as file:
         for size in (1 << 16, 1):
             try:
@@ -237,25 +233,13 @@ def fill(path: Path) -> None:
 def test_a_disk_that_is_really_full(runs: Runs, corpus: Path, small_disk: Path) -> None:
     whole = small_disk.with_name("whole")
     whole.mkdir()
-    flags = [*SMALL, "--dataset", str(corpus), "--repeat", "--checkpoint-interval", "100", "--display-samples", "50"]
+    flags = [*SMALL, "--dataset", corpus, "--repeat", "--checkpoint-interval", 100, "--display-samples", 50]
     (small_disk / "taken").write_bytes(bytes(1))
-    said = small_disk.with_name("said")
-    with said.open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, PROJECT / "train_slimpajama.py", *flags, "--steps", "3000"],
-            cwd=small_disk,
-            env=command_environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=err,
-        )
-        until = time.monotonic() + 120
-        while process.poll() is None and not list(small_disk.glob("checkpoints/*.bin")):
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        fill(small_disk / "taken")
-        code = process.wait(120)
-    line = said.read_text()
-    assert code == 5 and line.startswith("train_slimpajama.py: ") and line.count("\n") == 1, (code, line)
+    process = start([*flags, "--steps", 3000], small_disk)
+    wait_until(lambda: list(small_disk.glob("checkpoints/*.bin")), process)
+    fill(small_disk / "taken")
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 5 and error.startswith("train_slimpajama.py: ") and error.count("\n") == 1, error
     nothing_unfinished(small_disk)
     steps = whole_checkpoints(small_disk / "checkpoints")
     assert steps and store_is_whole(small_disk / "training_viz")
@@ -268,7 +252,7 @@ def test_a_disk_that_is_really_full(runs: Runs, corpus: Path, small_disk: Path) 
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", pytest.param("store", marks=pytest.mark.full)])
-def test_the_fault_can_miss(runs: Runs, tmp_path: Path, kind: str) -> None:
-    """A control: a count that no run comes to is told from one that it does, which is how the loops above end."""
+def test_a_fault_can_miss(runs: Runs, tmp_path: Path, kind: str) -> None:
+    """Control: a fault beyond the last call does not happen, which is how the loops above end."""
     fails, places, operations = KINDS[kind]
     assert not fails(runs, tmp_path / "run", Fault(operations[1], places, MOST, errno.EIO))

@@ -1,4 +1,4 @@
-"""The faults themselves: each call that they stand before is counted, fails, is recorded, and else does what it did."""
+"""The faults themselves: each intercepted call is counted, fails if it should, is recorded, and otherwise works."""
 
 import errno
 import os
@@ -35,6 +35,12 @@ CALLS = {
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD and /proc")
 
 
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "here").mkdir()
+    return tmp_path / "here"
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("library"))
@@ -43,7 +49,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def act(
     library: Path, folder: Path, code: str, fault: Fault, *, below: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Python code in a process of its own, in `folder`, with the fault there; `file` is open when it is armed."""
+    """Run Python code in its own process with the fault in `folder`; `file` is open before the fault is armed."""
     (folder / "file").write_bytes(b"before")
     log = folder.with_name(f"{folder.name}.log")
     log.unlink(missing_ok=True)
@@ -68,19 +74,17 @@ def log_of(folder: Path) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_each_call_lands_and_is_recorded(library: Path, tmp_path: Path, call: str) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
+def test_each_call_lands_and_is_recorded(library: Path, here: Path, tmp_path: Path, call: str) -> None:
     operation = call.split(",")[0].split()[0]
     before = sorted(tmp_path.rglob("*"))
-    done = act(library, folder, CALLS[call], Fault(operation, "*", error=errno.EIO))
+    done = act(library, here, CALLS[call], Fault(operation, "*", error=errno.EIO))
     assert done.returncode == 1 and "[Errno 5]" in done.stderr
-    assert (folder / "file").read_bytes() == b"before" and set(before) <= set(tmp_path.rglob("*"))
-    assert log_of(folder)[-1][:2] == ("landed", operation)
-    done = act(library, folder, CALLS[call], Fault(operation, "*", at=2, error=errno.EIO))
+    assert (here / "file").read_bytes() == b"before" and set(before) <= set(tmp_path.rglob("*"))
+    assert log_of(here)[-1][:2] == ("landed", operation)
+    done = act(library, here, CALLS[call], Fault(operation, "*", at=2, error=errno.EIO))
     assert done.returncode == 0, done.stderr
-    assert ("call", operation) in [seen[:2] for seen in log_of(folder)]
-    assert not any(seen[0] == "landed" for seen in log_of(folder))
+    assert ("call", operation) in [seen[:2] for seen in log_of(here)]
+    assert not any(seen[0] == "landed" for seen in log_of(here))
 
 
 def test_only_calls_below_the_folder_and_at_the_place_count(library: Path, tmp_path: Path) -> None:
@@ -94,9 +98,7 @@ def test_only_calls_below_the_folder_and_at_the_place_count(library: Path, tmp_p
     assert act(library, tmp_path / "here", CALLS["write"], fault).returncode == 1
 
 
-def test_once_or_from_then_on(library: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
+def test_a_fault_happens_once_or_forever(library: Path, here: Path) -> None:
     code = """
 for number in range(4):
     try:
@@ -105,33 +107,29 @@ for number in range(4):
     except OSError as error:
         print(error.errno)
 """
-    once = act(library, folder, code, Fault("write", "file", 2, errno.ENOSPC))
+    once = act(library, here, code, Fault("write", "file", 2, errno.ENOSPC))
     assert once.stdout.split() == ["written", "28", "written", "written"]
-    forever = act(library, folder, code, Fault("write", "file", 2, errno.ENOSPC, forever=True))
+    forever = act(library, here, code, Fault("write", "file", 2, errno.ENOSPC, forever=True))
     assert forever.stdout.split() == ["written", "28", "28", "28"]
 
 
 @pytest.mark.parametrize(("when", "left"), [("before", b"before"), ("half", b"fofore"), ("after", b"fourre")])
-def test_a_kill_comes_before_within_or_after_the_call(library: Path, tmp_path: Path, when: str, left: bytes) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    done = act(library, folder, CALLS["write"], Fault("write", "file", when=when))
+def test_a_kill_comes_before_within_or_after_the_call(library: Path, here: Path, when: str, left: bytes) -> None:
+    done = act(library, here, CALLS["write"], Fault("write", "file", when=when))
     assert done.returncode == -signal.SIGKILL
-    assert (folder / "file").read_bytes() == left
-    assert log_of(folder)[-1] == ("landed", "write", "file")
+    assert (here / "file").read_bytes() == left
+    assert log_of(here)[-1] == ("landed", "write", "file")
 
 
-def test_another_signal_lets_the_call_happen(library: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "here"
-    folder.mkdir()
+def test_another_signal_lets_the_call_happen(library: Path, here: Path) -> None:
     code = "import signal; signal.signal(signal.SIGTERM, lambda *_: print('heard')); os.write(file, b'BEF')"
-    done = act(library, folder, code, Fault("write", "file", number=signal.SIGTERM))
+    done = act(library, here, code, Fault("write", "file", number=signal.SIGTERM))
     assert done.returncode == 0 and done.stdout == "heard\n"
-    assert (folder / "file").read_bytes() == b"BEFore"
+    assert (here / "file").read_bytes() == b"BEFore"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-def test_it_is_cplusplus_too(tmp_path: Path) -> None:
-    """A machine may have the C++ compiler that `--compile` needs, and no C compiler."""
+def test_the_library_compiles_as_cplusplus(tmp_path: Path) -> None:
+    """A machine may have only the C++ compiler that `--compile` needs."""
     command = ["g++", "-x", "c++", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", tmp_path / "faults.so"]
     subprocess.run([*command, PROJECT / "tests" / "faults.c"], check=True)

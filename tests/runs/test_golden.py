@@ -1,4 +1,4 @@
-"""Twenty losses that must not change without a reason, and that the one-file reference agrees with."""
+"""Twenty losses that must not change without a reason and that equal those of the one-file reference."""
 
 import operator
 import subprocess
@@ -21,7 +21,7 @@ def test_golden_losses_and_the_one_file_reference(train: Train, corpus: Path, tm
     assert train("--steps", 20, "--learning-rate", 0.003) == 0
     losses = _losses(tmp_path / "training_viz")
     golden = [float(line) for line in GOLDEN.read_text().split()]
-    assert losses == pytest.approx(golden, rel=1e-5)  # kernels differ between processors in the last bits
+    assert losses == pytest.approx(golden, rel=1e-5)  # kernels of different processors differ in the last bits
 
     rows = _reference(corpus, tmp_path, steps=20, rate=0.003)
     assert [row[1] for row in rows] == pytest.approx(losses, rel=1e-5)
@@ -35,7 +35,7 @@ def test_golden_losses_and_the_one_file_reference(train: Train, corpus: Path, tm
 
 @pytest.mark.full
 def test_the_reference_agrees_over_200_documents(train: Train, corpus: Path, tmp_path: Path) -> None:
-    """In fp32 in every loss. In bf16 in their mean: each is off by a thousandth, as bf16 itself is, up or down."""
+    """In fp32 in every loss, in bf16 in their mean: each loss is off by the rounding of bf16, about a thousandth."""
     for dtype in ("fp32", "bf16"):
         assert train("--steps", 200, "--learning-rate", 0.001, "--dtype", dtype, "--viz-dir", dtype) == 0
     in_fp32, in_bf16 = (_losses(tmp_path / dtype) for dtype in ("fp32", "bf16"))
@@ -61,7 +61,7 @@ def _reference(
     return [tuple(map(float, line.split("\t"))) for line in done.stdout.splitlines()]
 
 
-def test_the_reference_is_one_file_to_read() -> None:
+def test_the_reference_is_one_short_file() -> None:
     source = (PROJECT / "scripts" / "onefile_train.py").read_text()
     assert len(source.splitlines()) <= 200
     assert "from trainer" not in source and "import trainer" not in source and "viz" not in source

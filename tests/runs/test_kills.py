@@ -1,4 +1,4 @@
-"""`kill -9` at chosen calls inside save, insert, export and replace: nothing is torn, and the run goes on as if not."""
+"""`kill -9` at chosen calls inside save, insert, export and replace: no damaged file, and the run resumes exactly."""
 
 import random
 import shutil
@@ -24,7 +24,7 @@ FLAGS = f"--checkpoint-interval {INTERVAL} --viz-interval 5 --display-samples 6"
 
 @dataclass(frozen=True)
 class Place:
-    """Where to kill: so many points of it, drawn by chance, the first of which is in the quick suite too if `quick`."""
+    """Where to kill, at `points` random counts; the first of them is in the quick suite if `quick`."""
 
     name: str
     operation: str
@@ -80,7 +80,7 @@ PLACES = [
 
 
 class Kills:
-    """A run that was not killed, and how often it came by each place."""
+    """A run that was not killed, and how often it reached each place."""
 
     def __init__(self, warm: Warm, corpus: Path, folder: Path) -> None:
         self.warm, self._folder, self._corpus = warm, folder, corpus
@@ -97,11 +97,11 @@ class Kills:
         return self.warm.run(*words, folder=folder, fault=fault, records=records)
 
     def fault(self, place: Place, number: int) -> Fault:
-        """The point: a count drawn by a seed, of those that every run comes by."""
+        """A count, drawn by a seed, that every run reaches."""
         counts = [self._count(calls, place) for calls in self._calls]
-        # How the store's rows fall into commits is a matter of time; to have fewer than that takes no time at all.
+        # How the store's rows are grouped into commits depends on timing, so not every run has the last ones.
         least, surely = 1, min(counts)
-        assert surely, f"no run comes by {place}"
+        assert surely, f"no run reaches {place}"
         if place.name == "insert":
             surely = max(1, surely * 2 // 3)
         if place.name == "close":
@@ -110,7 +110,7 @@ class Kills:
         return Fault(place.operation, place.pattern, generator.randint(least, surely), when=place.when)
 
     def _count(self, calls: tuple[Call, ...], place: Place) -> int:
-        """Of one process: each counts for itself, and a picture is made by another than a checkpoint."""
+        """The calls of one process: each counts its own, and images are made by another process than checkpoints."""
         counts: Counter[int] = Counter()
         for call in calls:
             paths = [path.partition("whole/")[2] or path.partition("again/")[2] for path in (call.path, call.to)]
@@ -146,29 +146,29 @@ def test_killed_there(kills: Kills, tmp_path: Path, place: Place, number: int) -
     pictures_and_json_are_whole(viz)
     has_store = store_is_whole(viz)
     found = [(step, path) for step, path in manager.all() if not fault_of(path)]
-    assert found == manager.all()  # one that has its name is whole
+    assert found == manager.all()  # every named checkpoint is complete
     if found:
         newest, path = found[-1]
         assert has_store and read_state(path)["step"] == newest
         kept = table(viz, STEPS)
-        # An interval, and what was trained while the newest was being written: the one after that would have waited.
+        # One interval, plus the steps trained while the newest was being written: the next save would have waited.
         assert newest <= len(kept) <= newest + 2 * INTERVAL
         assert kept == table(kills.whole / "training_viz", STEPS)[: len(kept)]
         assert table(viz, DOCUMENTS) == table(kills.whole / "training_viz", DOCUMENTS)[: len(kept)]
         again = kills.warm.run("--resume", "--steps", DONE, folder=tmp_path)
-        resumed = [(newest,)] if newest < DONE else []  # else it is finished, but for what it could not draw any more
+        resumed = [(newest,)] if newest < DONE else []  # otherwise it is finished, except for its last images
         assert not again.err and table(viz, "SELECT step FROM events WHERE kind = 'resume'") == resumed
     else:
         again = kills.start(tmp_path)
     assert again.code == 0 and not again.left, again.err
     equal_runs(kills.whole, tmp_path, DONE)
-    assert pictures_and_json_are_whole(viz) >= 5  # three of JSON, the newest picture and its numbered twin
+    assert pictures_and_json_are_whole(viz) >= 5  # three JSON files, the newest image and its numbered copy
     hidden = [path.name for folder in (viz, tmp_path / "checkpoints") for path in folder.glob(".*")]
     assert not [name for name in hidden if name.endswith(".tmp")]
     shutil.rmtree(tmp_path)  # they are many
 
 
 def test_there_are_fifty_points(kills: Kills) -> None:
-    """As the promise says; of those drawn by chance two may be the same."""
+    """As promised; two of the random points may be the same."""
     points = {str(kills.fault(place, number)) for place in PLACES for number in range(place.points)}
     assert len(points) >= 50

@@ -1,4 +1,4 @@
-"""The layers of the packages hold, and the check that says so can fail."""
+"""The layers of the packages hold, and their check can fail."""
 
 import shutil
 import subprocess

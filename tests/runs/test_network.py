@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,7 +152,7 @@ def test_each_fault_once_in_one_run(runner: Runner, tmp_path: Path, shards: list
     hub.faults = [fault for fault, _ in faults] + [moved]
     out = f"each-{tmp_path.name}"
     output, _ = runner.run(*runner.flags, "--out", out)
-    assert not any(fault.times for fault in hub.faults), "a fault was not met"
+    assert not any(fault.times for fault in hub.faults), "a fault did not happen"
     assert hub.older[REPOSITORY]
     events = runner.events(out)
     for shard in shards:
@@ -165,7 +166,7 @@ def test_each_fault_once_in_one_run(runner: Runner, tmp_path: Path, shards: list
 
 
 @pytest.mark.full
-def test_interrupted_stopped_and_given_up_in_one_run(runner: Runner, tmp_path: Path) -> None:
+def test_two_interruptions_and_a_source_that_stays_away_in_one_run(runner: Runner, tmp_path: Path) -> None:
     """Ctrl-C while a response hangs and during a pause that the Hub asked for, then a Hub that stays away."""
     hub, out, steps = runner.hub, f"thrice-{tmp_path.name}", runner.steps_of_first_shard()
     folder = runner.folder / out
@@ -180,12 +181,10 @@ def test_interrupted_stopped_and_given_up_in_one_run(runner: Runner, tmp_path: P
         runner.wait_for_steps(out, steps, process)
         assert_ctrl_c_is_answered(process, folder / "checkpoints" / f"checkpoint_step_{steps}.bin")
     hub.faults = [Fault("train-1", status=503, times=10**6)]
+    since = time.monotonic()
     _, error = runner.run("--resume", "--out", out, "--max-stall", 0.03, code=3)
-    assert error.count("\n") == 1
-    assert (
-        f"{REPOSITORY} delivered no document for 2 s: the Hub responded with status 503. Continue later with --resume"
-        in error
-    )
+    assert time.monotonic() - since < 60 and error.count("\n") == 1
+    assert f"{REPOSITORY} delivered no document for 2 s: the Hub responded with status 503. Continue later" in error
     hub.faults.clear()
     runner.run("--resume", "--out", out)
     runner.assert_like_whole(out)
@@ -208,38 +207,18 @@ def assert_ctrl_c_is_answered(process: subprocess.Popen[str], checkpoint: Path) 
 @pytest.mark.parametrize("waits_for", ["an answer", "the rest of an answer", "the time that the Hub asked for"])
 def test_a_run_that_ctrl_c_ended_during_a_wait_resumes_exactly(runner: Runner, tmp_path: Path, waits_for: str) -> None:
     met = threading.Event()
-    runner.hub.faults = [
-        {
-            "an answer": Fault("train-1", hang_seconds=60, times=10**6, action=met.set),
-            "the rest of an answer": Fault("train-1", stall_after=10, stall_seconds=60, times=10**6, action=met.set),
-            "the time that the Hub asked for": Fault(
-                "train-1", status=429, headers={"Retry-After": "60"}, times=10**6, action=met.set
-            ),
-        }[waits_for]
-    ]
+    how: dict[str, dict[str, Any]] = {
+        "an answer": {"hang_seconds": 60},
+        "the rest of an answer": {"stall_after": 10, "stall_seconds": 60},
+        "the time that the Hub asked for": {"status": 429, "headers": {"Retry-After": "60"}},
+    }
+    runner.hub.faults = [Fault("train-1", times=10**6, action=met.set, **how[waits_for])]
     out = f"stopped-{tmp_path.name}"
     process = runner.start(*runner.flags, "--out", out)
     assert met.wait(120)
     steps = runner.steps_of_first_shard()
     runner.wait_for_steps(out, steps, process)
     assert_ctrl_c_is_answered(process, runner.folder / out / "checkpoints" / f"checkpoint_step_{steps}.bin")
-    runner.hub.faults.clear()
-    runner.run("--resume", "--out", out)
-    runner.assert_like_whole(out)
-
-
-@pytest.mark.full
-def test_a_source_that_stays_away_ends_the_run_which_resumes_later(runner: Runner, tmp_path: Path) -> None:
-    runner.hub.faults = [Fault("train-1", status=503, times=10**6)]
-    out = f"away-{tmp_path.name}"
-    since = time.monotonic()
-    _, error = runner.run(*runner.flags, "--out", out, "--max-stall", 0.03, code=3)
-    assert time.monotonic() - since < 60
-    assert error.count("\n") == 1
-    assert (
-        f"{REPOSITORY} delivered no document for 2 s: the Hub responded with status 503. Continue later with --resume"
-        in error
-    )
     runner.hub.faults.clear()
     runner.run("--resume", "--out", out)
     runner.assert_like_whole(out)

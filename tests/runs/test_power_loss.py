@@ -1,5 +1,7 @@
-"""Power loss: what a checkpoint stands on is on disk before it has its name. The calls of a real run are recorded,
-their order is checked, and what no sync had reached is thrown away before the run is resumed."""
+"""Power loss: everything that a checkpoint depends on is on disk before it has its name.
+
+The calls of a real run are recorded and their order is checked; what no sync had reached is deleted before a resume.
+"""
 
 import os
 import shutil
@@ -29,13 +31,13 @@ def run(folder: Path, corpus: Path, fault: Fault | None = None) -> Outcome:
 
 @pytest.fixture(scope="module")
 def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Call, ...]]:
-    """The folder of a run with two checkpoints, and every call that changed a file of it."""
+    """The folder of a run with two checkpoints, and every call that changed a file in it."""
     folder = tmp_path_factory.mktemp("power") / "whole"
     return folder, run(folder, corpus).calls
 
 
 def named(calls: Sequence[Call], step: int) -> Call:
-    """The rename by which a checkpoint gets its name."""
+    """The rename that gives a checkpoint its name."""
     (call,) = (c for c in calls if c.operation == "rename" and c.to.endswith(f"checkpoint_step_{step}.bin"))
     return call
 
@@ -46,7 +48,7 @@ def is_synced(path: str, since: int, until: int, calls: Sequence[Call]) -> bool:
 
 
 def disorder(calls: Sequence[Call], folder: Path, step: int) -> list[str]:
-    """What is out of order in how the checkpoint after `step` documents was written, in words."""
+    """What is wrong with the order in which the checkpoint after `step` documents was written."""
     name = named(calls, step)
     calls = [call for call in calls if call.process == name.process]
     writes = [c for c in calls if c.operation == "write" and c.path == name.path]
@@ -77,7 +79,7 @@ def test_data_before_names(whole: tuple[Path, tuple[Call, ...]]) -> None:
     folder, calls = whole
     for step in (INTERVAL, DONE):
         assert not disorder(calls, folder, step)
-    # The first checkpoint's name is on disk before the second one has any: at each moment one of them is safe.
+    # The first checkpoint's name is on disk before the second has one, so at each moment one of them is safe.
     first, second = named(calls, INTERVAL), named(calls, DONE)
     assert is_synced(str(folder / "checkpoints"), first.ended, second.began, calls)
 
@@ -91,8 +93,8 @@ def test_data_before_names(whole: tuple[Path, tuple[Call, ...]]) -> None:
         (("sync", "checkpoints"), "name never gets on disk"),
     ],
 )
-def test_a_missing_call_is_seen(whole: tuple[Path, tuple[Call, ...]], without: tuple[str, str], says: str) -> None:
-    """Controls: the record of the same run with a kind of call left out."""
+def test_a_missing_call_is_detected(whole: tuple[Path, tuple[Call, ...]], without: tuple[str, str], says: str) -> None:
+    """Controls: the calls of the same run without one kind of call."""
     folder, calls = whole
     operation, end = without
 
@@ -111,8 +113,8 @@ def test_a_missing_call_is_seen(whole: tuple[Path, tuple[Call, ...]], without: t
         (".sha256.[pid].tmp", "the digest is not on disk"),
     ],
 )
-def test_a_sync_that_comes_too_late_is_seen(whole: tuple[Path, tuple[Call, ...]], end: str, says: str) -> None:
-    """Controls: the record of the same run, with a sync moved behind the rename that it should come before."""
+def test_a_late_sync_is_detected(whole: tuple[Path, tuple[Call, ...]], end: str, says: str) -> None:
+    """Controls: the calls of the same run, with a sync after the rename that it must precede."""
     folder, calls = whole
     doctored = [
         replace(call, began=call.began + (1 << 40), ended=call.ended + (1 << 40))
@@ -125,7 +127,7 @@ def test_a_sync_that_comes_too_late_is_seen(whole: tuple[Path, tuple[Call, ...]]
 
 
 def reached(calls: Sequence[Call], path: str, until: int) -> int:
-    """Up to which byte, from its start, a file that only grows is on disk: nothing else of it survives a power cut."""
+    """The size up to which a growing file is on disk; nothing else of it survives a power cut."""
     files = [c for c in calls if c.path == path]
     synced = 0
     for sync in (c for c in files if c.operation == "sync" and c.ended < until):
@@ -137,10 +139,9 @@ def reached(calls: Sequence[Call], path: str, until: int) -> int:
 def cut_power(
     folder: Path, calls: Sequence[Call], at: Call, *, forget: Callable[[Call], bool] = lambda c: False
 ) -> int:
-    """Take from the store what was not on disk as `at` began. Returns how many bytes of its log that is.
+    """Delete from the store what was not on disk when `at` began. Returns how many bytes of its log that is.
 
-    Args:
-        forget: calls that are taken for not made.
+    Calls that match `forget` count as never made.
     """
     viz = folder / "training_viz"
     log = viz / "run.db-wal"
@@ -149,12 +150,12 @@ def cut_power(
     assert is_synced(str(viz / "run.db"), max(c.ended for c in database), at.began, kept)
     size, safe = log.stat().st_size, reached(kept, str(log), at.began)
     os.truncate(log, safe)
-    (viz / "run.db-shm").unlink(missing_ok=True)  # shared memory: it is never on disk
+    (viz / "run.db-shm").unlink(missing_ok=True)  # shared memory, which is never on disk
     return size - safe
 
 
 def rows(folder: Path) -> list[int]:
-    # A copy is looked at: whoever opens the store and closes it again tidies the log away.
+    # From a copy: opening and closing the store would remove the log.
     look = folder / "look"
     shutil.copytree(folder / "training_viz", look, ignore=shutil.ignore_patterns("*.png"))
     found = [row[0] for row in table(look, STEPS)]
@@ -164,7 +165,7 @@ def rows(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_rows_before_names(whole: tuple[Path, tuple[Call, ...]], corpus: Path, tmp_path: Path, number: int) -> None:
-    """Killed just when the checkpoint has its name, with all that no sync had reached lost: its rows are there."""
+    """Killed right after the checkpoint gets its name, with everything unsynced lost: its rows are there."""
     folder, step = tmp_path / "cut", number * INTERVAL
     place = "checkpoints/checkpoint_step_*.bin"
     done = run(folder, corpus, Fault("rename", place, number, when="after"))
@@ -175,8 +176,8 @@ def test_rows_before_names(whole: tuple[Path, tuple[Call, ...]], corpus: Path, t
     equal_runs(whole[0], folder, DONE)
 
 
-def test_rows_that_were_not_synced_are_missed(corpus: Path, tmp_path: Path) -> None:
-    """A control: without the syncs of the store's log since the checkpoint before, its rows are gone."""
+def test_missing_rows_are_detected(corpus: Path, tmp_path: Path) -> None:
+    """Control: without the syncs of the store's log since the previous checkpoint, its rows are gone."""
     folder = tmp_path / "cut"
     place = "checkpoints/checkpoint_step_*.bin"
     done = run(folder, corpus, Fault("rename", place, 2, when="after"))

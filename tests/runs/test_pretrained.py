@@ -1,4 +1,4 @@
-"""A run that begins with a Qwen3 of `transformers`, from its first step to the folder that it is exported to."""
+"""A run that starts from a Qwen3 of `transformers`, from its first step to its exported folder."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def train_on(train: Train, qwen3: Path, corpus: Path) -> Train:
 
 
 def test_from_qwen3_to_qwen3(train_on: Train, qwen3: Path, tmp_path: Path, capsys: Capture) -> None:
-    """Trained, resumed to the last bit, read back from its record alone, generated with, exported, begun with again."""
+    """Trained, resumed exactly, read back from its record alone, used to generate, exported, used as a new start."""
     assert train_on("--steps", 30, "--out", "whole") == 0
     assert "Model: 3 layers of width 48, 0.1 M parameters" in capsys.readouterr().out
     assert train_on("--steps", 12, "--out", "parts") == 0
@@ -77,7 +77,7 @@ def test_from_qwen3_to_qwen3(train_on: Train, qwen3: Path, tmp_path: Path, capsy
 
 
 def test_from_our_own_run_by_way_of_transformers(train: Train, corpus: Path, tmp_path: Path) -> None:
-    """Begun with the export or with the checkpoint: the same tokens and the same numbers."""
+    """A start from the export equals a start from the checkpoint."""
     assert train("--steps", 12, "--out", "a") == 0
     assert export(["a/checkpoints", "taken"]) == 0
     for name, start in (("b", "taken"), ("c", "a/checkpoints")):

@@ -1,4 +1,4 @@
-"""Schedules in runs of the command: the recorded rates, and what a resume says when the end of the run has moved."""
+"""Schedules in runs of the command: the recorded rates, and what a resume reports if the end of the run moved."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def close(*expected: float) -> object:
 WARM_UP = [1e-4, 1e-4, 2e-4, 3e-4, 4e-4, 5e-4, 6e-4, 7e-4, 8e-4, 9e-4]
 
 
-def test_what_was_asked_for_is_recorded(train: Train, tmp_path: Path) -> None:
+def test_the_requested_schedule_is_recorded(train: Train, tmp_path: Path) -> None:
     assert train("--steps", 20, "--schedule", "linear", "--min-learning-rate", 5e-4, "--cooldown", 2) == 0
     falling = [1e-3, 9.5e-4, 9e-4, 8.5e-4, 8e-4, 7.5e-4, 7e-4, 6.5e-4, 6e-4, 5.5e-4 / 2]
     assert recorded(tmp_path) == close(*WARM_UP, *falling)
@@ -42,8 +42,8 @@ def test_a_resumed_cosine_equals_one_that_was_not_stopped(train: Train, tmp_path
     assert resumes(tmp_path / "parts") == ["after 15 documents"]
 
 
-def test_another_end_of_a_cosine_is_told(train: Train, tmp_path: Path, capsys: Capture) -> None:
-    """The control of the test above: what was trained until here is not what a run to the new end would have done."""
+def test_another_end_of_a_cosine_is_reported(train: Train, tmp_path: Path, capsys: Capture) -> None:
+    """Control of the test above: a run to the new end would have trained differently up to here."""
     assert train("--steps", 24, "--schedule", "cosine", "--out", "whole") == 0
     assert train("--steps", 20, "--schedule", "cosine", "--out", "parts", "--checkpoint-interval", 15) == 0
     capsys.readouterr()
@@ -61,7 +61,7 @@ def test_another_end_of_a_cosine_is_told(train: Train, tmp_path: Path, capsys: C
 
 
 def test_a_cooldown_that_has_not_begun_moves_with_the_end(train: Train, tmp_path: Path) -> None:
-    """And a finished one goes back up, and down again at the new end, which is told."""
+    """A finished cooldown goes up again and down at the new end, which is reported."""
     assert train("--steps", 24, "--cooldown", 4, "--out", "whole") == 0
     assert train("--steps", 16, "--cooldown", 4, "--out", "parts", "--checkpoint-interval", 13) == 0
     cut = tmp_path / "parts" / "checkpoints" / "checkpoint_step_13.bin"
@@ -77,7 +77,7 @@ def test_a_cooldown_that_has_not_begun_moves_with_the_end(train: Train, tmp_path
     )
 
 
-def test_a_cooldown_is_added_to_a_run_that_goes_on(train: Train, tmp_path: Path) -> None:
+def test_a_resume_can_add_a_cooldown(train: Train, tmp_path: Path) -> None:
     assert train("--steps", 14) == 0
     assert train("--resume", "--steps", 18, "--cooldown", 4) == 0
     assert recorded(tmp_path) == close(*WARM_UP, *[1e-3] * 5, 7.5e-4, 5e-4, 2.5e-4)
