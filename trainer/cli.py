@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 PROGRAM = "train_slimpajama.py"
+INSTALLED_PROGRAM = "train-slimpajama"
+"""The command that `pip install .` adds."""
 TYPED = tuple(setting.metadata["flag"] for setting in FIELDS.values() if setting.metadata.get("typed"))
 """Flags of the settings that a resumed run changes only by the flag itself."""
 
@@ -404,5 +406,7 @@ def resume_command(arguments: Arguments, run: "RunFolder") -> str:
 
 
 def _program() -> str:
-    """Return `python` and the script as it was called, so that the command works from the same folder."""
+    """Return the program as it was called, so that the command works from the same folder."""
+    if Path(sys.argv[0]).name == INSTALLED_PROGRAM:
+        return INSTALLED_PROGRAM
     return f"python {shlex.quote(sys.argv[0] if sys.argv[0].endswith(PROGRAM) else PROGRAM)}"

@@ -1,4 +1,5 @@
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,11 @@ def test_the_printed_command_selects_the_same_folders(typed: str, printed: str) 
     arguments = parse_arguments(shlex.split(typed))
     assert start_command(arguments) == printed
     assert folders_of(parse_arguments(shlex.split(printed)[2:])) == folders_of(arguments)
+
+
+def test_an_installed_program_prints_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/train-slimpajama", "--out", "a"])
+    assert start_command(parse_arguments(["--out", "a"])) == "train-slimpajama --out a"
 
 
 def test_the_resume_command_names_the_run(tmp_path: Path) -> None:

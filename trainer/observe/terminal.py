@@ -4,6 +4,7 @@ import math
 import os
 import shlex
 import sys
+import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -180,7 +181,8 @@ def closing_lines(
 def _module(*words: str) -> str:
     """Return the command that runs a module of this project from the current folder."""
     project = Path(__file__).resolve().parents[2]
-    path = "" if Path.cwd() == project else f"PYTHONPATH={shlex.quote(str(project))} "
+    is_found = project in (Path.cwd(), Path(sysconfig.get_path("purelib")))  # here, or installed by pip
+    path = "" if is_found else f"PYTHONPATH={shlex.quote(str(project))} "
     return f"{path}python -m {shlex.join(words)}"
 
 
