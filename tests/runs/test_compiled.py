@@ -49,12 +49,16 @@ def test_a_flag_decides(train: Train) -> None:
     assert not Uncompiled.requests
 
 
-def test_a_long_run_reports_what_it_lacks_to_be_compiled(
-    train: Train, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+@pytest.mark.parametrize(
+    ("flags", "why"), [([], "A run of 2 documents would be faster compiled"), (["--compile"], "--compile")]
+)
+def test_without_a_compiler_the_run_reports_it_and_continues(
+    train: Train, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, flags: list[str], why: str
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    assert train(*UNDECIDED, "--dataset", corpus, "--steps", 2, small=False, builders=PAYS) == 0
-    assert "2 documents would be faster compiled: there is no C++ compiler" in capsys.readouterr().out
+    assert train(*UNDECIDED, *flags, "--dataset", corpus, "--steps", 2, small=False, builders=PAYS) == 0
+    said = capsys.readouterr().out
+    assert said.count(f"{why}: there is no C++ compiler (g++)") == 1 and "compiled" not in said.split("Model:")[1]
     assert not Uncompiled.requests
 
 
@@ -146,12 +150,3 @@ def test_one_graph_serves_all_layers_and_lengths(length: int) -> None:
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     graphs = 3 if length > 513 and choose_device("auto").type == "cpu" else 2
     assert done.stdout.split() == [str(graphs), "0"]
-
-
-@pytest.mark.full
-def test_without_a_compiler_the_run_reports_it_and_continues(tmp_path: Path, corpus: Path, run_command: Run) -> None:
-    done = run_command(
-        *SMALL, "--dataset", corpus, "--steps", 2, "--compile", cwd=tmp_path, environment={"PATH": str(tmp_path)}
-    )
-    assert done.stdout.count("there is no C++ compiler (g++), so the step runs uncompiled") == 1
-    assert "compiled" not in next(line for line in done.stdout.splitlines() if line.startswith("Model:"))

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import zstandard
 
 from tests.conftest import command_environment, make_texts
@@ -101,22 +100,3 @@ def test_the_default_source_streams_survives_a_cut_and_resumes_in_the_same_data(
     assert all(f"@{revision}/train/" in shard for shard, _ in rows)
     evaluations = table(viz, "SELECT step, tokens FROM evaluations WHERE source = ''")
     assert [step for step, _ in evaluations] == [19, 39] and evaluations[0][1] == 20 * 47
-
-
-@pytest.mark.full  # `test_network.py` has more of it
-def test_a_shard_that_breaks_during_training(tmp_path: Path) -> None:
-    repository = make_repository(tmp_path / "repository", make_texts(300, seed=5))
-    with LoopbackHub({"someone/texts": repository}) as hub, HubRuns(hub, tmp_path) as runs:
-        words = "--steps 300 --dataset someone/texts --evaluation-interval 0 --out"
-        assert runs.run(f"{words} whole")[0] == 0
-        tokenizer = tmp_path / "whole" / "tokenizer.model"
-        tokenizer.write_bytes(table(tmp_path / "whole" / "training_viz", "SELECT tokenizer FROM run")[0][0])
-        # With a given tokenizer, the second shard is first read when it is trained on.
-        hub.faults += [Fault("example_train_1", status=404), Fault("example_train_1", cut_after=3000)]
-        code, output = runs.run(f"{words} cut --tokenizer {tokenizer}")
-        assert code == 0 and not any(fault.times for fault in hub.faults), "the faults did not happen"
-    steps = "SELECT step, loss FROM steps"
-    assert table(tmp_path / "cut" / "training_viz", steps) == table(tmp_path / "whole" / "training_viz", steps)
-    assert "trying again" in output
-    events = table(tmp_path / "cut" / "training_viz", "SELECT detail FROM events WHERE kind = 'retry' ORDER BY rowid")
-    assert ["the Hub responded with status 404" in detail for (detail,) in events] == [True, False]

@@ -139,12 +139,3 @@ def test_repeat_starts_another_epoch(train: Train, tmp_path: Path, capsys: Captu
     assert rows == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
     assert "epoch 2" in capsys.readouterr().out
     assert len(table(tmp_path / "training_viz", "SELECT * FROM events WHERE kind = 'epoch'")) == 2
-
-
-def test_a_pretrained_checkpoint_provides_weights_and_tokenizer(train: Train, tmp_path: Path) -> None:
-    assert train("--steps", 30, "--out", "a", "--learning-rate", 0.003) == 0
-    assert train("--steps", 2, "--out", "b", "--pretrained-checkpoint", "a/checkpoints") == 0
-    first, second = (table(tmp_path / name / "training_viz", STEPS) for name in "ab")
-    assert second[0][1] < first[0][1] - 0.5
-    tokenizers = [table(tmp_path / name / "training_viz", "SELECT tokenizer FROM run") for name in "ab"]
-    assert tokenizers[0] == tokenizers[1]
