@@ -8,8 +8,9 @@ import pytest
 import viz
 from tests.conftest import PROJECT
 from tests.viz.conftest import Metrics
+from viz.record.reader import StoreReader
 from viz.record.schema import rows_of
-from viz.record.writer import StoreReader, StoreWriter
+from viz.record.writer import StoreWriter
 
 
 def test_load_returns_the_steps_as_a_frame(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from viz.record.writer import StoreReader
+from viz.record.reader import StoreReader
 from viz.visualizer import TrainingVisualizer
 
 Metrics = Callable[..., dict[str, Any]]

@@ -15,8 +15,9 @@ from viz.charts.chart_files import (
     thinned,
 )
 from viz.charts.figure import Chart
+from viz.record.reader import StoreReader
 from viz.record.schema import rows_of
-from viz.record.writer import StoreReader, StoreWriter
+from viz.record.writer import StoreWriter
 from viz.views.run_view import Viewer
 
 Metrics = Callable[..., dict[str, Any]]

@@ -17,7 +17,7 @@ import pytest
 from tests.viz.test_visualizer import FILES, events_of, names_in, wait_for, worker_of, worker_of_after_a_chart
 from tests.warm_drawing import Forked
 from viz.charts.render_process import DrawingOptions
-from viz.record.writer import StoreReader
+from viz.record.reader import StoreReader
 from viz.visualizer import TrainingVisualizer
 
 Metrics = Callable[..., dict[str, Any]]

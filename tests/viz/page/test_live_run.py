@@ -18,8 +18,9 @@ import pytest
 
 from tests.viz.views.test_token_text import JSON, MODELS
 from viz.page.live_run import MOST_WINDOWS, LiveRun, NoRun
+from viz.record.reader import StoreReader
 from viz.record.schema import rows_of
-from viz.record.writer import StoreReader, StoreWriter
+from viz.record.writer import StoreWriter
 from viz.stats.series import Averages
 
 Metrics = Callable[..., dict[str, Any]]
