@@ -5,6 +5,7 @@ import pytest
 
 import viz
 from tests.viz.conftest import Metrics, run_python
+from viz.record.reader import StoreReader
 from viz.record.schema import rows_of
 from viz.record.writer import StoreWriter
 
