@@ -237,7 +237,7 @@ class Damaging(CheckpointManager):
 
 @pytest.mark.full
 def test_a_skipped_document_stays_skipped_when_a_later_rollback_goes_further(poisoned: Any, tmp_path: Path) -> None:
-    """The second rollback goes back to before the first one."""
+    """The second rollback leads to before the first one."""
     flags = ["--checkpoint-interval", 10, "--keep-checkpoints", 9]
     assert poisoned(*flags, "--steps", 50, rows=[25, 35], checkpoints=Damaging) == 0
     state = read_state(tmp_path / "checkpoints" / "checkpoint_step_50.bin")

@@ -95,7 +95,7 @@ def test_from_our_own_run_by_way_of_transformers(train: Train, corpus: Path, tmp
     assert table(tmp_path / "b" / "training_viz", STEPS) == table(tmp_path / "c" / "training_viz", STEPS)
 
 
-def test_another_size_is_refused_and_a_folder_of_both_says_which(
+def test_another_size_is_refused_and_a_folder_with_both_reports_its_choice(
     train_on: Train, qwen3: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     for flags in (["--model-size", "tiny"], ["--model-size", "small"], ["--vocab-size", 500]):
