@@ -124,13 +124,6 @@ def test_long_names_keep_both_ends() -> None:
     assert "2cf3: " in labels[0] and "9ab1: " in labels[1]
 
 
-def test_the_overlap_check_can_fail() -> None:
-    figure = figure_of(simulated(1000))
-    figure.axes[0].set_title("far too long a title " * 20, loc="left")
-    found = " ".join(find_overlaps(figure))
-    assert "overlaps" in found and "leaves the figure" in found
-
-
 def test_equal_runs_and_other_units_are_drawn() -> None:
     comparison = simulated(100, difference=0.0)
     weights = np.full(100, 255.0)

@@ -16,14 +16,6 @@ def test_labels_are_moved_apart_and_stay_ordered_and_inside(heights: list[float]
     assert moved[0] >= -1e-9 and moved[-1] <= 100 + 1e-9
 
 
-def test_labels_move_as_little_as_possible() -> None:
-    assert push_apart(np.array([10.0, 50.0]), 7, 0, 100).tolist() == [10, 50]
-    assert push_apart(np.array([50.0, 50.0]), 8, 0, 100).tolist() == [46, 54]
-    assert push_apart(np.array([0.0, 1.0, 90.0]), 10, 0, 100).tolist() == [0, 10, 90]
-    crowded = push_apart(np.full(21, 50.0), 10, 0, 100)
-    assert np.diff(crowded) == pytest.approx(5.0)
-
-
 def test_a_few_spikes_do_not_flatten_a_curve() -> None:
     losses = np.linspace(9, 3, 1000)
     low, high = robust_range(losses, 0.002, 0.995)

@@ -178,14 +178,6 @@ def test_only_get_and_head_are_answered(port: int, method: str) -> None:
         assert b"ugly" not in answer.body
 
 
-@pytest.mark.parametrize("path", ["/", "/main.js", "/api/run", "/api/series", "/api/documents/5", "/api/documents/999"])
-def test_head_is_get_without_a_body(port: int, path: str) -> None:
-    whole, head = ask(port, path), ask(port, path, "HEAD")
-    assert head.status == whole.status and head.body == b""
-    for name in ("content-type", "content-length", "cache-control", "content-security-policy"):
-        assert head.headers[name] == whole.headers[name]
-
-
 @pytest.mark.parametrize("path", ["/", "/main.js", "/api/series", f"/{PLOTLY}"])
 def test_gzip_only_if_accepted(port: int, path: str) -> None:
     whole, packed = ask(port, path), ask(port, path, headers=[("Accept-Encoding", "gzip, br")])

@@ -14,7 +14,7 @@ import pytest
 
 from tests.viz.conftest import Metrics, add_calls, execute, run_python, write_store
 from tests.viz.small_tokenizers import JSON, MODELS
-from viz.page.live_run import MOST_WINDOWS, LiveRun, NoRun
+from viz.page.live_run import LiveRun, NoRun
 from viz.record.reader import StoreReader
 from viz.record.writer import StoreWriter
 from viz.stats.series import Averages
@@ -274,17 +274,6 @@ def test_incremental_averages_equal_those_computed_at_once(tmp_path: Path, metri
             np.testing.assert_allclose(*values, rtol=1e-9, atol=1e-12, err_msg=name)
     assert live.averages(200) is live.series.averages
     writer.close()
-
-
-def test_only_a_few_windows_are_kept(filled: Path) -> None:
-    live = live_run(filled)
-    look(live)
-    first = live.averages(3)
-    assert live.averages(3) is first
-    for window in range(10, 10 + MOST_WINDOWS):
-        live.averages(window)
-    assert live.averages(3) is not first
-    np.testing.assert_array_equal(live.averages(3).loss.values(), first.loss.values())
 
 
 def test_the_speller_belongs_to_the_current_run(tmp_path: Path) -> None:
