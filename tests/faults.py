@@ -326,7 +326,7 @@ def _command_line(process: int) -> str:
         return str(process)
 
 
-def pictures_and_json_are_whole(folder: Path) -> int:
+def count_complete_files(folder: Path) -> int:
     """Check that every JSON file and image is complete. Returns how many there are."""
     from PIL import Image
 
@@ -352,9 +352,9 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def store_is_whole(folder: Path) -> bool:
+def has_sound_store(folder: Path) -> bool:
     """Return whether there is a store; check that its readers can open it and that SQLite finds no fault in it."""
-    from viz.record.writer import StoreReader
+    from viz.record.reader import StoreReader
 
     if not (folder / "run.db").exists():
         return False
@@ -375,7 +375,7 @@ def store_is_whole(folder: Path) -> bool:
     return True
 
 
-def whole_checkpoints(folder: Path) -> list[int]:
+def load_checkpoints(folder: Path) -> list[int]:
     """The steps of all checkpoints; each of them must load."""
     from trainer.base.checkpoint_file import fault_of, read_state
     from trainer.run.checkpoints import CheckpointManager

@@ -110,7 +110,7 @@ def count_steps(folder: Path) -> int:
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command wrote to standard error since the last look: exactly one line."""
+    """The only line on standard error since the last call."""
     error = capsys.readouterr().err
     assert error.startswith("train_slimpajama.py: ") and error.count("\n") == 1, error
     return error

@@ -44,7 +44,7 @@ def test_documents_to_a_loss() -> None:
     assert [learning._documents_to(curve, loss) for loss in (6.5, 5.5, 4.0, 3.9)] == [250, 375, 750, float("inf")]
 
 
-def test_the_rises_of_a_long_run_and_losses_that_are_not_finite(results: Results) -> None:
+def test_a_long_run_reports_rises_and_losses_that_are_not_finite(results: Results) -> None:
     run = Run("ours", 1e-3, 0, 600, "tiny")
     losses: list[float | None] = [5.0] * 200 + [4.0] * 200 + [4.5] * 200
     results.write(run, {**results.read(run), "losses": losses})

@@ -27,7 +27,7 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.learning.optimizer import Recipe
 from trainer.learning.schedule import warmup_then_constant
 from trainer.model.language_model import LanguageModel
-from viz.record.writer import StoreReader
+from viz.record.reader import StoreReader
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_run_json(smoke: tuple[Path, str]) -> None:
     assert run["flops"]["peak_per_second"] > 0 and 0.01 < run["mfu"] < 1
 
 
-def test_pictures_and_checkpoints(smoke: tuple[Path, str]) -> None:
+def test_images_and_checkpoints(smoke: tuple[Path, str]) -> None:
     viz, checkpoints = smoke[0] / "training_viz", smoke[0] / "checkpoints"
     numbered = sorted(path.name for path in viz.glob("training_step_*.png"))
     assert numbered == [f"training_step_{step:06d}.png" for step in (25, 50, 75, 100)]
@@ -282,7 +282,7 @@ def test_a_closed_standard_output_does_not_end_the_run(tmp_path: Path, corpus: P
     assert table(tmp_path / "training_viz", "SELECT count(*) FROM steps") == [(200,)]
 
 
-def test_a_terminal_that_can_not_show_arrows(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_cannot_show_arrows(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="latin-1", write_through=True))
     assert train("--steps", 3) == 0

@@ -15,11 +15,11 @@ from tests.faults import (
     Fault,
     Outcome,
     Warm,
+    count_complete_files,
+    has_sound_store,
+    load_checkpoints,
     one_line,
-    pictures_and_json_are_whole,
-    store_is_whole,
     warm,
-    whole_checkpoints,
 )
 from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, start, table, wait_until
 from tests.runs.test_resume import equal_runs
@@ -61,15 +61,15 @@ def check_what_is_left(runs: Runs, folder: Path) -> tuple[list[int], int]:
     """Check that all checkpoints load and that the rows below them equal those of the whole run. Returns the steps of
     the checkpoints and the number of rows."""
     viz = folder / "training_viz"
-    steps = whole_checkpoints(folder / "checkpoints")
+    steps = load_checkpoints(folder / "checkpoints")
     rows = 0
-    if store_is_whole(viz):
+    if has_sound_store(viz):
         kept = table(viz, STEPS)
         rows = len(kept)
         assert kept == table(runs.whole / "training_viz", STEPS)[:rows]
         assert table(viz, DOCUMENTS) == table(runs.whole / "training_viz", DOCUMENTS)[:rows]
     assert rows >= max(steps, default=0)
-    pictures_and_json_are_whole(viz)
+    count_complete_files(viz)
     return steps, rows
 
 
@@ -88,7 +88,7 @@ def saving_fails(runs: Runs, folder: Path, fault: Fault) -> bool:
     assert not done.left
     if done.code == 0:
         # No fault, or only cleaning up failed: everything is complete.
-        assert not done.err and store_is_whole(folder / "training_viz")
+        assert not done.err and has_sound_store(folder / "training_viz")
         equal_runs(runs.whole, folder, DONE)
     else:
         assert done.landed, f"the fault did not land: {fault}\n{done.err}"
@@ -108,7 +108,7 @@ def pictures_fail(runs: Runs, folder: Path, fault: Fault) -> bool:
     equal_runs(runs.whole, folder, DONE)
     nothing_unfinished(folder)
     viz = folder / "training_viz"
-    whole = pictures_and_json_are_whole(viz)
+    whole = count_complete_files(viz)
     if done.landed:
         told = table(viz, "SELECT detail FROM events WHERE kind LIKE 'drawing%'")
         assert told and told[0][0] in done.out
@@ -241,8 +241,8 @@ def test_a_disk_that_is_really_full(runs: Runs, corpus: Path, small_disk: Path) 
     _, error = process.communicate(timeout=120)
     assert process.returncode == 5 and error.startswith("train_slimpajama.py: ") and error.count("\n") == 1, error
     nothing_unfinished(small_disk)
-    steps = whole_checkpoints(small_disk / "checkpoints")
-    assert steps and store_is_whole(small_disk / "training_viz")
+    steps = load_checkpoints(small_disk / "checkpoints")
+    assert steps and has_sound_store(small_disk / "training_viz")
     (small_disk / "taken").unlink()
     done = steps[-1] + 20
     for folder, words in ((small_disk, ["--resume"]), (whole, flags)):

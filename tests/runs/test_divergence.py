@@ -237,7 +237,7 @@ class Damaging(CheckpointManager):
 
 @pytest.mark.full
 def test_a_skipped_document_stays_skipped_when_a_later_rollback_goes_further(poisoned: Any, tmp_path: Path) -> None:
-    """The second rollback goes back to before the first one."""
+    """The second rollback leads to before the first one."""
     flags = ["--checkpoint-interval", 10, "--keep-checkpoints", 9]
     assert poisoned(*flags, "--steps", 50, rows=[25, 35], checkpoints=Damaging) == 0
     state = read_state(tmp_path / "checkpoints" / "checkpoint_step_50.bin")
@@ -353,6 +353,6 @@ def test_weights_that_are_not_finite_are_refused_at_the_start(train: Train, tmp_
 
 def test_a_run_that_ends_worse_than_guessing_reports_it(train: Train, capsys: Capture) -> None:
     assert train("--steps", 30, "--learning-rate", 10, "--warmup-steps", 0) == 0
-    assert "Worse than a uniform guess (5.99)" in capsys.readouterr().out
+    assert "above that of a uniform guess (5.99)" in capsys.readouterr().out
     assert train("--steps", 30) == 0
     assert "uniform guess" not in capsys.readouterr().out

@@ -87,7 +87,7 @@ def test_each_call_lands_and_is_recorded(library: Path, here: Path, tmp_path: Pa
     assert not any(seen[0] == "landed" for seen in log_of(here))
 
 
-def test_only_calls_below_the_folder_and_at_the_place_count(library: Path, tmp_path: Path) -> None:
+def test_only_calls_in_the_folder_and_at_the_place_count(library: Path, tmp_path: Path) -> None:
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     fault = Fault("write", "fil[f]", error=errno.EIO)

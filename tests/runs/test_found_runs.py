@@ -1,4 +1,4 @@
-"""Real runs as `viz.record.runs` finds them: the commands it prints work, and only a deleted run goes."""
+"""Real runs as `viz.record.runs` finds them: the commands that it prints work, and a deletion removes one run only."""
 
 import hashlib
 import shlex
@@ -18,7 +18,7 @@ VIZ = Path("training_viz")
 
 @pytest.fixture(scope="module")
 def made(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that is the second of its folder, a test run beside it that is too. Returns the folder of all."""
+    """Two finished runs and two test runs in one folder, which is returned."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -29,7 +29,7 @@ def made(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def four(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, as if made in the folder of this test."""
+    """The same runs, as if made in the folder of this test."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     for mark in tmp_path.rglob(".run"):
         mark.write_text(mark.read_text().replace(str(made), str(tmp_path)))
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[Path, str]:
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_each_command_goes_on_with_its_run(four: Path, capsys: Capture) -> None:
+def test_each_command_resumes_its_run(four: Path, capsys: Capture) -> None:
     runs = find_runs(VIZ)
     assert [(run.is_test, run.documents, run.steps_asked) for run in runs] == [
         *((True, 5, 5), (True, 4, 4)), *((False, 8, 8), (False, 6, 6))
@@ -78,7 +78,7 @@ def test_commands_work_from_elsewhere_and_after_a_move(four: Path, monkeypatch: 
     assert steps == [10, 8, 16, 12]
 
 
-def test_a_run_whose_documents_ended_goes_on_by_repeating_them(train: Train, tmp_path: Path) -> None:
+def test_a_run_that_ran_out_of_documents_resumes_with_repeat(train: Train, tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("\n\n".join(f"Paragraph {number} of a few." * 3 for number in range(20)))
     assert train("--steps", 40, "--dataset", "few.txt") == 0
     (run,) = find_runs(VIZ)
@@ -88,7 +88,7 @@ def test_a_run_whose_documents_ended_goes_on_by_repeating_them(train: Train, tmp
     assert (run.documents, run.outcome) == (40, "done")
 
 
-def test_halves_in_named_folders(train: Train) -> None:
+def test_separate_viz_and_checkpoint_folders(train: Train) -> None:
     assert train("--steps", 4, "--viz-dir", "pictures", "--checkpoint-dir", "states/here") == 0
     (run,) = find_runs(Path("pictures"))
     assert run_pasted(str(run.resume_command)) == 0
@@ -101,7 +101,7 @@ def test_without_checkpoints_there_is_no_command(train: Train) -> None:
     assert run.resume_command is None and run.why_not == "there is no checkpoint"
 
 
-def test_a_deleted_run_takes_nothing_with_it(four: Path) -> None:
+def test_deleting_a_run_deletes_nothing_else(four: Path) -> None:
     note = VIZ / "earlier" / "notes.txt"
     note.write_text("mine")
     for run in find_runs(VIZ):
@@ -115,7 +115,7 @@ def test_a_deleted_run_takes_nothing_with_it(four: Path) -> None:
     assert not (VIZ / "test").exists() and not (four / "checkpoints" / "test").exists()
 
 
-def test_a_run_that_lives_is_not_deleted(train: Train) -> None:
+def test_a_running_run_is_not_deleted(train: Train) -> None:
     assert train("--steps", 4) == 0
     (found,) = find_runs(VIZ)
     folders = Folders(VIZ, Path("checkpoints"))

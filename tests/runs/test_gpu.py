@@ -74,7 +74,7 @@ def test_out_of_memory(words: list[str], tmp_path: Path) -> None:
 
 
 def test_a_step_equals_that_on_a_cpu() -> None:
-    """In fp32, over two rounds of the matrices and both kinds of spikes."""
+    """In fp32, over two turns of every matrix and both kinds of spikes."""
     steps = []
     for device in ("cpu", "cuda"):
         model = LanguageModel(MODEL_SIZES["tiny"], 300).to(device)

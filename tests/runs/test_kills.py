@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import Call, Fault, Outcome, Warm, pictures_and_json_are_whole, store_is_whole, warm
+from tests.faults import Call, Fault, Outcome, Warm, count_complete_files, has_sound_store, warm
 from tests.runs.conftest import DOCUMENTS, SMALL, STEPS, table
 from tests.runs.test_resume import equal_runs
 from trainer.base.checkpoint_file import fault_of, read_state
@@ -143,8 +143,8 @@ def test_killed_there(kills: Kills, tmp_path: Path, place: Place, number: int) -
     assert done.landed and done.code == -9, f"the kill did not land: {fault}, exit {done.code}\n{done.err}"
     assert not done.left
     viz, manager = tmp_path / "training_viz", CheckpointManager(tmp_path / "checkpoints")
-    pictures_and_json_are_whole(viz)
-    has_store = store_is_whole(viz)
+    count_complete_files(viz)
+    has_store = has_sound_store(viz)
     found = [(step, path) for step, path in manager.all() if not fault_of(path)]
     assert found == manager.all()  # every named checkpoint is complete
     if found:
@@ -162,7 +162,7 @@ def test_killed_there(kills: Kills, tmp_path: Path, place: Place, number: int) -
         again = kills.start(tmp_path)
     assert again.code == 0 and not again.left, again.err
     equal_runs(kills.whole, tmp_path, DONE)
-    assert pictures_and_json_are_whole(viz) >= 5  # three JSON files, the newest image and its numbered copy
+    assert count_complete_files(viz) >= 5  # three JSON files, the newest image and its numbered copy
     hidden = [path.name for folder in (viz, tmp_path / "checkpoints") for path in folder.glob(".*")]
     assert not [name for name in hidden if name.endswith(".tmp")]
     shutil.rmtree(tmp_path)  # they are many

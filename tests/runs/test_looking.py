@@ -16,7 +16,7 @@ from trainer.records import Sample
 from viz.stats.retention import Retention
 
 EVERY_PROBE = replace(QUICK, probes=functools.partial(Probes, share_of_time=100.0))
-"""What is re-measured does not depend on the clock."""
+"""Which documents are re-measured does not depend on the clock."""
 
 
 def test_charts_samples_evaluation_and_checkpoints_change_no_bit(train: Train, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_remeasured_documents_change_no_bit(train: Train, tmp_path: Path) -> Non
 
 
 class Touching(Probes):
-    """Moves a weight a little before it measures."""
+    """Changes a weight a little before it measures."""
 
     def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(model, *arguments, **options)

@@ -16,7 +16,7 @@ from trainer.data.pretrained_tokenizer import tokenizer_of
 from trainer.export import main as export
 from trainer.generate import main as generate
 from trainer.model.language_model import LanguageModel
-from viz.record.writer import StoreReader
+from viz.record.reader import StoreReader
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_from_our_own_run_by_way_of_transformers(train: Train, corpus: Path, tmp
     assert table(tmp_path / "b" / "training_viz", STEPS) == table(tmp_path / "c" / "training_viz", STEPS)
 
 
-def test_another_size_is_refused_and_a_folder_of_both_says_which(
+def test_another_size_is_refused_and_a_folder_with_both_reports_its_choice(
     train_on: Train, qwen3: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     for flags in (["--model-size", "tiny"], ["--model-size", "small"], ["--vocab-size", 500]):

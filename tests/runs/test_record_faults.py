@@ -27,7 +27,7 @@ Undisturbed = Callable[[int], Path]
 
 @pytest.fixture
 def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """The record of a run of so many steps that nobody disturbs, made once for this file."""
+    """The record of an undisturbed run of this many steps, made once for this file."""
 
     def run(steps: int) -> Path:
         out = tmp_path_factory.getbasetemp() / f"undisturbed{steps}"
@@ -84,7 +84,7 @@ def test_training_never_waits_for_a_process_that_locks_its_store(
 def test_training_continues_when_the_drawing_process_dies_or_hangs(
     train: Train, undisturbed: Undisturbed, tmp_path: Path, capsys: Capture, blow: signal.Signals, word: str
 ) -> None:
-    # A process of its own, which can be found.
+    # A separate process, which can be found.
     drawing = DrawingOptions(answer_seconds=15.0, last_answer_seconds=3.0)
     builders = replace(QUICK, visualizer=functools.partial(TrainingVisualizer, drawing=drawing))
     expected = undisturbed(120)

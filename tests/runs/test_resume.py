@@ -277,7 +277,7 @@ def test_the_comparison_can_fail(train: Train, tmp_path: Path) -> None:
     equal_runs(tmp_path / "whole", tmp_path / "parts", 12)
 
 
-def test_weights_alone_can_not_be_resumed(train: Train, tmp_path: Path, capsys: Capture) -> None:
+def test_weights_alone_cannot_be_resumed(train: Train, tmp_path: Path, capsys: Capture) -> None:
     assert train("--steps", 3) == 0
     path = tmp_path / "checkpoints" / "checkpoint_step_3.bin"
     state = read_state(path)

@@ -84,7 +84,7 @@ def test_a_resume_can_add_a_cooldown(train: Train, tmp_path: Path) -> None:
     assert resumes(tmp_path) == ["after 14 documents; num_steps 14 → 18, cooldown_steps 0 → 4; not bit-identical"]
 
 
-def test_mistakes_are_one_line_in_a_resumed_run_too(train: Train, capsys: Capture) -> None:
+def test_mistakes_are_one_line_also_in_a_resumed_run(train: Train, capsys: Capture) -> None:
     mistakes = {
         "--cooldown 9": ["--cooldown 9", "--steps 8"],
         "--min-learning-rate 1e-4": ["--min-learning-rate 0.0001", "--schedule cosine or linear"],

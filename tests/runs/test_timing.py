@@ -70,7 +70,7 @@ def test_growth(capsys: Capture) -> None:
     assert float(rows["400"][1].split()[0]) > 50 and "ms" in rows["10"][0]
 
 
-def test_the_corpus_consists_of_whole_documents(tmp_path: Path) -> None:
+def test_the_corpus_consists_of_complete_documents(tmp_path: Path) -> None:
     contenders.write_corpus(tmp_path / "corpus.jsonl.zst", 3)
     texts = contenders.zstandard.open(tmp_path / "corpus.jsonl.zst", "rt").read().splitlines()
     assert len(texts) == 3 and all(len(text.split()) > contenders.LENGTH for text in texts)
