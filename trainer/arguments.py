@@ -43,6 +43,19 @@ def whole_number(minimum: int) -> Callable[[str], int]:
     return parse
 
 
+def _one_of_kind(kind: type) -> Callable[[str], Any]:
+    """Return an argparse type for int, float or str whose error says what was expected."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            expected = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}") from None
+
+    return parse
+
+
 def number_or(word: str) -> Callable[[str], int | None]:
     """Return an argparse type: a whole number, or the word that stands for no limit (None)."""
 
@@ -174,9 +187,9 @@ def _parser() -> argparse.ArgumentParser:
             choices, unbounded = setting.metadata.get("choices"), setting.metadata.get("unbounded")
             metavar = setting.metadata.get("metavar") or ("|".join(choices) if choices else "N")
             kind = next((number for number in (int, float) if wanted in (number, number | None)), str)
-            parse = number_or(unbounded) if unbounded else kind
+            parse = number_or(unbounded) if unbounded else _one_of_kind(kind)
             parser.add_argument(flag, dest=name, type=parse, metavar=metavar, help=text)
-    parser.add_argument("--gpu", type=int, metavar="N", help="the same as --device cuda:N")
+    parser.add_argument("--gpu", type=_one_of_kind(int), metavar="N", help="the same as --device cuda:N")
     parser.add_argument("--out", metavar="DIR", help="write to DIR/training_viz and DIR/checkpoints")
     parser.add_argument(
         "--config",

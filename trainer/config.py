@@ -85,7 +85,7 @@ class TrainingConfig:
     )
     keep_documents: int | None = _setting(
         200_000,
-        "keep the tokens and token losses of the last N documents, of spikes, and of those furthest from the average",
+        "keep the tokens and token losses of the last N documents, of spikes, and of outliers",
         "--keep-documents",
         minimum=1,
         metavar="N|all",

@@ -197,7 +197,7 @@ class HubFile(io.RawIOBase):
                 return
             hf_raise_for_status(response)
             if response.status_code == 206 and (not total or total[1] is None or int(total[1]) != first):
-                raise OSError("the response contains other bytes than requested")
+                raise OSError("the server sent a different part of the file than requested")
             whole = response.status_code != 206  # a server without ranges starts at the first byte
             length = response.headers.get("Content-Length") if whole else total[2] if total else None
             self._size = int(length) if length is not None else self._size

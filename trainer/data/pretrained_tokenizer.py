@@ -107,7 +107,9 @@ def tokenizer_of(model_bytes: bytes, vocab_size: int, name: str) -> Tokenizer:
             raise UserError(f"{name}: its tokenizer can't be used: {error}") from None
     found = Tokenizer.from_bytes(model_bytes)
     if found.vocab_size != vocab_size:
-        raise UserError(f"{name}: its tokenizer has {found.vocab_size:,} pieces, but its model {vocab_size:,}")
+        raise UserError(
+            f"{name} is inconsistent: its tokenizer has {found.vocab_size:,} pieces, its model {vocab_size:,}"
+        )
     return found
 
 

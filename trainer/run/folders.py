@@ -166,8 +166,9 @@ def locate_run(root: Folders, wanted: str, *, test: bool) -> tuple[Folders, Path
     path = Path(wanted)
     if path.is_file():
         return Folders(root.viz, path.parent).paired(), path
-    known = [place.name for place in sorted((root.checkpoints / "earlier").glob("*/")) if mark_of(place)]
-    here = f"runs here: {', '.join(known)}" if known else f"no earlier runs in {root.checkpoints}"
+    places = (root.checkpoints, *sorted((root.checkpoints / "earlier").glob("*/")), root.below("test").checkpoints)
+    known = [str(mark["run_id"]) for place in places if (mark := mark_of(place))]
+    here = f"runs here: {', '.join(known)}" if known else f"no runs in {root.checkpoints}"
     raise UserError(f"--resume {wanted}: no run with this id and no checkpoint file at this path ({here})")
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import traceback
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -145,8 +146,8 @@ def _of_step(printed: set[str], answer: Callable[[int], dict[str, Any]]) -> Call
 
 def _query(request: Request, known: Sequence[str]) -> Query:
     given = request.query_params.multi_items()
-    if len(dict(given)) < len(given):
-        raise BadQuery("a parameter is given twice")
+    if twice := next((name for name, count in Counter(name for name, _ in given).items() if count > 1), None):
+        raise BadQuery(f"{twice}: given more than once")
     return Query(dict(given), known)
 
 

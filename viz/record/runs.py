@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sqlite3
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,6 +27,8 @@ KEEP_CHARTS = 500
 """Numbered charts that a run keeps by default."""
 RECENT_DOCUMENTS = 200
 PROGRAM = Path(__file__).resolve().parents[2] / "train_slimpajama.py"
+INSTALLED_PROGRAM = "train-slimpajama"
+"""The command that `pip install .` adds."""
 TABLE_COLUMNS = 100
 # `.part` is from versions before 0.6. Full names: `run.db-backup` and `training_notes.png` are files of the user.
 _RECORD = re.compile(
@@ -252,7 +255,9 @@ def _resume_command(program: Path, viz: Path, record: Path, checkpoints: Path, r
     else:
         named = zip(("--viz-dir", "--checkpoint-dir"), ("training_viz", "checkpoints"), homes, strict=True)
         flags = "".join(f" {flag} {_shown(home)}" for flag, usual, home in named if home != Path(usual).resolve())
-    return f"python {_quote(os.path.relpath(program))}{flags} --resume {_quote(run_id)}"
+    is_installed = program.parent == Path(sysconfig.get_path("purelib"))
+    start = INSTALLED_PROGRAM if is_installed else f"python {_quote(os.path.relpath(program))}"
+    return f"{start}{flags} --resume {_quote(run_id)}"
 
 
 def _shown(path: Path) -> str:

@@ -103,10 +103,10 @@ class Comparison:
             found.append("Different or unknown tokenizers: compared in bits per byte")
         if self.other_lengths:
             in_bits = self.unit == "bits per byte"
-            how = "bits of each run per byte it read" if in_bits else "compared on the tokens that both predicted"
-            found.append(f"{_documents(self.other_lengths)} read to different lengths: {how}")
+            how = "bits divided by the bytes each run read" if in_bits else "compared on the tokens that both predicted"
+            found.append(f"{_documents(self.other_lengths)} of which the runs read different amounts: {how}")
         if self.texts < self.overall.documents:
-            found.append(f"Only {self.texts:,} different texts: the interval treats each repetition as a new document")
+            found.append(f"Only {self.texts:,} different texts: repeats count as new documents, so the ± is too narrow")
         if self.moved:
             found.append(f"{_documents(round(self.moved * self.overall.documents))} read at different steps")
         found += [f"{_documents(count)} excluded: {reason}" for reason, count in self.left_out]
@@ -169,7 +169,7 @@ def compare(
     if in_nats:
         unkept = np.zeros_like(kept)
         unkept[kept & unlike] = _cut_to_shorter(stores, columns, sums, weights, np.flatnonzero(kept & unlike))
-        broken["their token losses are not kept, and the runs read them to different lengths"] = unkept
+        broken["the runs read different amounts of them, and their token losses are no longer stored"] = unkept
     left_out, kept = [], np.ones_like(kept)
     for reason, found in broken.items():
         if count := int((kept & found).sum()):

@@ -102,7 +102,7 @@ def test_the_kind_of_tokenizer_follows_from_its_bytes(tokenizer: PretrainedToken
     assert tokenizer_of(ours.model_bytes, ours.vocab_size, "c.bin").sha256 == ours.sha256
     for content, rows, says in [
         (CONTENT, TOKENS - 1, f"token {TOKENS - 1} .* is outside a vocabulary of {TOKENS - 1}"),
-        (ours.model_bytes, 401, "its tokenizer has 400 pieces, but its model 401"),
+        (ours.model_bytes, 401, "its tokenizer has 400 pieces, its model 401"),
         (b"{}", VOCAB, "c.bin: .* not the tokenizer.json of a byte-level BPE"),
         (b"[]", VOCAB, "stored tokenizer"),
         (CONTENT.replace(b'"ByteLevel"', b'"Fuse"'), VOCAB, "byte-level"),

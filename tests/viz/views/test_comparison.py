@@ -148,7 +148,7 @@ def test_documents_of_different_lengths_are_compared_on_the_tokens_that_both_pre
         assert found.overall.documents == 58 and [count for _, count in found.left_out] == [2]
         assert found.overall.value == pytest.approx(sign * 0.5 * 28 / 58, abs=1e-3)
         notes = " | ".join(found.notes())
-        assert "28 documents read to different lengths" in notes and "2 documents excluded" in notes
+        assert "28 documents of which the runs read different amounts" in notes and "2 documents excluded" in notes
 
 
 def test_non_finite_documents_are_excluded_and_counted(write: Write) -> None:

@@ -7,7 +7,7 @@ const LANES = [
   { name: "loss", title: "Loss", unit: "nats per token", share: 6, format: ".3f", words: (value) => fixed(value, 3) },
   { name: "accuracy", title: "Next-token accuracy", unit: "share of predictions", share: 2, format: ".1%", words: (value) => percent(value) },
   { name: "throughput", title: "Tokens per second", unit: "including waits for data", share: 2, format: ",.0f", words: (value) => count(Math.round(value)) },
-  { name: "learning_rate", title: "Learning rate", unit: "base rate", share: 1.3, format: ".3~g", words: significant },
+  { name: "learning_rate", title: "Learning rate", unit: "before multipliers", share: 1.3, format: ".3~g", words: significant },
   { name: "gradient_norm", title: "Gradient norm", unit: "before clipping, log axis", share: 2, log: true, format: ".3~g", words: significant },
 ];
 const SYMBOLS = { checkpoint: "triangle-up", resume: "diamond", "roll-back": "triangle-left", spike: "x", "skipped update": "x", retry: "square", "bad row": "cross-thin-open", epoch: "line-ns-open" };

@@ -19,7 +19,7 @@ export const probes = {
     if (!answer.probes.length) {
       return panel.replaceChildren(empty(run.run.config.probes === false ? "This run does not re-measure documents (--no-probes)." : run.run.config.probes === undefined ? "This run was recorded by a version that did not re-measure documents." : run.state !== "running" ? "No document of this run was re-measured: re-measuring may use 1 % of the time, and the run was too short for that." : "Up to four documents are re-measured 0, 1, 2, 4, 8 … documents after training on them. None has been yet: re-measuring may use at most 1 % of the time so far."));
     }
-    const figure = panel.querySelector(".figure") ?? el("div", { class: "figure", role: "img", "aria-label": "Loss of the re-measured documents over the documents trained on since" });
+    const figure = panel.querySelector(".figure") ?? el("div", { class: "figure", role: "img", "aria-label": "Loss of re-measured documents, by how many documents were trained on since" });
     const parts = [];
     for (const probe of answer.probes) {
       const measured = [[null, probe.first], ...probe.measured.map((one) => [one.distance, one.loss])];
@@ -60,7 +60,7 @@ async function byToken(probe, again) {
   const choice = (value, name, place) => el("select", { "aria-label": name, onchange: (event) => { const pair = [...(chosen.get(probe.step) ?? [from, to])]; pair[place] = Number(event.target.value); chosen.set(probe.step, pair); again(); } },
     ...answer.moments.map((moment, i) => el("option", { value: i, selected: i === value }, when(moment.distance))));
   const details = el("details", { open: chosen.has(probe.step) }, el("summary", {}, "Token by token"),
-    el("div", { class: "tools" }, "from", choice(from, "From measurement", 0), "to", choice(to, "To measurement", 1), el("span", { class: "key" }, "lower loss, nats:", el("span", { class: "d1" }, "½"), el("span", { class: "d2" }, "1"), el("span", { class: "d3" }, "1½"), "higher:", el("span", { class: "l2" }, "½"), el("span", { class: "l4" }, "1"), el("span", { class: "l6" }, "1½"))),
+    el("div", { class: "tools" }, "from", choice(from, "From measurement", 0), "to", choice(to, "To measurement", 1), el("span", { class: "key" }, "lower loss, nats:", el("span", { class: "d1" }, "½"), el("span", { class: "d2" }, "1"), el("span", { class: "d3" }, "1½"), "higher loss, nats:", el("span", { class: "l2" }, "½"), el("span", { class: "l4" }, "1"), el("span", { class: "l6" }, "1½"))),
     changedText(answer.texts, answer.moments[from].losses, answer.moments[to].losses));
   return details;
 }
