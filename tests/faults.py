@@ -354,7 +354,7 @@ def read_json(path: Path) -> Any:
 
 def has_sound_store(folder: Path) -> bool:
     """Return whether there is a store; check that its readers can open it and that SQLite finds no fault in it."""
-    from viz.record.writer import StoreReader
+    from viz.record.reader import StoreReader
 
     if not (folder / "run.db").exists():
         return False

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainer.config import FIELDS, TYPES, TrainingConfig, check_value, nearest
+from trainer.config import FIELDS, TYPES, VERSION, TrainingConfig, check_value, nearest
 from trainer.errors import MachineError, RunError, UserError
 
-VERSION = "0.5.0"
 TEST_PRESET: Mapping[str, Any] = types.MappingProxyType(
     {
         "num_steps": 100,

@@ -22,7 +22,7 @@ from trainer.base.device import (
     multiply_fp32_by_onednn,
 )
 from trainer.config import FIELDS, ModelShape, TrainingConfig, size_of
-from trainer.data import stdlib_corpus as python_library
+from trainer.data import stdlib_corpus
 from trainer.data.document_filter import usable_texts
 from trainer.data.document_stream import DocumentStream, open_documents
 from trainer.data.sample_stream import SampleStream, held_out_samples
@@ -210,7 +210,7 @@ def _open_documents(
     """Open the stream at the first document, or for a resumed run at its cursor in the same data."""
 
     def embedded() -> DataSource:
-        library = python_library.prepare()
+        library = stdlib_corpus.prepare()
         return embedded_source(library.shards, library.revision)
 
     old = state["source"] if state is not None else None

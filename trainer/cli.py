@@ -137,8 +137,8 @@ def resume(arguments: Arguments, stop: StopSignals, builders: "Builders | None")
 
 
 def _is_of_earlier_version(run: "RunFolder") -> bool:
+    from viz.record.reader import StoreReader
     from viz.record.schema import VERSION
-    from viz.record.writer import StoreReader
 
     try:
         with StoreReader(run.viz / "run.db") as record:
@@ -159,8 +159,8 @@ def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> boo
 
     Returns whether this version can resume the record.
     """
+    from viz.record.reader import StoreReader
     from viz.record.schema import VERSION
-    from viz.record.writer import StoreReader
 
     store = run.viz / "run.db"
     if not store.exists():

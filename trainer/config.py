@@ -37,6 +37,8 @@ class ModelShape:
         return vocab_size * self.width + self.layers * block + self.width
 
 
+VERSION = "0.5.0"
+"""The version of this project."""
 MODEL_SIZES: Mapping[str, ModelShape] = types.MappingProxyType(
     {
         "tiny": ModelShape(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, hidden=192),

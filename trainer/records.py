@@ -128,7 +128,7 @@ class Visualizer(Protocol):
     """Keeps the record of a run. `viz.visualizer.TrainingVisualizer` implements it."""
 
     def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
-        """Record one step, or one generation; `viz/record/writer.py` documents the keys of `metrics`.
+        """Record one step, or one generation; `viz/record/schema.py` documents the keys of `metrics`.
 
         Raises OSError if the record can no longer be written. The row is then kept for `recover`: do not pass it again.
         """

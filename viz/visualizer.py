@@ -79,7 +79,7 @@ class TrainingVisualizer:
             self._empty_old_documents()  # fewer may be kept now than before
 
     def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
-        """Record one step or one generation. Raises ValueError for a key that `viz/record/writer.py` does not list."""
+        """Record one step or one generation. Raises ValueError for a key that `viz/record/schema.py` does not list."""
         rows = rows_of(metrics, input_text, output_text)
         if metrics.get("loss") is not None:
             self._through = max(self._through, metrics["step"] + 1)

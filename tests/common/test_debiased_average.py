@@ -22,24 +22,13 @@ def plain_average(values: list[float], window: int) -> list[float]:
 
 @given(st.lists(ANY_FLOAT, max_size=300), st.integers(1, 60))
 def test_the_average_is_its_formula(values: list[float], window: int) -> None:
-    np.testing.assert_allclose(
-        DebiasedAverage(window).extend(values), plain_average(values, window), rtol=1e-8, atol=1e-6
-    )
+    found = DebiasedAverage(window).extend(values)
+    np.testing.assert_allclose(found, plain_average(values, window), rtol=1e-8, atol=1e-6)
 
 
 def test_the_average_of_a_long_curve_is_its_formula() -> None:
     values = np.random.default_rng(0).normal(3, 1, 20_000)
     np.testing.assert_allclose(DebiasedAverage(1000).extend(values), plain_average(values.tolist(), 1000), rtol=1e-10)
-
-
-def test_the_average_of_a_constant_is_that_constant_from_the_first_value_on() -> None:
-    np.testing.assert_allclose(DebiasedAverage(100).extend(np.full(500, 2.5)), 2.5, rtol=1e-12)
-
-
-def test_values_that_are_not_finite_are_ignored() -> None:
-    with_holes = DebiasedAverage(3).extend([1.0, np.nan, 2.0, np.inf, 4.0])
-    without = DebiasedAverage(3).extend([1.0, 2.0, 4.0])
-    np.testing.assert_array_equal(with_holes, without[[0, 0, 1, 1, 2]])
 
 
 def test_the_window_must_be_at_least_one() -> None:
@@ -48,9 +37,7 @@ def test_the_window_must_be_at_least_one() -> None:
 
 
 @given(st.lists(ANY_FLOAT, max_size=100), st.lists(ANY_FLOAT, max_size=100), st.integers(1, 30))
-def test_parts_give_the_same_averages_as_all_values_together(
-    first: list[float], second: list[float], window: int
-) -> None:
+def test_parts_give_the_same_averages_as_the_whole(first: list[float], second: list[float], window: int) -> None:
     average = DebiasedAverage(window)
     parts = [*average.extend(first), *average.extend([])]
     average = DebiasedAverage(window, average.state())

@@ -8,11 +8,16 @@ from common.file_replacement import replace_file
 
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_file_is_replaced_completely_and_nothing_else_is_left(tmp_path: Path, durable: bool) -> None:
-    path = tmp_path / "file"
+    path, seen = tmp_path / "file", []
+
+    def before(temporary: Path) -> None:
+        seen.append((temporary.read_bytes(), path.exists() and path.read_bytes(), temporary.parent == tmp_path))
+
     for content in (b"one", b"two"):
-        replace_file(path, lambda file, content=content: file.write(content), durable=durable)
+        replace_file(path, lambda file, content=content: file.write(content), durable=durable, before_naming=before)
         assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
+    assert seen == [(b"one", False, True), (b"two", b"one", True)], "complete before it gets the name"
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("on fire")])
@@ -23,9 +28,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, err
     def pieces() -> Iterator[bytes]:
         yield b"half of the "
         assert len(list(tmp_path.iterdir())) == 2
-        assert list(tmp_path.glob("training_step_*.png")) == [path], (
-            "the temporary file must not look like a finished one"
-        )
+        assert list(tmp_path.glob("training_step_*.png")) == [path], "the temporary file looks like a finished one"
         raise error
 
     with pytest.raises(type(error)) as caught:
@@ -34,13 +37,3 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, err
         assert (caught.value.errno, caught.value.filename) == (28, str(path))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_before_naming_sees_the_content_before_it_has_the_name(tmp_path: Path) -> None:
-    path, seen = tmp_path / "file", []
-
-    def before(temporary: Path) -> None:
-        seen.append((temporary.read_bytes(), path.exists(), temporary.parent == tmp_path))
-
-    replace_file(path, lambda file: file.write(b"x"), durable=True, before_naming=before)
-    assert seen == [(b"x", False, True)]

@@ -27,7 +27,7 @@ from trainer.data.tokenizer import Tokenizer
 from trainer.learning.optimizer import Recipe
 from trainer.learning.schedule import warmup_then_constant
 from trainer.model.language_model import LanguageModel
-from viz.record.writer import StoreReader
+from viz.record.reader import StoreReader
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from trainer.data.pretrained_tokenizer import tokenizer_of
 from trainer.export import main as export
 from trainer.generate import main as generate
 from trainer.model.language_model import LanguageModel
-from viz.record.writer import StoreReader
+from viz.record.reader import StoreReader
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,8 @@ def test_defaults_of_the_contract() -> None:
     assert (config.num_steps, config.warmup_steps, config.initial_learning_rate) == (10000, 1000, 0.001)
     assert (config.max_seq_length, config.display_samples, config.viz_interval) == (256, 50, 50)
     assert (config.checkpoint_interval, config.dataset, config.shape) == (2000, "auto", MODEL_SIZES["small"])
+    assert MODEL_SIZES["small"].parameters(8192) == pytest.approx(13.8e6, rel=0.01)
+    assert MODEL_SIZES["base"].parameters(8192) == pytest.approx(124e6, rel=0.01)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.num_steps = 1  # type: ignore[misc]
 
@@ -185,17 +187,10 @@ def test_a_resumed_run_keeps_what_defines_it(flag: str) -> None:
         ("--cooldown", "cooldown_steps", 50),
     ],
 )
-def test_a_resumed_run_changes_its_learning_rate_only_by_a_flag(
-    flag: str, key: str, value: object, tmp_path: Path
-) -> None:
+def test_only_a_flag_changes_the_rate_of_a_resumed_run(flag: str, key: str, value: object, tmp_path: Path) -> None:
     resumed = TrainingConfig(schedule="cosine").to_dict()
     assert getattr(parse_arguments(["--resume", flag, str(value)]).merge(resumed), key) == value
     file = tmp_path / "c.json"
     file.write_text(json.dumps({key: value}))
     with pytest.raises(UserError, match=f"{flag} {value}"):
         parse_arguments(["--resume", "--config", str(file)]).merge(resumed)
-
-
-def test_sizes() -> None:
-    assert MODEL_SIZES["small"].parameters(8192) == pytest.approx(13.8e6, rel=0.01)
-    assert MODEL_SIZES["base"].parameters(8192) == pytest.approx(124e6, rel=0.01)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import PROJECT, make_texts, write_jsonl
-from tests.runs.conftest import QUICK, table
+from tests.runs.conftest import QUICK, Capture, table
 from trainer.cli import main as train
 from trainer.data.document_filter import hash_text, is_held_out
 from trainer.data.tokenizer import Tokenizer
@@ -45,16 +45,12 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
-def measured(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, list[float]]:
+def measured(capsys: Capture, *arguments: object) -> dict[str, list[float]]:
     """Source → documents, predictions, nats per token, perplexity, bits per byte, accuracy in percent."""
     capsys.readouterr()
     assert main(["--device", "cpu", *map(str, arguments)]) == 0
-    out = capsys.readouterr().out
-    return {
-        name: [float(number.replace(",", "")) for number in numbers]
-        for name, *numbers in NUMBERS.findall(out)
-        if name != ""
-    }
+    rows = NUMBERS.findall(capsys.readouterr().out)
+    return {name: [float(number.replace(",", "")) for number in numbers] for name, *numbers in rows if name != ""}
 
 
 def trained() -> tuple[LanguageModel, Tokenizer]:
@@ -68,7 +64,7 @@ def save_bare(path: Path) -> None:
     torch.save({**model.checkpoint_state(), "tokenizer": tokenizer.model_bytes}, path)
 
 
-def test_the_numbers_equal_those_of_the_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_numbers_equal_those_of_the_run(capsys: Capture, tmp_path: Path) -> None:
     columns = "documents, tokens, loss, bits_per_byte, accuracy"
     rows = table(Path("training_viz"), f"SELECT source, {columns} FROM evaluations WHERE step = 29")
     recorded = {row[0] or "all": dict(zip(columns.split(", "), row[1:], strict=True)) for row in rows}
@@ -82,20 +78,15 @@ def test_the_numbers_equal_those_of_the_run(capsys: pytest.CaptureFixture[str], 
         assert perplexity == pytest.approx(math.exp(row["loss"]), abs=0.006)
         assert accuracy == pytest.approx(100 * row["accuracy"], abs=0.06)
     # The same documents from a file:
-    held_out = [
-        line
-        for line in Path("documents.jsonl").read_text().splitlines(keepends=True)
-        if is_held_out(hash_text(json.loads(line)["text"]))
-    ]
+    lines = Path("documents.jsonl").read_text().splitlines(keepends=True)
+    held_out = [line for line in lines if is_held_out(hash_text(json.loads(line)["text"]))]
     (tmp_path / "held_out.jsonl").write_text("".join(held_out))
     assert measured(capsys, "--text", tmp_path / "held_out.jsonl") == found
     (tmp_path / "other.jsonl.gz").write_bytes(gzip.compress("".join(held_out[1:]).encode()))
     assert measured(capsys, "--text", tmp_path / "other.jsonl.gz")["all"] != found["all"]
 
 
-def test_every_token_of_a_text_is_measured_once(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_token_is_measured_once(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n\n".join(make_texts(4, seed=8))
     (tmp_path / "book.txt").write_text(text)
     model, tokenizer = trained()
@@ -120,7 +111,7 @@ def test_every_token_of_a_text_is_measured_once(
     assert measured(capsys, "--text", tmp_path / "book.txt", "--max-seq-length", len(ids))["all"][:2] == [1, tokens]
 
 
-def test_skipped_documents_are_counted_by_reason(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_skipped_documents_are_counted_by_reason(capsys: Capture, tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "rows.jsonl", [*make_texts(3), "short", None])
     rows.write_text(rows.read_text().replace('"text"', '"body"') + "no JSON\n")
     found = measured(capsys, "--text", rows, "--text-column", "body", "--max-seq-length", 20)
@@ -129,9 +120,7 @@ def test_skipped_documents_are_counted_by_reason(capsys: pytest.CaptureFixture[s
     assert "Skipped: 1 not JSON, 1 shorter than 10 characters, 1 text is not a string\n" in capsys.readouterr().out
 
 
-def test_a_source_name_cannot_send_control_characters_to_the_terminal(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_source_name_cannot_send_control_characters_to_the_terminal(capsys: Capture, tmp_path: Path) -> None:
     rows = [{"text": text, "source": f"\x1b[31m{number}"} for number, text in enumerate(make_texts(23))]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["--text", str(tmp_path / "rows.jsonl")]) == 0
@@ -158,9 +147,7 @@ def test_a_source_name_cannot_send_control_characters_to_the_terminal(
         (["--txt", "x"], "--txt"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
-) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(capsys: Capture, arguments: list[str], says: str) -> None:
     Path("empty.txt").write_text("")
     Path("empty.jsonl").write_text("")
     Path("latin.txt").write_bytes("caf\u00e9 and more".encode("latin-1"))
@@ -172,9 +159,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert (out, err.count("\n")) == ("", 1) and says in err
 
 
-def test_a_checkpoint_without_a_run_can_be_evaluated_on_a_text(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_checkpoint_without_a_run_can_be_evaluated_on_a_text(capsys: Capture, tmp_path: Path) -> None:
     save_bare(tmp_path / "bare.bin")
     (tmp_path / "book.txt").write_text(" ".join(make_texts(9)))
     found = measured(capsys, tmp_path / "bare.bin", "--text", tmp_path / "book.txt")
@@ -182,9 +167,7 @@ def test_a_checkpoint_without_a_run_can_be_evaluated_on_a_text(
     assert count == math.ceil(tokens / 255)  # windows of the default length
 
 
-def test_changed_data_are_rejected(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_changed_data_are_rejected(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     documents = Path("documents.jsonl").read_bytes()
     try:
         Path("documents.jsonl").write_bytes(documents + b'{"text": "one more document"}\n')

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from tests.conftest import PROJECT
+from tests.runs.conftest import Capture
 from tests.trainer.data.test_tokenizer import CORPUS, LOSSLESS, trained_otherwise
 from tests.trainer.interop.test_tokenizer_json import HOSTILE
 from tests.trainer.model.test_language_model import TINY, random_ids, rough_model
@@ -47,7 +48,7 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_model_gives_equal_logits(folder: Path, checkpoint: Path) -> None:
+def test_the_model_gives_equal_logits_and_generates_with_our_defaults(folder: Path, checkpoint: Path) -> None:
     model, ours = AutoModelForCausalLM.from_pretrained(folder), LanguageModel.from_checkpoint(checkpoint)
     assert isinstance(model, Qwen3ForCausalLM)
     assert model.dtype == torch.float32
@@ -57,10 +58,6 @@ def test_the_model_gives_equal_logits(folder: Path, checkpoint: Path) -> None:
         assert (model(ids).logits - ours(ids)).abs().max() < 1e-5
         ours.model.layers[1].mlp.up_proj.weight[0, 0] += 1
         assert (model(ids).logits - ours(ids)).abs().max() > 1e-4, "the control: a change to one weight is detected"
-
-
-def test_it_generates_with_our_defaults(folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder)
     assert (model.generation_config.do_sample, model.generation_config.eos_token_id) == (True, None)
     assert (model.generation_config.temperature, model.generation_config.top_k) == (0.8, 50)
     assert model.generate(random_ids(1, 5), max_new_tokens=30).shape == (1, 35)
@@ -78,9 +75,7 @@ def test_the_exported_tokenizer_gives_equal_tokens(folder: Path, tokenizer: Toke
             assert theirs(text)["input_ids"] == ids and theirs.decode(ids) == ours.DecodeIds(ids)
 
 
-def test_the_printed_code_works(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_printed_code_works(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "trainer.export", checkpoint, "it's a model"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
@@ -95,9 +90,7 @@ def test_the_printed_code_works(
     assert names["model"].num_parameters() == TINY.parameters(vocab_size) and len(names["tokenizer"]) == vocab_size
 
 
-def test_only_an_earlier_export_is_replaced(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_an_earlier_export_is_replaced(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     out.mkdir()
     assert main([str(checkpoint), str(out)]) == 0  # an empty folder
@@ -128,7 +121,7 @@ def test_only_an_earlier_export_is_replaced(
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, arguments: list[str], says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rough_model().save_checkpoint("weights.bin")

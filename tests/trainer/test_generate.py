@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import PROJECT
+from tests.trainer.model.test_language_model import rough_model
 from trainer.base.checkpoint_file import write_state
 from trainer.base.device import choose_dtype
 from trainer.config import MODEL_SIZES
@@ -30,10 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "checkpoints").mkdir()
     tokenizer = Tokenizer.train(["the café is open, the river is wide, \U0001f600\n"] * 20)
     for step in (5, 20, 100):
-        model = LanguageModel(MODEL_SIZES["tiny"], tokenizer.vocab_size, seed=step)
-        with torch.no_grad():  # with initial weights, all tokens are about equally likely
-            for weight in model.parameters():
-                weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(step)), alpha=0.15)
+        model = rough_model(vocab_size=tokenizer.vocab_size, seed=step)
         state = {**model.checkpoint_state(), "tokenizer": tokenizer.model_bytes, "global_step": step}
         write_state(CheckpointManager(folder / "checkpoints").path(step), state)
     return folder

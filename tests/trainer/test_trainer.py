@@ -82,11 +82,6 @@ class Notebook:
         return [call[1:] for call in self.calls if call[0] == kind]
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(make_texts(50), vocab_size=400)
-
-
 def documents(count: int, error: Exception | None = None) -> Iterator[Document]:
     for row, text in enumerate(make_texts(count)):
         yield Document(text, "here", Origin("file", row), Cursor(row=row + 1))
@@ -95,12 +90,7 @@ def documents(count: int, error: Exception | None = None) -> Iterator[Document]:
 
 
 def make_trainer(
-    tokenizer: Tokenizer,
-    folder: Path,
-    source: Iterator[Document],
-    *,
-    make_probes: Callable[..., Probes] = Probes,
-    **settings: Any,
+    tokenizer: Tokenizer, folder: Path, source: Iterator[Document], make_probes: Any = Probes, **settings: Any
 ) -> Trainer:
     config = TrainingConfig(**{"model_size": "tiny", "max_seq_length": 32, "warmup_steps": 5, **settings})
     model = LanguageModel(config.shape, tokenizer.vocab_size)
@@ -150,10 +140,8 @@ def test_text_is_generated_before_the_model_learns(tokenizer: Tokenizer, tmp_pat
     assert own[0]["prompt"] == tokenizer.DecodeIds(ids[:10]) and own[1] == tokenizer.DecodeIds(ids[:31])
     assert own[0]["reference"] == tokenizer.DecodeIds(ids[10:])
     prompt_ids = tokenizer.EncodeAsIds("Document 2")
-    assert asked[1:] == (
-        "Document 2",
-        tokenizer.DecodeIds(untouched.generate(prompt_ids, len(prompt_ids) + 30, seed=0)[len(prompt_ids) :]),
-    )
+    answer = untouched.generate(prompt_ids, len(prompt_ids) + 30, seed=0)[len(prompt_ids) :]
+    assert asked[1:] == ("Document 2", tokenizer.DecodeIds(answer))
 
 
 def test_the_first_prompt_is_repeated_at_growing_intervals(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -236,20 +224,16 @@ def test_a_final_attempt_saves_everything_trained_so_far(tokenizer: Tokenizer, t
     assert [call[1] for call in notebook(trainer).of("update") if call[0]["step"] == 5][1:] == ["One", "Two"]
 
 
-def test_a_save_that_failed_during_a_wait_for_the_source_is_repeated(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_failed_during_a_wait_for_the_source_is_repeated(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The disk fails once, in the save at step 5; then the source is lost before another step could report it."""
-    (tmp_path / "checkpoints").mkdir()
-    folder, failed = tmp_path / "checkpoints", threading.Event()
-    source = documents(5, SourceUnreachable("gone"))
+    source, failed = documents(5, SourceUnreachable("gone")), threading.Event()
 
     def slow() -> Iterator[Document]:
         yield from islice(source, 5)
         assert failed.wait(60)
         yield from source
 
-    trainer = make_trainer(tokenizer, folder, slow(), num_steps=20, checkpoint_interval=5)
+    trainer = make_trainer(tokenizer, tmp_path, slow(), num_steps=20, checkpoint_interval=5)
     flush = trainer.viz.flush
 
     def fail_once() -> None:

@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, expect, sync_playwright
 
-from tests.viz.views.test_token_text import MODELS
+from tests.viz.small_tokenizers import MODELS, encode
 from viz.page.api import Service
 from viz.page.http import application
 from viz.record.schema import Row, rows_of
@@ -173,6 +172,12 @@ def points_of(page: Page, step: int) -> list[dict[str, Any]]:
     return found
 
 
+def go_to(page: Page, step: object) -> None:
+    """Type a step into the field that opens its document."""
+    page.fill("#go-step", str(step))
+    page.press("#go-step", "Enter")
+
+
 def shown_range(page: Page) -> tuple[float, float]:
     """Return the steps at the ends of the axis."""
     low, high = page.evaluate("document.getElementById('chart')._fullLayout.xaxis.range")
@@ -212,13 +217,6 @@ SOURCES = ("web pages", "code", "books")
 GONE = range(20, 30)
 """Steps whose documents are no longer kept."""
 RowsOf = Callable[[int], Sequence[tuple[str, Row]]]
-
-
-def encode(text: str) -> list[int]:
-    """Encode a text with a byte-fallback tokenizer; a lone surrogate becomes `?`."""
-    model = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"])
-    found: list[int] = model.EncodeAsIds(text.encode("utf-8", "replace").decode("utf-8"))
-    return found
 
 
 def text_of(step: int) -> str:

@@ -34,6 +34,13 @@ MODELS = {
 }
 
 
+def encode(text: str) -> list[int]:
+    """Encode a text with our tokenizer; a lone surrogate becomes `?`."""
+    model = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"])
+    found: list[int] = model.EncodeAsIds(text.encode("utf-8", "replace").decode("utf-8"))
+    return found
+
+
 def train_json() -> bytes:
     """A byte-level BPE with special tokens, like Qwen3's `tokenizer.json`."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())

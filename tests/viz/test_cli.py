@@ -5,25 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.conftest import PROJECT
+from tests.viz.conftest import Metrics, run_python, write_store
 from viz.__main__ import main
-from viz.record.schema import rows_of
-from viz.record.writer import StoreWriter
-
-Metrics = Callable[..., dict[str, Any]]
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_charts_and_json_are_rebuilt_from_the_store_alone(filled: Path) -> None:
-    command = [sys.executable, "-m", "viz"]
-    drawn = subprocess.run([*command, "chart", str(filled)], cwd=ROOT, capture_output=True, text=True, check=True)
+    drawn = run_python("-m", "viz", "chart", filled)
     assert drawn.stdout.strip() == str(filled / "training_step_000020.png")
     assert (filled / "training_latest.png").exists()
     assert main(["export", str(filled)]) == 0
@@ -55,10 +48,10 @@ def test_a_run_is_found_by_its_store_and_by_its_out_folder(
 
 
 def test_ctrl_c_is_quiet(filled: Path) -> None:
-    for wait in (0.05, 1.5):
+    for wait in (0.3, 1.5):  # while Python itself starts, no code of ours can handle the signal
         process = subprocess.Popen(
             [sys.executable, "-m", "viz", "timelapse", str(filled), *"--size 6000x3600 -o x.gif".split()],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
@@ -87,10 +80,7 @@ def test_charts_and_time_lapses_of_any_size_and_step(
 
 
 def test_all_charts_of_a_run_are_redrawn(tmp_path: Path, metrics: Metrics, capsys: pytest.CaptureFixture[str]) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {"config": {"viz_interval": 5}})
-    for step in range(12):
-        writer.add_rows(rows_of(metrics(step)))
-    writer.close()
+    write_store(tmp_path, map(metrics, range(12)), config={"viz_interval": 5})
     assert main(["chart", str(tmp_path), "--all", "--size", "640x400"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         str(tmp_path / f"training_step_0000{step}.png") for step in ("05", "10", "12")
@@ -103,12 +93,9 @@ def test_the_document_of_a_step(filled: Path, capsys: pytest.CaptureFixture[str]
 
 
 def make_run(folder: Path, metrics: Metrics, run_id: str, better: float = 0.0) -> Path:
-    folder.mkdir(parents=True)
-    writer = StoreWriter(folder / "run.db", {"run_id": run_id, "tokenizer_hash": "t", "source": "s", "outcome": "done"})
-    for step in range(60):
-        row = metrics(step, loss=5.0 + (step % 7) - better + 0.01 * (step % 3), text_hash=bytes([step]) * 32)
-        writer.add_rows(rows_of(row))
-    writer.close()
+    losses = [5.0 + (step % 7) - better + 0.01 * (step % 3) for step in range(60)]
+    calls = [metrics(step, loss=loss, text_hash=bytes([step]) * 32) for step, loss in enumerate(losses)]
+    write_store(folder, calls, run_id=run_id, tokenizer_hash="t", source="s", outcome="done")
     (folder / ".run").write_text(json.dumps({"run_id": run_id, "test": False, "viz": str(folder), "checkpoints": "x"}))
     return folder
 
@@ -127,9 +114,8 @@ def test_two_runs_by_folder_and_by_id(
     assert capsys.readouterr().out.startswith("A is better by 0.25")
     assert main(["compare", "old-1", str(now), "--in", str(now), "-o", "no/such/folder.png"]) == 2
     printed = capsys.readouterr()
-    assert (
-        printed.out.startswith("B is better by 0.25") and printed.err.count("\n") == 1
-    )  # the result is printed anyway
+    assert printed.out.startswith("B is better by 0.25")  # the result is printed anyway
+    assert printed.err.count("\n") == 1
 
 
 def test_runs_are_listed_and_deleted_after_confirmation(
@@ -176,8 +162,7 @@ def test_an_impossible_request_is_exit_2_and_one_line(
     printed: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    empty = tmp_path_factory.mktemp("empty")
-    StoreWriter(empty / "run.db", {}).close()
+    empty = write_store(tmp_path_factory.mktemp("empty"))
     places = {"DIR": str(filled), "EMPTY": str(empty), "NOTHING": str(tmp_path_factory.mktemp("nothing"))}
     assert main([places.get(word, word) for word in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -187,19 +172,11 @@ def test_an_impossible_request_is_exit_2_and_one_line(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["chart", "--size", "big"],
-        ["chart", "--size", "100x100"],
-        ["chart", "--size", "1000x9000"],
-        ["chart", "--step", "0"],
-        ["document", "-1"],
-        ["document", "1.5"],
-        ["compare", "a", "b", "--since", "-5"],
-        ["timelapse", "--frames", "x"],
-        ["timelapse", "--seconds", "nan"],
-        ["draw"],
-        [],
+        ["chart", "--size", "big"], ["chart", "--size", "100x100"], ["chart", "--size", "1000x9000"],
+        ["chart", "--step", "0"], ["document", "-1"], ["document", "1.5"], ["compare", "a", "b", "--since", "-5"],
+        ["timelapse", "--frames", "x"], ["timelapse", "--seconds", "nan"], ["draw"], [],
     ],
-)
+)  # fmt: skip
 def test_an_invalid_command_line_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -222,5 +199,5 @@ def test_a_damaged_store_is_exit_2_and_one_line(
 
 def test_a_closed_pipe_is_not_an_error(filled: Path) -> None:
     command = f"{sys.executable} -m viz document 7 {filled} | head -1"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Step 7") and done.stderr == ""

@@ -1,15 +1,13 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import viz
-from tests.conftest import PROJECT
-from tests.viz.conftest import Metrics
+from tests.viz.conftest import Metrics, run_python
+from viz.record.reader import StoreReader
 from viz.record.schema import rows_of
-from viz.record.writer import StoreReader, StoreWriter
+from viz.record.writer import StoreWriter
 
 
 def test_load_returns_the_steps_as_a_frame(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +41,9 @@ def test_show_returns_the_chart_as_an_image(filled: Path) -> None:
     assert dark.size == (1200, 800)
     assert np.asarray(dark.convert("L")).mean() < 128 < np.asarray(image.convert("L")).mean()
     assert image._repr_png_().startswith(b"\x89PNG")
+    for step in (-1, 21):
+        with pytest.raises(ValueError, match="has 20 documents"):
+            viz.show(filled, step=step)
 
 
 def test_a_folder_without_a_readable_run_is_one_line(tmp_path: Path) -> None:
@@ -57,5 +58,4 @@ def test_a_folder_without_a_readable_run_is_one_line(tmp_path: Path) -> None:
 
 def test_importing_the_package_loads_no_library() -> None:
     script = "import viz, sys; print(*{'pandas', 'PIL', 'numpy', 'matplotlib', 'torch'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert done.stdout == "\n"
+    assert run_python("-c", script).stdout == "\n"

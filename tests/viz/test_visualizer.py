@@ -3,20 +3,15 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from viz.record.writer import StoreReader
+from tests.viz.conftest import Metrics, run_python, start_python
+from viz.record.reader import StoreReader
 from viz.visualizer import TrainingVisualizer
-
-Metrics = Callable[..., dict[str, Any]]
-ROOT = Path(__file__).parents[2]
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:  # the machine may be busy
@@ -29,14 +24,19 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:  # t
 def worker_of(viz: TrainingVisualizer) -> int:
     """Wait until the drawing process runs; return its id."""
     wait_for(lambda: viz._drawing._process)
-    process = viz._drawing._process
-    assert process is not None
-    return process.pid
+    return viz._drawing._process.pid
 
 
 def events_of(folder: Path) -> list[str]:
     with StoreReader(folder / "run.db") as store:
         return [event["kind"] for event in store.events()]
+
+
+def start_every_process_with(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every Python that is started from now on execute `code` first."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "site"))
 
 
 def names_in(folder: Path) -> set[str]:
@@ -140,11 +140,7 @@ def test_a_process_that_cannot_start_affects_only_the_charts(
     tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages: list[str] = []
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "sitecustomize.py").write_text(
-        "import sys, os; print('no library', file=sys.stderr); os._exit(1)"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    start_every_process_with("import sys, os; print('no library', file=sys.stderr); os._exit(1)", tmp_path, monkeypatch)
     viz = TrainingVisualizer(tmp_path / "viz", say=messages.append)
     viz.update(metrics(0))
     viz.generate_charts(1)
@@ -154,8 +150,7 @@ def test_a_process_that_cannot_start_affects_only_the_charts(
     assert len(messages) == 3
     assert names_in(tmp_path / "viz") == {"run.db"}
     monkeypatch.delenv("PYTHONPATH")
-    again = [sys.executable, "-m", "viz", "chart", str(tmp_path / "viz")]
-    subprocess.run(again, cwd=ROOT, check=True, capture_output=True)
+    run_python("-m", "viz", "chart", tmp_path / "viz")
     assert (tmp_path / "viz" / "training_latest.png").exists()
 
 
@@ -199,14 +194,6 @@ def test_a_resumed_run_continues_its_store(tmp_path: Path, metrics: Metrics) -> 
     assert events_of(tmp_path) == ["interrupt"]
 
 
-def test_a_new_run_never_overwrites_a_store_and_a_resume_needs_one(tmp_path: Path) -> None:
-    TrainingVisualizer(tmp_path).close()
-    with pytest.raises(FileExistsError, match="there is a run already"):
-        TrainingVisualizer(tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no run store"):
-        TrainingVisualizer(tmp_path / "other", resume_from=5)
-
-
 def test_the_drawing_process_ends_with_a_killed_trainer(tmp_path: Path) -> None:
     run = (
         "import sys, time; from viz.visualizer import TrainingVisualizer\n"
@@ -214,10 +201,7 @@ def test_the_drawing_process_ends_with_a_killed_trainer(tmp_path: Path) -> None:
         "while not (viz.folder / 'training_latest.png').exists(): time.sleep(0.01)\n"
         "print(viz._drawing._process.pid, flush=True); time.sleep(60)\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", run, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as trainer:
-        assert trainer.stdout is not None
+    with start_python("-c", run, tmp_path) as trainer:
         worker = int(trainer.stdout.readline())
         assert os.getsid(worker) == worker  # its own session, which Ctrl-C in a terminal does not reach
         trainer.kill()

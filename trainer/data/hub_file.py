@@ -20,7 +20,7 @@ PROGRESS_BYTES = 1 << 18
 """A source that delivered this much is reachable again: the pauses start over at the shortest one."""
 POLL_SECONDS = 0.1
 TRIES_FOR_A_COMMIT = 4
-"""How often the Hub must deny that a commit exists before the run believes it."""
+""""Not found" responses after which a commit counts as deleted."""
 
 
 class Stopped(Exception):

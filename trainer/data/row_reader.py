@@ -4,8 +4,8 @@ One bad row costs only itself. `Damaged` is raised where nothing further can be 
 `LONGEST_ROW_BYTES`; for Parquet by a row group, and for zstd by the window that a frame asks for (at most 2 GB).
 
 The builders of `datasets` (5.2) can't be used here. The `text` builder decodes a compressed file in the locale's
-encoding whatever `encoding_errors` says, so one bad byte loses ten megabytes of rows, and it takes half a `.zst` file
-for a complete one. The `parquet` builder's `skip(n)` downloads what it skips: up to 290 MB for each resume and each
+encoding whatever `encoding_errors` says, so one bad byte loses ten megabytes of rows, and it treats a truncated `.zst`
+file as complete. The `parquet` builder's `skip(n)` downloads what it skips: up to 290 MB for each resume and each
 broken connection in a shard of SlimPajama-6B. This reader starts at the row group it needs.
 """
 
@@ -96,7 +96,7 @@ def _decoding_errors(kind: str) -> tuple[type[Exception], ...]:
 
 
 class _LocalFile(io.FileIO):
-    """A local file that tells a failing disk and a changed file from damaged data.
+    """A local file that distinguishes a failing disk and a changed file from damaged data.
 
     A failing disk raises SourceUnreachable: the file may be intact once the disk works again. A file that changes while
     it is read raises UserError: otherwise a run would train on half of each version under one name.

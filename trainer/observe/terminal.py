@@ -163,7 +163,10 @@ def closing_lines(
     generate = _module("trainer.generate", str(checkpoint), "--prompt", "TEXT")
     files = ("training_latest.png", "metrics_history.json", "text_samples.json", "run.json", "run.db")
     made = ", ".join(name for name in files if (viz / name).is_file())
-    worse = f"Worse than a uniform guess ({uniform_loss:.2f}): try a lower --learning-rate or a longer --warmup-steps"
+    worse = (
+        f"The final loss is above that of a uniform guess ({uniform_loss:.2f}): "
+        "try a lower --learning-rate or a longer --warmup-steps"
+    )
     return [
         f"{ending}: trained on {tally.documents:,} document{plural} ({tally.tokens:,} tokens), "
         f"held out {counts['held_out']:,}, skipped {skipped:,}" + (f" ({reasons})" if reasons else ""),

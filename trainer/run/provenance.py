@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from trainer.arguments import VERSION
 from trainer.base.device import describe_cpu, describe_device
-from trainer.config import FIELDS, ModelShape, TrainingConfig
+from trainer.config import FIELDS, VERSION, ModelShape, TrainingConfig
 from trainer.data.sources import DataSource
 from trainer.data.tokenizer import Tokenizer
 from trainer.learning.schedule import make_scheduler
@@ -31,7 +30,7 @@ def describe_run(
     device: torch.device,
     program: Path,
 ) -> dict[str, Any]:
-    """Return settings, versions, device, data and tokenizer under the keys that `viz/record/writer.py` documents.
+    """Return settings, versions, device, data and tokenizer under the keys that `viz/record/schema.py` documents.
 
     Args:
         recipe: parameters of the update that are not settings (`trainer/learning/optimizer.py`).

@@ -1,4 +1,4 @@
-"""How images look: palettes for light and dark, line styles, matplotlib's settings, and the PNG they end up in."""
+"""How images look: palettes for light and dark, line styles, matplotlib's settings, and the conversion to PNG."""
 
 import io
 from collections.abc import Iterator

@@ -120,7 +120,7 @@ def unguarded(service: Service) -> Starlette:
     for name, answer in (("documents", service.answers.document), ("probes", service.answers.probe)):
         routes.append(Route(f"/api/{name}/{{step}}", _of_step(printed, answer)))
     for name, (content, kind) in page_files().items():
-        routes.append(Route("/" if name == PAGE else f"/{name}", _file(content, kind, for_good=name == PLOTLY)))
+        routes.append(Route("/" if name == PAGE else f"/{name}", _file(content, kind, permanent=name == PLOTLY)))
     app = Starlette(
         routes=routes,
         middleware=[Middleware(GZipMiddleware, minimum_size=1000, compresslevel=3)],
@@ -183,9 +183,9 @@ def _refuse(request: Request, error: Exception) -> Response:
     return answer
 
 
-def _file(content: bytes, kind: str, *, for_good: bool) -> Callable[[Request], Response]:
+def _file(content: bytes, kind: str, *, permanent: bool) -> Callable[[Request], Response]:
     packed = gzip.compress(content, 6)  # once, not at every request
-    age = "public, max-age=31536000, immutable" if for_good else "no-cache"
+    age = "public, max-age=31536000, immutable" if permanent else "no-cache"
 
     def answer(request: Request) -> Response:
         headers = {"cache-control": age, "vary": "accept-encoding"}

@@ -63,8 +63,8 @@ class LiveRun:
     def reading(self) -> Iterator[None]:
         """Context for one thread at a time in which the run is up to date. Raises NoRun if it can't be read.
 
-        The store is open only within: SQLite merges the log into `run.db` at the end of a run only if nobody else has
-        the store open.
+        The store is open only within: SQLite merges the log into `run.db` at the end of a run only if no other
+        connection is open.
         """
         with self.lock:
             self._depth += 1

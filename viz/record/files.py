@@ -1,4 +1,4 @@
-"""Questions to the file system: is a folder on the network, which leftovers can be removed, who locks a store."""
+"""File-system checks: network mounts, leftover temporary files, and which process locks a store."""
 
 import os
 import re

@@ -27,10 +27,10 @@ KEEP_CHARTS = 500
 RECENT_DOCUMENTS = 200
 PROGRAM = Path(__file__).resolve().parents[2] / "train_slimpajama.py"
 TABLE_COLUMNS = 100
-# Full names: `run.db-backup` and `training_notes.png` are files of the user.
+# `.part` is from versions before 0.6. Full names: `run.db-backup` and `training_notes.png` are files of the user.
 _RECORD = re.compile(
     r"run\.db(-wal|-shm|-journal)?|training_(step_\d{6,}|latest)\.png|(run|metrics_history|text_samples)\.json"
-    r"|\.(training_(step_\d{6,}|latest)\.png|(run|metrics_history|text_samples)\.json)\.\d+\.part"
+    r"|\.(training_(step_\d{6,}|latest)\.png|(run|metrics_history|text_samples)\.json)\.\d+\.(tmp|part)"
 )
 _CHECKPOINT = re.compile(r"checkpoint_step_\d+\.bin(\.sha256)?|\.checkpoint_step_\d+\.bin(\.sha256)?\.\d+\.tmp")
 

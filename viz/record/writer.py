@@ -20,8 +20,6 @@ from viz.record.files import is_on_network, lock_holders
 from viz.record.reader import StoreReader, is_blank
 from viz.record.schema import Row, Statement
 
-__all__ = ["StoreReader", "StoreWriter", "WriterLimits"]
-
 Fetch = Callable[..., list[tuple[Any, ...]]]  # `StoreConnection.fetch`: SQL and values -> rows
 LOCK_SECONDS = 0.2  # SQLite's busy timeout
 COMMIT_SECONDS = 0.3
@@ -143,7 +141,8 @@ class StoreWriter:
 
     Storage that fails (a full disk, a lost mount) raises OSError at the next call, whichever it is. Nothing is lost:
     what was not committed is kept, including what the call that raised was given, until `recover` writes it.
-    A row that breaks the schema, such as a second one for a (step, rank), raises RuntimeError, for good.
+    A row that breaks the schema, such as a second one for a (step, rank), raises RuntimeError at this
+    and every later call.
     """
 
     def __init__(
@@ -303,7 +302,7 @@ class StoreWriter:
             if self._closing:
                 raise RuntimeError(f"{self.path}: the store is closed")
             if len(self._queue) >= self._limits.commit_calls:
-                self._wake.notify_all()  # otherwise it wakes by itself: waking it costs more than adding a row
+                self._wake.notify_all()  # otherwise it wakes within COMMIT_SECONDS: a wake-up costs more than a row
 
     def _has_room(self, seconds: float) -> bool:
         with self._wake:

@@ -32,26 +32,20 @@ def test_the_first_signal_sets_a_flag() -> None:
     assert run(signal.SIGHUP).stdout == "True 129\n"
     assert "Stopping after this step" in run(signal.SIGINT).stderr
     assert run().stdout.startswith("False")
+    assert run(signal.SIGHUP, words=("nohup",)).stdout.startswith("False")
 
 
-def test_a_signal_ends_the_process_while_there_is_nothing_to_save() -> None:
+def test_the_first_signal_ends_the_process_while_there_is_nothing_to_save_or_torch_compiles() -> None:
     done = run(signal.SIGTERM, words=("early",))
     assert "KeyboardInterrupt" in done.stderr and done.stdout == ""
-
-
-def test_nohup_is_respected() -> None:
-    assert run(signal.SIGHUP, words=("nohup",)).stdout.startswith("False")
+    done = run(signal.SIGTERM, words=("compiling",))
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", f"\n{NOTHING_TRAINED}\n")
 
 
 def test_the_second_signal_ends_the_process_immediately() -> None:
     done = run(signal.SIGINT, signal.SIGINT)
     assert (done.returncode, done.stdout) == (130, "")
     assert run(signal.SIGINT, signal.SIGTERM).returncode == 143
-
-
-def test_the_first_signal_ends_the_process_immediately_while_compiling() -> None:
-    done = run(signal.SIGTERM, words=("compiling",))
-    assert (done.returncode, done.stdout, done.stderr) == (143, "", f"\n{NOTHING_TRAINED}\n")
 
 
 def test_handlers_are_restored() -> None:

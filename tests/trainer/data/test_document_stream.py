@@ -50,15 +50,12 @@ def mixed(tmp_path: Path) -> Path:
 EXPECTED = [f"{file}{index}" for file in "abcdf" for index in range(4)]
 
 
-def test_a_folder_of_mixed_kinds_is_read_in_order(mixed: Path) -> None:
+def test_a_folder_of_mixed_kinds_is_read_in_order_and_an_origin_names_the_row(mixed: Path) -> None:
     stream = stream_of(mixed)
     assert texts(islice(stream, 3)) == EXPECTED[:3]
     assert texts(stream) == EXPECTED, "iterating again starts again"
     assert texts(stream_of(f"{mixed}/[bc].jsonl*")) == EXPECTED[4:12]
-
-
-def test_an_origin_names_the_row_of_the_file(mixed: Path) -> None:
-    origins = {document.text: document.origin for document in stream_of(mixed)}
+    origins = {document.text: document.origin for document in stream}
     assert (origins["a3"].shard, origins["a3"].row) == (str(mixed / "a.jsonl"), 5)
     assert (origins["d3"].shard, origins["d3"].row) == (str(mixed / "d.parquet"), 3)
     assert (origins["f3"].shard, origins["f3"].row) == (str(mixed / "f.txt"), 3)
@@ -78,13 +75,6 @@ def test_resuming_at_any_cursor_equals_an_uninterrupted_stream(mixed: Path) -> N
 def test_a_source_without_a_document_ends_even_when_repeated(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", ["", ""])
     assert list(stream_of(tmp_path, repeat=True)) == []
-
-
-def test_resuming_at_the_end_of_an_epoch_starts_the_next_one(tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", [{"text": "a0"}])
-    stream = stream_of(tmp_path, repeat=True)
-    (first,) = islice(stream, 1)
-    assert texts(islice(replace(stream, cursor=first.cursor), 2)) == ["a0", "a0"]
 
 
 def test_the_source_of_a_row(tmp_path: Path) -> None:

@@ -34,17 +34,17 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, *ENDS], ids=range(len(HOSTILE) + len(ENDS)))
-def test_hostile_texts_are_equal_tokens(
-    tokenizer: PretrainedTokenizer, theirs: PreTrainedTokenizerBase, text: str
-) -> None:
-    ids = tokenizer.EncodeAsIds(text)
-    assert ids == theirs(text)["input_ids"]
-    assert tokenizer.DecodeIds(ids) == theirs.decode(ids)
+def test_hostile_texts(tokenizer: PretrainedTokenizer, theirs: PreTrainedTokenizerBase, text: str) -> None:
+    assert_equal_tokens(tokenizer, theirs, text)
 
 
 @given(text=TEXT)
 @example(text="\u212b e\u0301")
-def test_any_text_is_equal_tokens(tokenizer: PretrainedTokenizer, theirs: PreTrainedTokenizerBase, text: str) -> None:
+def test_any_text(tokenizer: PretrainedTokenizer, theirs: PreTrainedTokenizerBase, text: str) -> None:
+    assert_equal_tokens(tokenizer, theirs, text)
+
+
+def assert_equal_tokens(tokenizer: PretrainedTokenizer, theirs: PreTrainedTokenizerBase, text: str) -> None:
     ids = tokenizer.EncodeAsIds(text)
     assert ids == theirs(text)["input_ids"]
     assert tokenizer.DecodeIds(ids) == theirs.decode(ids)
@@ -52,9 +52,7 @@ def test_any_text_is_equal_tokens(tokenizer: PretrainedTokenizer, theirs: PreTra
 
 
 @given(ids=st.lists(st.one_of(st.integers(0, 255), st.integers(0, VOCAB - 1)), max_size=12))
-def test_any_ids_are_equal_text(
-    tokenizer: PretrainedTokenizer, theirs: PreTrainedTokenizerBase, ids: list[int]
-) -> None:
+def test_any_ids(tokenizer: PretrainedTokenizer, theirs: PreTrainedTokenizerBase, ids: list[int]) -> None:
     """Including invalid UTF-8, and rows of the embedding without a token."""
     text = tokenizer.DecodeIds(ids)
     assert text == theirs.decode(ids)
@@ -65,19 +63,14 @@ def test_any_ids_are_equal_text(
     parts=st.lists(st.one_of(TEXT, st.sampled_from(make_texts(5)), st.just("z" * 300)), min_size=1, max_size=8),
     max_tokens=st.integers(2, 40),
 )
-def test_a_prefix_equals_the_start_of_all_tokens(
-    tokenizer: PretrainedTokenizer, parts: list[str], max_tokens: int
-) -> None:
+def test_a_prefix_is_the_start_of_all_tokens(tokenizer: PretrainedTokenizer, parts: list[str], max_tokens: int) -> None:
     text = " ".join(parts) * 3
     assert tokenizer.encode_prefix(text, max_tokens) == tokenizer.EncodeAsIds(text)[:max_tokens]
 
 
 def test_a_prefix_of_a_long_text_does_not_read_all_of_it(tokenizer: PretrainedTokenizer) -> None:
+    """Ten million spaces can't all be encoded; of a document, only the beginning is."""
     assert tokenizer.encode_prefix("word " * 10_000 + "\ud800", 50) == tokenizer.EncodeAsIds("word " * 50)[:50]
-
-
-def test_a_text_that_the_pattern_fails_on(tokenizer: PretrainedTokenizer) -> None:
-    """Ten million spaces: encoding all of them fails; of a document, only the beginning is encoded."""
     spaces = " " * 11_000_000
     with pytest.raises(UserError, match="failed on a text of 11,000,000 characters"):
         tokenizer.EncodeAsIds(spaces)
@@ -94,14 +87,12 @@ def test_invalid_texts_and_ids_raise(tokenizer: PretrainedTokenizer) -> None:
             tokenizer.DecodeIds([1, token])
 
 
-def test_truncation_and_padding_are_turned_off() -> None:
+def test_truncation_and_padding_are_turned_off(tokenizer: PretrainedTokenizer) -> None:
     made = make_tokenizer()
     made.enable_truncation(3)
     made.enable_padding(length=8)
-    found = PretrainedTokenizer(made.to_str().encode(), VOCAB)
-    assert found.EncodeAsIds("Document 1. Document 2.") == PretrainedTokenizer(CONTENT, VOCAB).EncodeAsIds(
-        "Document 1. Document 2."
-    )
+    found, text = PretrainedTokenizer(made.to_str().encode(), VOCAB), "Document 1. Document 2."
+    assert found.EncodeAsIds(text) == tokenizer.EncodeAsIds(text)
 
 
 def test_the_kind_of_tokenizer_follows_from_its_bytes(tokenizer: PretrainedTokenizer) -> None:

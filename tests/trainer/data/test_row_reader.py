@@ -80,12 +80,15 @@ def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, texts: list
     assert read(path, first) == list(enumerate(texts))[first:]
 
 
-def test_parquet_from_every_row(tmp_path: Path) -> None:
+def test_parquet_from_every_row_and_a_row_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     texts = [f"text {index}" for index in range(300)]
     pq.write_table(pa.table({"id": range(300), "text": texts}), path, row_group_size=100)
     for first in (0, 1, 63, 64, 99, 100, 101, 200, 299, 300):
         assert read(path, first) == list(enumerate(texts))[first:]
+    broken = pa.Array.from_buffers(pa.string(), 3, pa.array([b"one", b"tw\xff", b"three"], pa.binary()).buffers())
+    pq.write_table(pa.table({"text": broken}), path)
+    assert read(path) == [(0, "one"), (1, "not UTF-8"), (2, "three")]
 
 
 def test_parquet_reads_only_the_columns_it_needs(tmp_path: Path) -> None:
@@ -96,9 +99,7 @@ def test_parquet_reads_only_the_columns_it_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"pre_buffer": True}], ids=["ours", "the control"])
-def test_parquet_is_read_only_in_the_calling_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
-) -> None:
+def test_parquet_is_read_in_the_calling_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Any) -> None:
     """If one of Arrow's threads still holds bytes of ours when the process ends, the process aborts."""
     path, threads, parquet_file = tmp_path / "a.parquet", set(), pq.ParquetFile
     pq.write_table(pa.table({"text": [str(row) for row in range(300)]}), path, row_group_size=100)
@@ -119,13 +120,6 @@ def test_parquet_is_read_only_in_the_calling_thread(
     monkeypatch.setattr(pq, "ParquetFile", lambda file, **own: parquet_file(Watched(file), **own | options))
     assert len(read(path)) == 300
     assert (threads == {threading.get_ident()}) is not bool(options)
-
-
-def test_parquet_with_a_row_that_is_not_utf8(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    broken = pa.Array.from_buffers(pa.string(), 3, pa.array([b"one", b"tw\xff", b"three"], pa.binary()).buffers())
-    pq.write_table(pa.table({"text": broken}), path)
-    assert read(path) == [(0, "one"), (1, "not UTF-8"), (2, "three")]
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -338,13 +332,9 @@ def test_intact_files_are_read_as_datasets_reads_them(tmp_path: Path) -> None:
         else:
             path.write_bytes(COMPRESS.get(path.suffix, bytes)(lines(texts)))
         files.append((str(path), builder, options))
-    done = subprocess.run(
-        [sys.executable, "-c", BY_DATASETS, json.dumps(files)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", BY_DATASETS, json.dumps(files)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     for (name, *_), line in zip(files, done.stdout.splitlines(), strict=True):
         theirs = json.loads(line)
         if "jsonl" in name:

@@ -15,11 +15,6 @@ from trainer.errors import SourceUnreachable, UserError
 from trainer.records import Cursor, Document, Origin, Sample
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(make_texts(50), vocab_size=500)
-
-
 def documents(texts: Iterable[object], start: int = 0) -> Iterator[Document]:
     for row, text in enumerate(texts):
         if row >= start:
@@ -98,7 +93,7 @@ def test_reading_ahead_is_bounded(tokenizer: Tokenizer) -> None:
     samples.close()
 
 
-def test_more_than_a_thousand_skips_in_a_row_end_the_run(tokenizer: Tokenizer) -> None:
+def test_too_many_skips_in_a_row_and_data_without_a_usable_document_are_refused(tokenizer: Tokenizer) -> None:
     good: list[object] = make_texts(1)
     rest = good + [None] * 1000 + good + [None] * 600 + ["short"] * 401
     samples = stream(documents(rest), tokenizer)
@@ -107,9 +102,6 @@ def test_more_than_a_thousand_skips_in_a_row_end_the_run(tokenizer: Tokenizer) -
         seen.extend(samples)
     with pytest.raises(UserError, match="1,001 documents in a row"):
         list(usable_texts(documents(rest)))
-
-
-def test_data_without_a_usable_document_are_refused_with_the_reasons() -> None:
     with pytest.raises(UserError, match="2 text is not a string, 1 shorter than 10 characters"):
         list(usable_texts(documents([None, 3, "short"])))
     with pytest.raises(UserError, match="the data are empty"):
@@ -159,9 +151,7 @@ def half_bad(tmp_path: Path) -> DocumentStream:
     return DocumentStream(source=resolve_source(str(path)))
 
 
-def test_unreadable_rows_are_reported_just_before_the_next_sample(
-    half_bad: DocumentStream, tokenizer: Tokenizer
-) -> None:
+def test_unreadable_rows_are_reported_before_the_next_sample(half_bad: DocumentStream, tokenizer: Tokenizer) -> None:
     reported: list[str] = []
     threads = set()
 

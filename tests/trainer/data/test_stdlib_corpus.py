@@ -37,21 +37,18 @@ def rows(library: EmbeddedLibrary) -> list[dict[str, str]]:
     return [json.loads(line) for line in lines]
 
 
-def test_each_source_has_enough_documents_of_the_promised_length(
-    library: EmbeddedLibrary, rows: list[dict[str, str]]
-) -> None:
+def test_each_source_has_enough_different_documents(library: EmbeddedLibrary, rows: list[dict[str, str]]) -> None:
     assert len(rows) == library.documents >= 10_000
     counts = Counter(row["source"] for row in rows)
     assert set(counts) == {"python-docs", "python-docstrings", "python-code"}
     assert min(counts.values()) > 100
     lengths = [len(row["text"]) for row in rows]
     assert min(lengths) >= 200 and max(lengths) <= 4000
-
-
-def test_no_text_and_no_piece_of_code_is_in_two_documents(rows: list[dict[str, str]]) -> None:
     assert len({row["text"] for row in rows}) == len(rows)
     starts = Counter(row["origin"] for row in rows if row["source"] == "python-code")
-    assert max(starts.values()) == 1
+    assert max(starts.values()) == 1, "no piece of code is in two documents"
+    assert any(not row["text"].isascii() for row in rows)
+    assert not any(re.search("[\ud800-\udfff]", row["text"]) for row in rows), "Unicode is intact"
 
 
 def test_functions_have_no_docstrings_and_docstrings_are_cleaned(rows: list[dict[str, str]]) -> None:
@@ -82,20 +79,13 @@ def test_the_origin_leads_back_to_the_text(rows: list[dict[str, str]]) -> None:
             assert re.search("['\"]", line) or first_line.strip() in "\n".join(files[name][int(number) - 1 :])
 
 
-def test_unicode_is_intact(rows: list[dict[str, str]]) -> None:
-    assert any(not row["text"].isascii() for row in rows)
-    assert not any(re.search("[\ud800-\udfff]", row["text"]) for row in rows)
-
-
 def test_the_second_use_writes_nothing(library: EmbeddedLibrary, cache: Path) -> None:
     before = [shard.stat().st_mtime_ns for shard in library.shards]
     assert prepare(cache) == library
     assert [shard.stat().st_mtime_ns for shard in library.shards] == before
 
 
-def test_processes_that_start_together_make_one_library_that_is_equal_to_the_byte(
-    library: EmbeddedLibrary, tmp_path: Path
-) -> None:
+def test_processes_that_start_together_make_one_equal_library(library: EmbeddedLibrary, tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from trainer.data.stdlib_corpus import prepare; "
     command = [sys.executable, "-c", code + "print(prepare(Path(sys.argv[1])).revision)", tmp_path]
     options: Any = {"cwd": ROOT, "env": {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C"}, "stdout": subprocess.PIPE}
@@ -121,9 +111,7 @@ def test_damage_is_repaired(library: EmbeddedLibrary, cache: Path, damage: str) 
     assert [path.name for path in library.folder.parent.iterdir()] == [library.folder.name]
 
 
-def test_the_temporary_folder_is_used_if_the_cache_is_not_writable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_temporary_folder_replaces_a_read_only_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = tmp_path / "a file"
     blocked.touch()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -34,10 +34,8 @@ def tokenizer() -> Tokenizer:
 def trained_otherwise(**options: object) -> Tokenizer:
     """A model made with SentencePiece's own defaults, except for `options`."""
     model = io.BytesIO()
-    settings = {"model_type": "unigram", "vocab_size": 400, "hard_vocab_limit": False, "minloglevel": 2}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS), model_writer=model, **{**settings, **options}
-    )
+    settings = {"model_type": "unigram", "vocab_size": 400, "hard_vocab_limit": False, "minloglevel": 2, **options}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=model, **settings)
     return Tokenizer(model.getvalue())
 
 
@@ -59,18 +57,10 @@ FOREIGN = {
 }
 
 # Words, runs of spaces, the space's double, control pieces, bytes beyond ASCII, NUL: everything but lone surrogates.
-TEXTS = st.lists(
-    st.one_of(
-        st.sampled_from(
-            ["of times", " ", "  ", SPACE, "\n", "\t", "\0", "<s>", "</s>", "<unk>", "<0x41>", "é", "東京"]
-        ),
-        st.sampled_from(
-            ["it was the age ", "self, text", "\U0001f600", "\r\n", "e\u0301", "\u2585", "\u2047", "\ufeff"]
-        ),
-        st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
-    ),
-    max_size=40,
-).map("".join)
+WORDS = ["of times", " ", "  ", SPACE, "\n", "\t", "\0", "<s>", "</s>", "<unk>", "<0x41>", "é", "東京"]
+WORDS += ["it was the age ", "self, text", "\U0001f600", "\r\n", "e\u0301", "\u2585", "\u2047", "\ufeff"]
+PIECES = st.one_of(st.sampled_from(WORDS), st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
+TEXTS = st.lists(PIECES, max_size=40).map("".join)
 
 
 @pytest.fixture(scope="module", params=["ours", *FOREIGN])
@@ -128,14 +118,12 @@ def test_a_character_is_streamed_once_all_its_bytes_are_there(tokenizer: Tokeniz
 
 
 def test_training_gives_the_same_bytes_in_every_process(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    script = (
-        "import sys; sys.path[:0] = sys.argv[1:]\n"
-        "from tests.trainer.data.test_tokenizer import CORPUS\n"
-        "from trainer.data.tokenizer import Tokenizer\n"
-        "print(Tokenizer.train(iter(CORPUS), vocab_size=600).sha256)\n"
-    )
+    script = """
+from tests.trainer.data.test_tokenizer import CORPUS, Tokenizer
+print(Tokenizer.train(iter(CORPUS), vocab_size=600).sha256)
+"""
     for hash_seed in ("1", "2"):
-        command, environment = [sys.executable, "-c", script, str(ROOT)], {"PYTHONHASHSEED": hash_seed}
+        command, environment = [sys.executable, "-c", script], {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed}
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
         assert (done.stdout.strip(), done.stderr) == (tokenizer.sha256, "")
     assert not list(tmp_path.iterdir()), "nothing is written"

@@ -16,11 +16,8 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import make_texts
 from tests.qwen3 import VOCAB, make_model, write_folder
 from tests.trainer.base.test_checkpoint_file import Canary
-from tests.trainer.model.test_language_model import rough_model
-from trainer.base.checkpoint_file import write_state
 from trainer.data.tokenizer import Tokenizer
 from trainer.errors import RunError, UserError
-from trainer.export import main as export
 from trainer.interop.load import stored_tokenizer
 from trainer.interop.transformers_folder import read_transformers_folder
 from trainer.model.language_model import LanguageModel
@@ -86,17 +83,6 @@ def test_links_are_followed_as_in_the_cache_of_the_hub(qwen3: Path, tmp_path: Pa
     for path in qwen3.iterdir():
         (tmp_path / path.name).symlink_to(path)
     assert read_transformers_folder(tmp_path)["vocab_size"] == VOCAB
-
-
-def test_our_own_export_is_read_with_our_tokenizer(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.train(make_texts(20), vocab_size=320)
-    model = rough_model(vocab_size=tokenizer.vocab_size)
-    write_state(tmp_path / "c.bin", {**model.checkpoint_state(), "tokenizer": tokenizer.model_bytes})
-    assert export([str(tmp_path / "c.bin"), str(tmp_path / "out")]) == 0
-    state = read_transformers_folder(tmp_path / "out")
-    assert stored_tokenizer(state, "out").sha256 == tokenizer.sha256
-    for name, weight in model.named_parameters():
-        assert torch.equal(state["model"][name], weight)
 
 
 def config(**values: object) -> Callable[[Path], None]:

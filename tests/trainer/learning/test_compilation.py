@@ -47,9 +47,7 @@ def test_compiling_pays_once_a_run_is_long_enough(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("steps", "is_compiled"), [(1_000, False), (10_000, True)])
-def test_a_run_on_a_gpu_is_compiled_if_it_is_long(
-    monkeypatch: pytest.MonkeyPatch, steps: int, is_compiled: bool
-) -> None:
+def test_a_long_run_on_a_gpu_is_compiled(monkeypatch: pytest.MonkeyPatch, steps: int, is_compiled: bool) -> None:
     monkeypatch.delenv("TORCH_COMPILE_DISABLE", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     calls: list[bool] = []
@@ -60,9 +58,7 @@ def test_a_run_on_a_gpu_is_compiled_if_it_is_long(
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_no_timing_selects_a_kernel_in_a_deterministic_run(
-    monkeypatch: pytest.MonkeyPatch, deterministic: bool
-) -> None:
+def test_kernels_of_a_deterministic_run_are_not_timed(monkeypatch: pytest.MonkeyPatch, deterministic: bool) -> None:
     import torch._inductor.config
 
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)

@@ -31,7 +31,6 @@ def test_the_peak_weights_every_product_by_its_share_of_the_step() -> None:
 
     assert peak_flops(TINY, 300, 64, dtype=torch.bfloat16, device=CPU, timer=timer) == pytest.approx(5e9)
     assert {(64, 64, 300), (64, 300, 64), (300, 64, 64)} <= {*timed}  # the output layer's three
-
     per_token, _ = flops_per_token(TINY, 300)
     norms = sum(weight.numel() for weight in LanguageModel(TINY, 300).parameters() if weight.dim() == 1)
     products = 3 * (7 * TINY.layers + 1)

@@ -10,25 +10,20 @@ from trainer.learning.optimizer import MuonAdamW, Recipe, orthogonalize, turn_in
 NO, ONE = torch.tensor(0.0), torch.tensor(1.0)
 WIDTH = 96
 """A width at which each matrix is updated every four steps."""
+RECIPE = Recipe.for_width(WIDTH)
+FP32 = torch.float32
+both_dtypes = pytest.mark.parametrize("dtype", [FP32, torch.bfloat16])
 
 
 def make_weights() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = {
-        "model.embed_tokens.weight": (50, WIDTH),
-        "wide": (32, WIDTH),
-        "tall": (288, WIDTH),
-        "square": (WIDTH, WIDTH),
-        "down": (WIDTH, 288),
-        "norm": (WIDTH,),
-    }
+    matrices = {"wide": (32, WIDTH), "tall": (288, WIDTH), "square": (WIDTH, WIDTH), "down": (WIDTH, 288)}
+    shapes = {"model.embed_tokens.weight": (50, WIDTH), **matrices, "norm": (WIDTH,)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def make_optimizer(
-    weights: Mapping[str, Tensor], recipe: Recipe | None = None, dtype: torch.dtype = torch.float32
-) -> MuonAdamW:
-    return MuonAdamW(weights, recipe or Recipe.for_width(WIDTH), width=WIDTH, max_seq_length=256, dtype=dtype)
+def make_optimizer(weights: Mapping[str, Tensor], recipe: Recipe = RECIPE, dtype: torch.dtype = FP32) -> MuonAdamW:
+    return MuonAdamW(weights, recipe, width=WIDTH, max_seq_length=256, dtype=dtype)
 
 
 def make_gradients(weights: Mapping[str, Tensor], seed: int) -> list[Tensor]:
@@ -36,7 +31,7 @@ def make_gradients(weights: Mapping[str, Tensor], seed: int) -> list[Tensor]:
     return [torch.randn(weight.shape, generator=generator) for weight in weights.values()]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@both_dtypes
 @pytest.mark.parametrize("shape", [(64, 64), (32, 96), (288, 96), (96, 64), (64, 96)])
 def test_an_orthogonalized_matrix_has_the_same_singular_vectors(shape: tuple[int, int], dtype: torch.dtype) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -48,13 +43,11 @@ def test_an_orthogonalized_matrix_has_the_same_singular_vectors(shape: tuple[int
     assert (inside - values.diag()).abs().max() < (0.01 if dtype == torch.float32 else 0.1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@both_dtypes
 @pytest.mark.parametrize("rank", [1, 2, 7])
 @pytest.mark.parametrize("size", [1e-8, 1.0, 1e6])
 @pytest.mark.parametrize("shape", [(96, 288), (288, 96), (96, 96)])
-def test_a_matrix_of_low_rank_stays_within_bounds(
-    shape: tuple[int, int], rank: int, size: float, dtype: torch.dtype
-) -> None:
+def test_low_rank_stays_within_bounds(shape: tuple[int, int], rank: int, size: float, dtype: torch.dtype) -> None:
     """The polynomials diverge for singular values above 1; at rank 1 the norm is the singular value."""
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -63,7 +56,7 @@ def test_a_matrix_of_low_rank_stays_within_bounds(
         assert values.max() < 1.25 and values[rank - 1] > 0.7
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@both_dtypes
 @pytest.mark.parametrize("shape", [(96, 288), (96, 96)])
 def test_tiny_matrices_stay_within_bounds(shape: tuple[int, int], dtype: torch.dtype) -> None:
     """Once documents are memorized, momentum shrinks by 5 % per step; its squares underflow long before it does."""
@@ -114,13 +107,8 @@ def test_adamw_updates_embedding_and_norms_at_their_own_rates() -> None:
     weights, plain = make_weights(), make_weights()
     optimizer = make_optimizer(weights, Recipe(matrix_rate=1.0, embedding_rate=3.0, norm_rate=0.5))
     embedding, norm = (plain[name].requires_grad_() for name in ("model.embed_tokens.weight", "norm"))
-    beta2 = 2 ** (-255 / 10e6)
-    reference = torch.optim.AdamW(
-        [{"params": [embedding], "lr": 0.03}, {"params": [norm], "lr": 0.005}],
-        betas=(0.9, beta2),
-        weight_decay=0.0,
-        foreach=False,
-    )
+    groups, betas = [{"params": [embedding], "lr": 0.03}, {"params": [norm], "lr": 0.005}], (0.9, 2 ** (-255 / 10e6))
+    reference = torch.optim.AdamW(groups, betas=betas, weight_decay=0.0, foreach=False)
     for number in range(5):
         gradients = make_gradients(weights, number)
         embedding.grad, norm.grad = gradients[0] / 2.5, gradients[-1] / 2.5
@@ -130,7 +118,7 @@ def test_adamw_updates_embedding_and_norms_at_their_own_rates() -> None:
     assert torch.allclose(weights["norm"], norm, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@both_dtypes
 @pytest.mark.parametrize("found_inf", [NO, ONE])
 def test_momenta_are_the_same_without_reading_a_number_back(found_inf: Tensor, dtype: torch.dtype) -> None:
     """The code path of a GPU, on a CPU."""

@@ -11,11 +11,9 @@ def check(detector: InstabilityDetector, loss: float, norm: float, length: int =
     return detector.check(length, torch.tensor(finite), torch.tensor(loss), torch.tensor(norm))
 
 
-def calm(
-    detector: InstabilityDetector, norm: float, steps: int = LEAST_HISTORY, length: int = 64
-) -> InstabilityDetector:
+def calm(detector: InstabilityDetector, norm: float, length: int = 64) -> InstabilityDetector:
     """Give the detector steps without a fault, with a median norm of 1.1 x `norm`, and return it."""
-    for number in range(steps):
+    for number in range(LEAST_HISTORY):
         verdict = check(detector, 4.0, norm * (1 + number % 3 / 10), length)
         assert not verdict.faults.any() and not verdict.found_inf
     return detector
@@ -54,7 +52,7 @@ def test_each_length_has_its_own_median() -> None:
 
 
 def test_the_median_adapts_to_a_permanent_change() -> None:
-    detector = calm(InstabilityDetector(window=32), 0.1, steps=40)
+    detector = calm(calm(InstabilityDetector(window=32), 0.1), 0.1)
     spikes = [check(detector, 4.0, 0.9).faults.any().item() for _ in range(32)]
     assert spikes[0] and not spikes[-1] and sum(spikes) == 17  # half a window, and one (the lower median)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import make_texts
-from tests.trainer.test_trainer import Notebook
+from tests.trainer.model.test_language_model import rough_model
+from tests.trainer.test_trainer import Notebook, documents
 from trainer.config import MODEL_SIZES
 from trainer.data.document_filter import is_held_out
 from trainer.data.sample_stream import SampleStream, held_out_samples
@@ -21,34 +21,22 @@ from trainer.model.language_model import LanguageModel
 from trainer.observe.evaluation import AUTOMATIC_EVALUATION, Evaluations, Evaluator, evaluation_interval
 from trainer.observe.recorder import Recorder
 from trainer.observe.terminal import Progress
-from trainer.records import Cursor, Document, Evaluation, Origin, Sample
+from trainer.records import Document, Evaluation, Sample
 
 MOST_TIME = AUTOMATIC_EVALUATION.share_of_time
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(make_texts(50), vocab_size=400)
-
-
-def documents(count: int) -> list[Document]:
-    return [Document(text, "here", Origin("f", row), Cursor(row=row + 1)) for row, text in enumerate(make_texts(count))]
 
 
 def held_out(tokenizer: Tokenizer, count: int = 5) -> list[Sample]:
     return held_out_samples(documents(2000), tokenizer, 32, count, own_split=False)
 
 
-def test_held_out_documents_are_never_trained_on(tokenizer: Tokenizer) -> None:
+def test_the_held_out_documents_or_the_start_of_a_validation_split_are_evaluated(tokenizer: Tokenizer) -> None:
     evaluated = held_out(tokenizer, 100)
     trained = SampleStream(documents(2000), tokenizer, 32, hold_out=True, should_stop=lambda: False)
     hashes = {sample.text_hash for sample in trained}
     assert len(evaluated) >= 5 and all(is_held_out(sample.text_hash) for sample in evaluated)
     assert not hashes & {sample.text_hash for sample in evaluated}
     assert len(hashes) + len(evaluated) == 2000
-
-
-def test_a_validation_split_is_read_from_its_start(tokenizer: Tokenizer) -> None:
     samples = held_out_samples(documents(20), tokenizer, 32, 7, own_split=True)
     assert [sample.document.origin.row for sample in samples] == list(range(7))
 
@@ -57,32 +45,22 @@ def test_a_validation_split_is_read_from_its_start(tokenizer: Tokenizer) -> None
 def samples(tokenizer: Tokenizer) -> list[Sample]:
     """Documents of three sources and of different lengths, in more than one batch."""
     found = held_out(tokenizer, 18)
-    lengths = (2, 5, 31, 32, 9, 17)
-    sources = ("code", "docs", "books")
-    return [
-        replace(
-            sample,
-            ids=sample.ids[: lengths[number % 6]],
-            predicted_bytes=int(tokenizer.piece_bytes[sample.ids[1 : lengths[number % 6]]].sum()),
-            document=replace(sample.document, source=sources[number % 3]),
-        )
-        for number, sample in enumerate(found)
-    ]
+    samples = []
+    for sample, length, source in zip(found, (2, 5, 31, 32, 9, 17) * 3, ("code", "docs", "books") * 6, strict=False):
+        ids, document = sample.ids[:length], replace(sample.document, source=source)
+        size = int(tokenizer.piece_bytes[ids[1:]].sum())
+        samples.append(replace(sample, ids=ids, predicted_bytes=size, document=document))
+    return samples
 
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> LanguageModel:
-    model = LanguageModel(MODEL_SIZES["tiny"], tokenizer.vocab_size, seed=3)
-    with torch.no_grad():  # new weights predict all tokens alike
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
-    return model
+    return rough_model(vocab_size=tokenizer.vocab_size)  # new weights predict all tokens alike
 
 
 def by_hand(model: LanguageModel, samples: list[Sample]) -> tuple[list[float], list[bool], int]:
     """Loss and correctness of every prediction, one document at a time, and the bytes of the predicted tokens."""
-    losses: list[float] = []
-    right: list[bool] = []
+    losses, right = [], []
     for sample in samples:
         logits = model(torch.tensor([sample.input_ids]))[0]
         targets = torch.tensor(sample.target_ids)
@@ -91,15 +69,12 @@ def by_hand(model: LanguageModel, samples: list[Sample]) -> tuple[list[float], l
     return losses, right, sum(sample.predicted_bytes for sample in samples)
 
 
-def test_every_prediction_has_the_same_weight_in_total_and_by_source(
-    model: LanguageModel, samples: list[Sample]
-) -> None:
+def test_every_prediction_counts_equally_in_total_and_by_source(model: LanguageModel, samples: list[Sample]) -> None:
     evaluator = Evaluator(lambda: model, {"validation": samples})
     whole, *parts = evaluator.measure()
     assert [part.source for part in parts] == ["books", "code", "docs"] and whole.source == ""
-    for found, of in [(whole, samples)] + [
-        (part, [sample for sample in samples if sample.document.source == part.source]) for part in parts
-    ]:
+    for found in (whole, *parts):
+        of = [sample for sample in samples if found.source in ("", sample.document.source)]
         losses, right, size = by_hand(model, of)
         # One by one compared with padded batches: equal up to rounding.
         assert found.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
@@ -239,12 +214,8 @@ def test_the_automatic_interval_depends_on_the_length_of_the_run() -> None:
     assert [evaluation_interval(None, steps) for steps in (1, 999, 1000, 10**6)] == [0, 0, 500, 500]
     assert [evaluation_interval(asked, 5000) for asked in (0, 7)] == [0, 7]
     assert evaluation_interval(7, 100) == 7
-
-
-@pytest.mark.parametrize(("asked", "steps"), [(None, 999), (0, 5000)])
-def test_a_short_run_and_interval_0_mean_no_evaluation(asked: int | None, steps: int) -> None:
-    run = Run(asked, steps, 1.0, 0.1)
-    assert run.train() == [] and run.events() == [] and run.evaluator.trials == 0
+    for run in (Run(None, 999, 1.0, 0.1), Run(0, 5000, 1.0, 0.1)):
+        assert run.train() == [] and run.events() == [] and run.evaluator.trials == 0
 
 
 def test_cheap_evaluations_run_at_each_interval_and_once_at_the_end() -> None:
@@ -272,9 +243,8 @@ def test_a_skipped_evaluation_is_printed_once_and_recorded_each_time(capsys: pyt
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
     assert printed.startswith("Skipped the evaluation after 500 documents: it takes about 1.7m") and "2%" in printed
-    assert [(step, kind) for step, kind, _ in run.events()] == [
-        (done, "evaluation left out") for done in range(500, 3001, 500)
-    ]
+    skipped = [(done, "evaluation left out") for done in range(500, 3001, 500)]
+    assert [(step, kind) for step, kind, _ in run.events()] == skipped
 
 
 def test_a_slow_evaluation_is_compensated_by_skipping_later_ones() -> None:

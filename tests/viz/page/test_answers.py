@@ -3,33 +3,28 @@
 import fcntl
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 
+from tests.viz.conftest import Metrics, write_store
 from tests.viz.page.test_http import ugly_run
-from tests.viz.views.test_token_text import MODELS
+from tests.viz.small_tokenizers import MODELS, encode
 from viz.page.answers import MOST_STEPS_OF_KIND, Answers
 from viz.page.api import QUERIES, Service
 from viz.page.live_run import LiveRun
 from viz.page.query import NotThere, Query
-from viz.record.schema import make_row, rows_of
+from viz.record.schema import rows_of
 from viz.record.writer import StoreWriter
 from viz.stats.series import FEWEST_OF_SOURCE
 
-Metrics = Callable[..., dict[str, Any]]
 WARMUP, STEPS = 50, 120
 SPIKES = {41: 9.0, 60: 3.0, 75: 4.0, 90: 1.5, 101: 0.5}  # of the step: nats above the others of its source
 BEST = {52: -2.0, 77: -1.0}
-
-
-def encode(text: str) -> list[int]:
-    found: list[int] = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"]).EncodeAsIds(text)
-    return found
 
 
 def answers_of(folder: Path) -> Answers:
@@ -63,6 +58,14 @@ def usual_of(step: int) -> float:
     return average([loss_of(other) for other in range(step) if source_of(other) == source_of(step)])
 
 
+def add_events(folder: Path, *events: tuple[int, str, str]) -> None:
+    """Add events (step, kind, detail) to the record of a run."""
+    writer = StoreWriter(folder / "run.db", {}, resume=True)
+    for step, kind, detail in events:
+        writer.add("events", {"time": 5.0 + step, "step": step, "kind": kind, "detail": detail})
+    writer.close()
+
+
 @pytest.fixture
 def run(tmp_path: Path, metrics: Metrics) -> Path:
     """120 documents of two sources whose losses differ, with spikes, prompts, events and evaluations."""
@@ -78,16 +81,15 @@ def run(tmp_path: Path, metrics: Metrics) -> Path:
         writer.add_rows(rows_of(answer, "in" if own else "", f"out {step}" if own else ""))
         if step % 10 == 0:
             writer.add_rows(rows_of({"step": step, "prompt": "asked"}, "asked", f"again {step}"))
-    for step, kind, detail in (
-        (30, "checkpoint", "a"), (45, "resume", "b"), (60, "spike", "loss 11.0, usual 8.0"),
-        (75, "skipped update", "gradient"), (60, "checkpoint", "c"),
-    ):  # fmt: skip
-        writer.add("events", {"time": 5.0 + step, "step": step, "kind": kind, "detail": detail})
     for step in (39, 79, 119):
         for split in ("held-out", "train"):
             about_split = {"split": split, "loss": step / 10, "accuracy": 0.5, "bits_per_byte": math.nan}
             writer.add("evaluations", {"step": step, "source": "", **about_split})
     writer.close()
+    add_events(
+        tmp_path, (30, "checkpoint", "a"), (45, "resume", "b"), (60, "spike", "loss 11.0, usual 8.0"),
+        (75, "skipped update", "gradient"), (60, "checkpoint", "c"),
+    )  # fmt: skip
     return tmp_path
 
 
@@ -133,13 +135,7 @@ def test_the_state_of_an_ended_run_and_of_one_without_steps(tmp_path: Path, metr
 
 def test_curves_and_averages_of_a_range(run: Path) -> None:
     answer = strict(answers_of(run).series(20, 100, window=10))
-    assert (answer["from"], answer["to"], answer["steps"], answer["documents"], answer["window"]) == (
-        20,
-        100,
-        120,
-        80,
-        10,
-    )
+    assert [answer[name] for name in ("from", "to", "steps", "documents", "window")] == [20, 100, 120, 80, 10]
     loss = answer["lanes"]["loss"]
     assert loss["steps"] == list(range(20, 100))
     assert loss["values"] == [loss_of(step) for step in range(20, 100)]
@@ -178,9 +174,8 @@ def test_spikes_are_ordered_by_distance_above_their_source(run: Path) -> None:
     answer = strict(answers_of(run).spikes())
     assert answer["from"] == WARMUP
     assert [one["step"] for one in answer["documents"]][:4] == [75, 60, 90, 101]
-    for one in answer[
-        "documents"
-    ]:  # these are followed by some slightly above an average that a low document pulled down
+    # These are followed by some slightly above an average that a low document pulled down.
+    for one in answer["documents"]:
         step = one["step"]
         assert one["source"] == source_of(step) and one["loss"] == loss_of(step)
         assert one["usual"] == pytest.approx(usual_of(step), rel=1e-5)
@@ -215,21 +210,17 @@ def test_spikes_are_filtered(run: Path) -> None:
 def test_the_warm_up_is_left_out_once_the_run_is_twice_as_long(
     tmp_path: Path, metrics: Metrics, steps: int, first: int
 ) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {"config": {"warmup_steps": WARMUP}})
-    for step in range(steps):
-        writer.add_rows(rows_of(metrics(step, loss=9.0 if step == 45 else 2.0, source="a")))
-    writer.close()
+    calls = (metrics(step, loss=9.0 if step == 45 else 2.0, source="a") for step in range(steps))
+    write_store(tmp_path, calls, config={"warmup_steps": WARMUP})
     answer = strict(answers_of(tmp_path).spikes())
     assert answer["from"] == first
     assert [one["step"] for one in answer["documents"]][:1] == ([45] if first == 0 else [])
 
 
 def test_a_source_needs_enough_documents_for_an_average(tmp_path: Path, metrics: Metrics) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {})
-    for step in range(FEWEST_OF_SOURCE + 1):
-        writer.add_rows(rows_of(metrics(step, loss=99.0 if step in (5, FEWEST_OF_SOURCE) else 2.0, source="a")))
-    writer.close()
-    answers = answers_of(tmp_path)
+    losses = [99.0 if step in (5, FEWEST_OF_SOURCE) else 2.0 for step in range(FEWEST_OF_SOURCE + 1)]
+    calls = (metrics(step, loss=loss, source="a") for step, loss in enumerate(losses))
+    answers = answers_of(write_store(tmp_path, calls))
     assert [one["step"] for one in strict(answers.spikes())["documents"]] == [FEWEST_OF_SOURCE]
     early = strict(answers.document(5))
     assert early["usual"] is None and early["excess"] is None and early["loss"] == 99.0
@@ -270,12 +261,9 @@ def test_a_document_with_everything(run: Path) -> None:
     assert [(one["prompt"], one["output"]) for one in answer["samples"]] == [("p60", "out 60"), ("asked", "again 60")]
     first, last = strict(answers_of(run).document(0)), strict(answers_of(run).document(119))
     assert first["previous"] is None and first["next"] == 1 and last["previous"] == 118 and last["next"] is None
-
-
-@pytest.mark.parametrize("step", [120, 2**53, 10**6])
-def test_a_missing_step_names_the_existing_ones(run: Path, step: int) -> None:
-    with pytest.raises(NotThere, match="its steps are 0 to 119"):
-        answers_of(run).document(step)
+    for missing in (120, 2**53, 10**6):
+        with pytest.raises(NotThere, match="its steps are 0 to 119"):
+            answers_of(run).document(missing)
 
 
 def test_a_document_without_tokens_or_tokenizer(tmp_path: Path, metrics: Metrics) -> None:
@@ -300,13 +288,11 @@ def test_a_document_without_tokens_or_tokenizer(tmp_path: Path, metrics: Metrics
 
 
 def test_a_document_of_infinite_losses(run: Path, metrics: Metrics) -> None:
-    writer = StoreWriter(run / "run.db", {}, resume=True)
     ids = encode("one two three four")
     losses = [1.5, math.inf, math.nan, 2.0, *[0.0] * (len(ids) - 5)]
     about = {"loss": math.inf, "accuracy": math.nan, "gradient_norm": math.nan, "source": "hard"}
-    writer.add_rows(rows_of(metrics(120, **about, token_ids=ids, token_losses=losses, token_ranks=None)))
-    writer.close()
-    answers = answers_of(run)
+    given = metrics(120, **about, token_ids=ids, token_losses=losses, token_ranks=None)
+    answers = answers_of(write_store(run, [given], resume=True))
     answer = strict(answers.document(120))
     assert answer["loss"] is None and answer["accuracy"] is None and answer["gradient_norm"] is None
     assert answer["usual"] == pytest.approx(usual_of(120), rel=1e-5)
@@ -362,12 +348,8 @@ def test_events_newest_first(run: Path) -> None:
 
 
 def test_many_marks_are_thinned_with_both_ends(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {})
-    writer.add_rows(
-        ("events", make_row("events", {"time": 0.0, "step": step, "kind": "retry", "detail": ""}))
-        for step in range(MOST_STEPS_OF_KIND + 500)
-    )
-    writer.close()
+    write_store(tmp_path)
+    add_events(tmp_path, *((step, "retry", "") for step in range(MOST_STEPS_OF_KIND + 500)))
     answer = strict(answers_of(tmp_path).events(3))["kinds"][0]
     assert answer["count"] == MOST_STEPS_OF_KIND + 500 and len(answer["steps"]) == MOST_STEPS_OF_KIND
     assert (answer["steps"][0], answer["steps"][-1]) == (0, MOST_STEPS_OF_KIND + 499)
@@ -391,8 +373,7 @@ GIVEN = {"search": {"q": "one"}}
 def test_every_answer_about_an_ugly_run_is_strict_json(tmp_path: Path, count: int) -> None:
     """NaN, infinities, spikes of 1e12 and any texts: JavaScript can parse every answer."""
     ugly_run(tmp_path, count)
-    service = Service.of(tmp_path)
-    try:
+    with closing(Service.of(tmp_path)) as service:
         assert ask(service, "run")["run"]["config"] == {"clip": None, "more": [None]}
         for name in set(QUERIES) - {"compare"}:
             ask(service, name, **GIVEN.get(name, {}))
@@ -402,8 +383,6 @@ def test_every_answer_about_an_ugly_run_is_strict_json(tmp_path: Path, count: in
             ask(service, "samples", prompt="0")
         for step in {0, count // 4, count // 3, count // 2, count - 1}:
             strict(service.answers.document(step))
-    finally:
-        service.close()
 
 
 def test_control_an_answer_with_nan_is_refused() -> None:
@@ -411,18 +390,11 @@ def test_control_an_answer_with_nan_is_refused() -> None:
         strict({"loss": np.float64("nan")})
 
 
-def test_flags_belong_to_the_documents_that_exist_now(run: Path, metrics: Metrics) -> None:
+def test_flags_belong_to_the_documents_that_exist_now(run: Path) -> None:
     """Events are never deleted: those from before a rollback refer to documents that no longer exist."""
-    writer = StoreWriter(run / "run.db", {}, resume=True)
-    for step, kind, detail in ((55, "spike", "of old 55"), (56, "skipped update", "of old 56")):
-        writer.add("events", {"time": 1.0, "step": step, "kind": kind, "detail": detail})
-    writer.close()
-    answers = answers_of(run)
-    assert strict(answers.document(55))["judged"] == ["of old 55"]  # control: no rollback yet
-    writer = StoreWriter(run / "run.db", {}, resume=True)
-    writer.add("events", {"time": 2.0, "step": 56, "kind": "roll-back", "detail": "to 56"})
-    writer.add("events", {"time": 3.0, "step": 57, "kind": "spike", "detail": "of new 57"})
-    writer.close()
+    add_events(run, (55, "spike", "of old 55"), (56, "skipped update", "of old 56"))
+    assert strict(answers_of(run).document(56))["judged"] == ["of old 56"]  # control: no rollback yet
+    add_events(run, (56, "roll-back", "to 56"), (57, "spike", "of new 57"))
     answers = answers_of(run)
     assert strict(answers.document(55))["judged"] == ["of old 55"] and strict(answers.document(56))["judged"] == []
     assert strict(answers.document(57))["judged"] == ["of new 57"]
@@ -456,21 +428,17 @@ def test_re_measured_documents_and_the_average_of_their_source(run: Path, metric
 def test_a_truncated_character_is_not_counted_as_read(tmp_path: Path) -> None:
     text = "words and 😀"
     ids = encode(text)[:-1]  # three of the four bytes of the last character
-    writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
-    writer.add_rows(rows_of({"step": 0, "loss": 1.0, "token_ids": ids, "document_bytes": len(text.encode())}))
-    writer.add_rows(rows_of({"step": 1, "loss": 1.0, "token_ids": encode(text), "document_bytes": len(text.encode())}))
-    writer.close()
+    about = {"loss": 1.0, "document_bytes": len(text.encode())}
+    calls = [{"step": 0, "token_ids": ids, **about}, {"step": 1, "token_ids": encode(text), **about}]
+    write_store(tmp_path, calls, tokenizer=MODELS["ours"])
     cut, whole = (strict(answers_of(tmp_path).document(step)) for step in (0, 1))
     assert cut["bytes_read"] == len("words and ") and cut["about_tokens"] >= cut["tokens_read"]
     assert whole["bytes_read"] == whole["document_bytes"] and whole["about_tokens"] == whole["tokens_read"]
 
 
 def test_a_run_overlaid_on_itself_is_the_same_curve(run: Path) -> None:
-    service = Service.of(run)
-    try:
+    with closing(Service.of(run)) as service:
         service.read_ahead()
         own = ask(service, "series", window="50")
         over = ask(service, "series", window="50", run=str(service.live.run["run_id"]))
         assert over["lanes"] == own["lanes"]
-    finally:
-        service.close()

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import PROJECT
 from tests.viz.asgi import status_of
+from tests.viz.conftest import start_python, write_store
 from viz.page.api import Service
 from viz.page.http import application, unguarded
 from viz.page.static import PLOTLY
-from viz.record.schema import rows_of
-from viz.record.writer import StoreWriter
 
 ALLOWED = "my-box.example"
 
@@ -65,10 +62,8 @@ def ask(
 @contextlib.contextmanager
 def page_of(*arguments: object) -> Iterator[int]:
     """Run `python -m viz serve` with these arguments; yields its port."""
-    command = [sys.executable, "-m", "viz", "serve", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT) as process:
+    with start_python("-m", "viz", "serve", *arguments, stderr=subprocess.PIPE) as process:
         try:
-            assert process.stdout is not None and process.stderr is not None
             line = next((line for line in process.stdout if line.startswith("The page")), "")
             assert line, process.stderr.read()
             yield int(re.search(r":(\d+)", line)[1])  # type: ignore[index]
@@ -78,10 +73,7 @@ def page_of(*arguments: object) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    folder = tmp_path_factory.mktemp("run")
-    writer = StoreWriter(folder / "run.db", {"run_id": "r1"})
-    writer.add_rows(rows_of({"step": 0, "loss": 2.0}))
-    writer.close()
+    folder = write_store(tmp_path_factory.mktemp("run"), [{"step": 0, "loss": 2.0}], run_id="r1")
     with page_of(folder, "--allow-host", ALLOWED) as found:
         yield found
 
@@ -195,10 +187,7 @@ def test_every_response_has_the_security_headers(port: int, path: str, method: s
 
 def test_control_without_the_guard_any_name_is_answered(tmp_path: Path) -> None:
     """It is the guard that refuses, not something below it."""
-    service = Service.of(tmp_path)
-    try:
+    with contextlib.closing(Service.of(tmp_path)) as service:
         assert status_of(application(service), "/style.css", b"evil.example") == 403
         assert status_of(application(service, ["evil.example"]), "/style.css", b"evil.example") == 200
         assert status_of(unguarded(service), "/style.css", b"evil.example") == 200
-    finally:
-        service.close()

@@ -2,27 +2,22 @@
 
 import fcntl
 import shutil
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.viz.views.test_token_text import JSON, MODELS
-from viz.page.live_run import MOST_WINDOWS, LiveRun, NoRun
-from viz.record.schema import rows_of
-from viz.record.writer import StoreReader, StoreWriter
+from tests.viz.conftest import Metrics, add_calls, execute, run_python, write_store
+from tests.viz.small_tokenizers import JSON, MODELS
+from viz.page.live_run import LiveRun, NoRun
+from viz.record.reader import StoreReader
+from viz.record.writer import StoreWriter
 from viz.stats.series import Averages
-
-Metrics = Callable[..., dict[str, Any]]
 
 
 def live_run(folder: Path) -> LiveRun:
@@ -39,9 +34,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def add(writer: StoreWriter, metrics: Metrics, steps: range, **changed: Any) -> None:
-    for step in steps:
-        writer.add_rows(rows_of(metrics(step, **changed)))
-    writer.flush()
+    add_calls(writer, (metrics(step, **changed) for step in steps))
 
 
 def look(live: LiveRun) -> None:
@@ -106,21 +99,16 @@ def test_what_was_just_read_is_not_read_again(tmp_path: Path, metrics: Metrics) 
 
 def test_another_run_in_the_same_folder_is_a_new_edition(tmp_path: Path, metrics: Metrics) -> None:
     """As in the trainer: the old run moves to `earlier/`, and the new one takes its place."""
-    first = StoreWriter(tmp_path / "run.db", {"run_id": "first"})
-    live = live_run(tmp_path)
-    add(first, metrics, range(8), loss=2.0)
-    first.close()
+    live = live_run(write_store(tmp_path, (metrics(step, loss=2.0) for step in range(8)), run_id="first"))
     assert steps_of(live) == list(range(8))
     edition = live.edition
     (tmp_path / "earlier" / "first").mkdir(parents=True)
     shutil.move(tmp_path / "run.db", tmp_path / "earlier" / "first" / "run.db")
-    second = StoreWriter(tmp_path / "run.db", {"run_id": "second"})
-    add(second, metrics, range(3), loss=5.0)
+    write_store(tmp_path, (metrics(step, loss=5.0) for step in range(3)), run_id="second")
     assert steps_of(live) == [0, 1, 2]
     assert live.edition > edition and live.run["run_id"] == "second"
     assert live.series["loss"].tolist() == [5.0] * 3
     assert live.averages(7).loss.values().tolist() == pytest.approx([5.0] * 3)
-    second.close()
 
 
 def test_a_rollback_is_read_again_as_a_new_edition(tmp_path: Path, metrics: Metrics) -> None:
@@ -168,21 +156,14 @@ def test_a_deleted_store_is_gone_until_there_is_a_new_one(filled: Path, metrics:
     assert state_without_run(live) == "gone"
     assert state_without_run(live) == "gone"
     assert not live.series.size
-    writer = StoreWriter(filled / "run.db", {"run_id": "r2"})
-    add(writer, metrics, range(4))
-    writer.close()
+    write_store(filled, map(metrics, range(4)), run_id="r2")
     assert steps_of(live) == [0, 1, 2, 3] and live.run["run_id"] == "r2"
     assert live.edition > edition
 
 
-def execute(statement: str, path: Path) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.execute(statement)
-
-
 def foreign(path: Path) -> None:
     path.unlink()
-    execute("CREATE TABLE t (x)", path)
+    execute(path, "CREATE TABLE t (x)")
 
 
 @pytest.mark.parametrize(
@@ -190,8 +171,8 @@ def foreign(path: Path) -> None:
     [
         lambda path: path.write_bytes(b"no database" * 1000),
         lambda path: path.write_bytes(path.read_bytes()[:5000]),
-        partial(execute, "PRAGMA user_version = 99"),
-        partial(execute, "DELETE FROM run"),
+        lambda path: execute(path, "PRAGMA user_version = 99"),
+        lambda path: execute(path, "DELETE FROM run"),
         foreign,
     ],
     ids=["text", "cut", "newer", "no row", "foreign"],
@@ -220,9 +201,7 @@ def test_nothing_is_written_to_the_folder_of_an_ended_run(filled: Path) -> None:
 
 
 def test_nothing_is_written_to_the_folder_of_a_running_one(tmp_path: Path, metrics: Metrics) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {})
-    add(writer, metrics, range(30))
-    writer.close()
+    write_store(tmp_path, map(metrics, range(30)))
     with lock(tmp_path):
         writer = StoreWriter(tmp_path / "run.db", {}, resume=True)
         add(writer, metrics, range(30, 50))
@@ -249,7 +228,7 @@ os._exit(9)
 
 
 def test_the_log_of_a_killed_run_is_read_and_left_alone(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    run_python("-c", KILLED, tmp_path, check=False)
     assert (tmp_path / "run.db-wal").stat().st_size > 0
     before = listing(tmp_path)
     live = live_run(tmp_path)
@@ -283,10 +262,9 @@ def averages_at_once(folder: Path, window: int) -> Averages:
 def test_incremental_averages_equal_those_computed_at_once(tmp_path: Path, metrics: Metrics) -> None:
     writer, live, begin, windows = StoreWriter(tmp_path / "run.db", {}), live_run(tmp_path), 0, (1, 200, 1000)
     for count in (3, 1, 40, 200):  # the windows are first requested when there are rows already
-        for step in range(begin, begin + count):
-            writer.add_rows(rows_of(metrics(step, **({"loss": float("nan")} if step % 9 == 8 else {}))))
+        part = range(begin, begin + count)
+        add_calls(writer, (metrics(step) | ({"loss": float("nan")} if step % 9 == 8 else {}) for step in part))
         begin += count
-        writer.flush()
         look(live)
         found = {window: live.averages(window) for window in windows}
     for window in windows:
@@ -296,17 +274,6 @@ def test_incremental_averages_equal_those_computed_at_once(tmp_path: Path, metri
             np.testing.assert_allclose(*values, rtol=1e-9, atol=1e-12, err_msg=name)
     assert live.averages(200) is live.series.averages
     writer.close()
-
-
-def test_only_a_few_windows_are_kept(filled: Path) -> None:
-    live = live_run(filled)
-    look(live)
-    first = live.averages(3)
-    assert live.averages(3) is first
-    for window in range(10, 10 + MOST_WINDOWS):
-        live.averages(window)
-    assert live.averages(3) is not first
-    np.testing.assert_array_equal(live.averages(3).loss.values(), first.loss.values())
 
 
 def test_the_speller_belongs_to_the_current_run(tmp_path: Path) -> None:
@@ -321,9 +288,7 @@ def test_the_speller_belongs_to_the_current_run(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_while_its_page_is_open_leaves_one_file(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
-    for step in range(50):
-        writer.add("steps", {"step": step, "rank": 0, "loss": 2.0})
-    writer.flush()
+    add_calls(writer, ({"step": step, "loss": 2.0} for step in range(50)))
     live, ended = live_run(tmp_path), threading.Event()
 
     def ask() -> None:
@@ -344,8 +309,7 @@ def test_a_run_that_ends_while_its_page_is_open_leaves_one_file(tmp_path: Path) 
 
 def test_control_an_open_reader_keeps_the_log_but_no_rows_in_it(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "run.db", {})
-    writer.add("steps", {"step": 0, "rank": 0, "loss": 2.0})
-    writer.flush()
+    add_calls(writer, [{"step": 0, "loss": 2.0}])
     with StoreReader(tmp_path / "run.db"):
         writer.close()
         assert (tmp_path / "run.db-wal").exists()

@@ -1,32 +1,26 @@
 """The runs that the page can compare with, and the answers about a comparison."""
 
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.viz.conftest import Metrics, write_store
+from tests.viz.page.test_answers import strict
 from viz.page.live_run import LiveRun, NoRun
 from viz.page.other_runs import OtherRuns
 from viz.page.query import NotThere
-from viz.record.schema import rows_of
-from viz.record.writer import StoreWriter
-
-Metrics = Callable[..., dict[str, Any]]
 
 
 def make(folder: Path, run_id: str, metrics: Metrics, losses: list[float], **about: Any) -> Path:
     """Write a run whose document texts are identified by their number, so that two such runs share documents."""
-    folder.mkdir(parents=True, exist_ok=True)
-    described = {"run_id": run_id, "tokenizer_hash": "t", "config": {"seed": 1}, "started": 5.0}
-    writer = StoreWriter(folder / "run.db", described | about)
-    for step, loss in enumerate(losses):
-        number = step.to_bytes(32, "big")
-        writer.add_rows(rows_of(metrics(step, loss=loss, text_hash=number, source="ab"[step % 2], tokens=255)))
-    writer.close()
-    return folder
+    described = {"run_id": run_id, "tokenizer_hash": "t", "config": {"seed": 1}, "started": 5.0} | about
+    calls = (
+        metrics(step, loss=loss, text_hash=step.to_bytes(32, "big"), source="ab"[step % 2], tokens=255)
+        for step, loss in enumerate(losses)
+    )
+    return write_store(folder, calls, **described)
 
 
 def noise(step: int) -> float:
@@ -41,10 +35,6 @@ def runs(tmp_path: Path, metrics: Metrics) -> OtherRuns:
     better = [noise(step) - 0.5 - 0.01 * math.cos(step) for step in range(80)]
     there = make(tmp_path / "there" / "training_viz", "better", metrics, better, started=8.0, config={"seed": 2})
     return OtherRuns(LiveRun(here), [there.parent, tmp_path / "nowhere"])
-
-
-def strict(answer: Any) -> Any:
-    return json.loads(json.dumps(answer, allow_nan=False))
 
 
 def test_runs_of_this_and_other_folders_are_listed(runs: OtherRuns) -> None:
@@ -94,32 +84,20 @@ def test_an_unknown_run_names_the_known_ones(runs: OtherRuns, run_id: str) -> No
     assert len(str(caught.value)) < 300
 
 
-def test_runs_with_nothing_in_common(runs: OtherRuns, tmp_path: Path, metrics: Metrics) -> None:
-    with pytest.raises(NotThere, match="share no document from step 5,000"):
-        runs.compare("better", 800, 5000)
-    (tmp_path / "empty").mkdir()
-    StoreWriter(tmp_path / "empty" / "run.db", {"run_id": "empty"}).close()
-    with pytest.raises(NotThere, match="no steps yet"):
-        OtherRuns(LiveRun(tmp_path / "here"), [tmp_path / "empty"]).compare("empty", 800)
-
-
-def test_losses_that_are_not_finite_are_left_out(tmp_path: Path, metrics: Metrics) -> None:
-    here = make(tmp_path / "here", "this", metrics, [noise(step) for step in range(50)])
-    ugly = [(math.nan, math.inf, noise(step))[step % 3] for step in range(50)]
-    there = make(tmp_path / "there", "ugly", metrics, ugly)
-    answer = strict(OtherRuns(LiveRun(here), [there]).compare("ugly", 800))
+def test_a_comparison_of_few_or_no_documents(runs: OtherRuns, tmp_path: Path, metrics: Metrics) -> None:
+    """Documents without a finite loss are excluded; without any document left, the reason is stated."""
+    ugly = make(tmp_path / "ugly", "ugly", metrics, [(math.nan, math.inf, noise(k))[k % 3] for k in range(50)])
+    empty = write_store(tmp_path / "empty", run_id="empty")
+    others = OtherRuns(LiveRun(tmp_path / "here"), [ugly, empty])
+    answer = strict(others.compare("ugly", 800))
     assert answer["documents"] == 16 and answer["half_width"] is None
     assert "34 documents excluded: their loss or number of tokens is not finite" in answer["notes"]
-    all_ugly = make(tmp_path / "all", "all ugly", metrics, [math.nan] * 50)
-    with pytest.raises(NotThere, match="no document that can be compared"):
-        OtherRuns(LiveRun(here), [all_ugly]).compare("all ugly", 800)
-
-
-def test_a_damaged_run_is_not_listed(tmp_path: Path, metrics: Metrics) -> None:
-    here = make(tmp_path / "here", "this", metrics, [3.0] * 5)
-    (here / "earlier" / "broken").mkdir(parents=True)
-    (here / "earlier" / "broken" / "run.db").write_bytes(b"no database" * 100)
-    assert [one["run_id"] for one in strict(OtherRuns(LiveRun(here)).known())] == ["this"]
+    for compare, reason in (
+        (lambda: runs.compare("better", 800, 5000), "share no document from step 5,000"),
+        (lambda: others.compare("empty", 800), "no steps yet"),
+    ):
+        with pytest.raises(NotThere, match=reason):
+            compare()
 
 
 def test_other_runs_may_appear_later(tmp_path: Path, metrics: Metrics) -> None:
@@ -131,5 +109,7 @@ def test_other_runs_may_appear_later(tmp_path: Path, metrics: Metrics) -> None:
     make(tmp_path / "here", "this", metrics, [3.0] * 5)
     assert len(runs.known()) == 1
     make(tmp_path / "later", "later", metrics, [2.0] * 5)
+    (tmp_path / "here" / "earlier" / "damaged").mkdir(parents=True)  # it is not listed
+    (tmp_path / "here" / "earlier" / "damaged" / "run.db").write_bytes(b"no database" * 100)
     assert {one["run_id"] for one in runs.known()} == {"this", "later"}
     assert strict(runs.compare("later", 800))["difference"] == 1.0

@@ -7,7 +7,19 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.viz import browser
-from tests.viz.browser import BEST, SOURCES, SPIKE, Visit, choose, drawn, loss_of, points_of, text_in_reader, until
+from tests.viz.browser import (
+    BEST,
+    SOURCES,
+    SPIKE,
+    Visit,
+    choose,
+    drawn,
+    go_to,
+    loss_of,
+    points_of,
+    text_in_reader,
+    until,
+)
 from viz.charts.style import LIGHT
 from viz.record.schema import Row
 
@@ -156,11 +168,9 @@ def test_links_to_documents(visit: Visit, address: str) -> None:
     """A link opens its document, the browser's back and forward buttons work, and a missing step is reported."""
     page = drawn(visit(f"{address}#step=7", refused=True))
     shows(page, 7)
-    page.fill("#go-step", "1,00")  # with a thousands separator
-    page.press("#go-step", "Enter")
+    go_to(page, "1,00")  # with a thousands separator
     shows(page, 100)
-    page.fill("#go-step", "50")
-    page.press("#go-step", "Enter")
+    go_to(page, 50)
     shows(page, 50)
     page.go_back()
     shows(page, 100)
@@ -184,8 +194,7 @@ def test_links_to_documents(visit: Visit, address: str) -> None:
     assert "part-0.jsonl" in reader(page).inner_text()  # everything else is kept
     page.evaluate("location.hash = '#step=<img src=x onerror=alert(1)>'")
     expect(reader(page)).to_contain_text("No document is open")
-    page.fill("#go-step", "-1")
-    page.press("#go-step", "Enter")
+    go_to(page, "-1")
     expect(page.locator("#go-words")).to_have_text("enter a whole number, 0 or greater")
 
 

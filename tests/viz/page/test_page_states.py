@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect
 from tests.conftest import PROJECT, command_environment
 from tests.runs.conftest import SMALL
 from tests.viz import browser
-from tests.viz.browser import Visit, drawn, free_port, rows_at, served, text_in_reader, text_of, until, write_run
+from tests.viz.browser import Visit, drawn, free_port, go_to, rows_at, served, text_in_reader, text_of, until, write_run
 from tests.viz.page.test_live_run import lock
 from tests.viz.views.test_token_text import MODELS
 from viz.record.writer import StoreWriter
@@ -56,8 +56,7 @@ def test_a_run_from_before_its_start_until_it_is_deleted(visit: Visit, tmp_path:
             until(page, f"{POINTS} === 60")
             expect(page).to_have_title("60 · tiny 0.3 M")
             expect(page.locator("#state")).to_contain_text(re.compile(r"\d+ s left"))
-            page.fill("#go-step", "52")
-            page.press("#go-step", "Enter")
+            go_to(page, 52)
             expect(page.locator("#reader")).to_contain_text("Document 52")
             writer.rewind(40)  # the steps are trained again on other documents: the curve and the open document follow
             writer.add("events", {"time": time.time(), "step": 40, "kind": "roll-back", "detail": "to step 40"})
@@ -151,8 +150,7 @@ def test_a_training_run_is_watched_from_start_to_end(visit: Visit, tmp_path: Pat
         shows(page, "running · ")
         first = int(page.evaluate("document.getElementById('chart').dataset.drawn"))
         until(page, "(first) => Number(document.getElementById('chart').dataset.drawn) > first", first)
-        page.fill("#go-step", "3")
-        page.press("#go-step", "Enter")
+        go_to(page, 3)
         expect(page.locator("#reader-title")).to_have_text("Step 3")
         expect(page.locator("#reader")).to_contain_text("documents.jsonl")
         document = text_in_reader(page)

@@ -4,32 +4,23 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.viz.conftest import run_python, start_python, write_store
 from tests.viz.page.test_guard import ask
-from tests.viz.views.test_token_text import MODELS
+from tests.viz.small_tokenizers import MODELS
 from viz.__main__ import main
 from viz.page.process import PORT, TRIES, PageProcess, listen
-from viz.record.schema import rows_of
-from viz.record.writer import StoreWriter
-
-SERVE = [sys.executable, "-m", "viz", "serve"]
 
 
 @pytest.fixture
 def record(tmp_path: Path) -> Path:
-    (tmp_path / "record").mkdir()
-    writer = StoreWriter(tmp_path / "record" / "run.db", {"run_id": "r1", "tokenizer": MODELS["ours"]})
-    for step in range(5):
-        writer.add_rows(rows_of({"step": step, "loss": 2.0, "token_ids": [265, 266]}))
-    writer.close()
-    return tmp_path / "record"
+    calls = ({"step": step, "loss": 2.0, "token_ids": [265, 266]} for step in range(5))
+    return write_store(tmp_path / "record", calls, run_id="r1", tokenizer=MODELS["ours"])
 
 
 @pytest.fixture
@@ -57,11 +48,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return said.err
 
 
-def test_a_port_in_use_is_a_one_line_error(record: Path, taken: int, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refusal(capsys, record, "--port", taken)
-    assert f"port {taken} is not available" in said and "--port" in said
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -73,6 +59,11 @@ def test_an_invalid_command_is_a_one_line_error(arguments: list[str], capsys: py
     refusal(capsys, *arguments)
 
 
+def test_a_port_in_use_is_a_one_line_error(record: Path, taken: int, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, record, "--port", taken)
+    assert f"port {taken} is not available" in said and "--port" in said
+
+
 def test_the_default_is_the_first_free_port() -> None:
     with listen(None) as first, listen(None) as second:
         ports = [one.getsockname() for one in (first, second)]
@@ -80,14 +71,10 @@ def test_the_default_is_the_first_free_port() -> None:
     assert PORT <= ports[0][1] < ports[1][1] < PORT + TRIES
 
 
-def test_if_no_port_is_free_the_error_names_the_last_one(taken: int) -> None:
-    with pytest.raises(OSError, match=f"port {taken} is not available"):
-        listen(None, first=taken, tries=1)
-
-
-def test_control_a_port_is_free_again_once_closed(taken: int) -> None:
-    with pytest.raises(OSError, match="is not available"):
-        listen(taken)
+def test_a_port_is_refused_while_it_is_in_use(taken: int) -> None:
+    for refused in (lambda: listen(taken), lambda: listen(None, first=taken, tries=1)):  # the last one is named
+        with pytest.raises(OSError, match=f"port {taken} is not available"):
+            refused()
     with listen(0) as other:
         port = other.getsockname()[1]
     listen(port).close()
@@ -95,16 +82,13 @@ def test_control_a_port_is_free_again_once_closed(taken: int) -> None:
 
 def test_the_training_process_does_not_import_the_server() -> None:
     listed = "import sys, viz.page.process; print(*(name.partition('.')[0] for name in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, cwd=PROJECT, check=True)
-    assert {"viz"} == {"viz", "uvicorn", "starlette"} & set(done.stdout.split())
+    assert {"viz"} == {"viz", "uvicorn", "starlette"} & set(run_python("-c", listed).stdout.split())
 
 
 def started(arguments: list[str], temporary: Path) -> tuple["subprocess.Popen[str]", list[str]]:
     """Start the server; returns the process and the lines that it printed."""
     environment = {**os.environ, "TMPDIR": str(temporary), "USER": "ada", "PYTHONUNBUFFERED": "1"}
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([*SERVE, *arguments], stdout=pipe, stderr=pipe, text=True, cwd=PROJECT, env=environment)
-    assert process.stdout is not None
+    process = start_python("-m", "viz", "serve", *arguments, stderr=subprocess.PIPE, env=environment)
     lines = []
     for line in process.stdout:
         lines.append(line.rstrip("\n"))
@@ -188,9 +172,7 @@ time.sleep(600)
 
 
 def test_the_page_process_ends_with_a_killed_parent(record: Path) -> None:
-    command = [sys.executable, "-c", PARENT, str(record)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as process:
-        assert process.stdout is not None
+    with start_python("-c", PARENT, record) as process:
         port = int(process.stdout.readline())
         assert ask(port).json["steps"] == 5
         assert not closes(port, 0.3)  # control: it runs while its parent does

@@ -8,7 +8,19 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.viz import browser
-from tests.viz.browser import BEST, SPIKE, Visit, choose, drawn, loss_of, points_of, text_in_reader, until, write_run
+from tests.viz.browser import (
+    BEST,
+    SPIKE,
+    Visit,
+    choose,
+    drawn,
+    go_to,
+    loss_of,
+    points_of,
+    text_in_reader,
+    until,
+    write_run,
+)
 from tests.viz.page.test_page import check_probes
 from viz.__main__ import main
 from viz.charts.style import LIGHT
@@ -97,14 +109,12 @@ def test_links_into_a_report_and_its_policy(visit: Visit, report: Path) -> None:
     listed = page.evaluate("[...document.querySelectorAll('#panel tbody tr')].map((row) => row.cells[0].textContent)")
     assert len(listed) > 20
     for step in (listed[-1], 0, 149):
-        page.fill("#go-step", str(step))
-        page.press("#go-step", "Enter")
+        go_to(page, step)
         expect(page.locator("#reader-title")).to_have_text(f"Step {step}")
         expect(page.locator("#reader [aria-label='Text of the document']")).to_contain_text(f"Document {step} begins")
     page.go_back()
     expect(page.locator("#reader-title")).to_have_text("Step 0")
-    page.fill("#go-step", "99999")
-    page.press("#go-step", "Enter")
+    go_to(page, 99999)
     expect(page.locator("#reader")).to_contain_text("Not in this report")
     assert len(asked) == 1
 

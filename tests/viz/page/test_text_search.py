@@ -3,20 +3,16 @@
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sentencepiece
 
+from tests.viz.conftest import write_store
 from tests.viz.page.test_live_run import listing
-from tests.viz.views.test_token_text import MODELS
+from tests.viz.small_tokenizers import MODELS, encode
 from viz.page.text_search import CONTEXT, TextSearch
-from viz.record.schema import rows_of
-from viz.record.writer import StoreWriter
 
-Metrics = Callable[..., dict[str, Any]]
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "A Fox, a dog and a second FOX.",
@@ -38,30 +34,27 @@ def search() -> Iterator[TextSearch]:
     gc.collect()  # reports a connection that was left open
 
 
-def encode(text: str) -> list[int]:
-    found: list[int] = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"]).EncodeAsIds(text)
-    return found
-
-
-def add(writer: StoreWriter, texts: Sequence[str], first: int = 0) -> None:
-    for step, text in enumerate(texts, first):
-        writer.add_rows(rows_of({"step": step, "loss": 1.0, "token_ids": encode(text)}))
-    writer.flush()
+def write(folder: Path, texts: Sequence[str], first: int = 0, resume: bool = False) -> Path:
+    """Write a run on these texts, or continue it; returns its store."""
+    ids = {text: encode(text) for text in set(texts)}
+    calls = ({"step": step, "loss": 1.0, "token_ids": ids[text]} for step, text in enumerate(texts, first))
+    return write_store(folder, calls, resume=resume, tokenizer=MODELS["ours"]) / "run.db"
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    (tmp_path / "record").mkdir()
-    writer = StoreWriter(tmp_path / "record" / "run.db", {"tokenizer": MODELS["ours"]})
-    add(writer, TEXTS)
-    writer.close()
-    return writer.path
+    return write(tmp_path / "record", TEXTS)
+
+
+def index(search: TextSearch, store: Path, count: int, edition: int = 1) -> None:
+    """Let the search read so many documents of a store, and wait until it has."""
+    search.follow(store, edition, count)
+    search.wait()
 
 
 @pytest.fixture
 def indexed(store: Path, search: TextSearch) -> TextSearch:
-    search.follow(store, 1, len(TEXTS))
-    search.wait()
+    index(search, store, len(TEXTS))
     assert search.indexed_below == len(TEXTS)
     return search
 
@@ -99,11 +92,11 @@ def test_case_is_ignored_and_shown_unchanged(indexed: TextSearch) -> None:
         "back\\slash", "DROP TABLE texts; --", "*", "(", ")", "+", "rowid",
         "😀", "😃 a", "👩‍👩‍👧", "日", "日本", "日本語", "é", "ét",
         "a\0b", "\0", "behind", "\0 behind", "and \0 be", "a", "ab", "abc", " ", "  ", "   ", "x" * 500,
-        "quick brown", "quick  brown",
+        "quick brown", "quick  brown", *("".join(map(chr, range(first, first + 500))) for first in (0x4E00, 0x1F300)),
     ],
 )  # fmt: skip
 def test_any_text_is_plain_text(indexed: TextSearch, text: str) -> None:
-    """Including syntax of FTS5 and SQL, one or two characters, NUL and multi-byte characters."""
+    """Including syntax of FTS5 and SQL, one or two characters, 500 different ones, NUL and multi-byte characters."""
     assert steps(indexed, text) == expected(text)
 
 
@@ -112,54 +105,33 @@ def test_the_limit_applies_to_hits_but_not_to_the_total(indexed: TextSearch) -> 
     assert len(found["hits"]) == 2 and found["total"] == len(expected("a")) > 2
 
 
-def test_a_query_of_500_different_characters(indexed: TextSearch) -> None:
-    assert steps(indexed, "".join(map(chr, range(0x4E00, 0x4E00 + 500)))) == []
-    assert steps(indexed, "".join(map(chr, range(0x1F300, 0x1F300 + 500)))) == []
-
-
 def test_letters_whose_lower_case_is_longer_or_depends_on_its_place(tmp_path: Path, search: TextSearch) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
-    add(writer, ["İİİ then the needle here", "ΟΔΟΣΑ"])
-    writer.close()
-    search.follow(tmp_path / "run.db", 1, 2)
-    search.wait()
+    index(search, write(tmp_path, ["İİİ then the needle here", "ΟΔΟΣΑ"]), 2)
     assert search.find("needle", 1)["hits"][0]["hit"] == "needle"
     assert steps(search, "ΟΔΟΣ") == [1]
 
 
 def test_new_documents_are_found_later(tmp_path: Path, search: TextSearch) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
-    add(writer, TEXTS[:2])
-    search.follow(tmp_path / "run.db", 1, 2)
-    search.wait()
+    store = write(tmp_path, TEXTS[:2])
+    index(search, store, 2)
     assert steps(search, "needle") == []
-    add(writer, TEXTS[2:], 2)
+    write(tmp_path, TEXTS[2:], 2, resume=True)
     assert steps(search, "needle") == []  # not indexed yet
-    search.follow(tmp_path / "run.db", 1, len(TEXTS))
-    search.wait()
+    index(search, store, len(TEXTS))
     assert steps(search, "needle") == [3] and steps(search, "fox") == [0, 1]
-    writer.close()
 
 
-def test_a_new_edition_discards_the_index(store: Path, tmp_path: Path, search: TextSearch, indexed: TextSearch) -> None:
+def test_a_new_edition_discards_the_index(tmp_path: Path, search: TextSearch, indexed: TextSearch) -> None:
     assert steps(indexed, "needle") == [3]
-    writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
-    add(writer, ["something else", "entirely"])
-    writer.close()
-    search.follow(tmp_path / "run.db", 2, 2)
-    search.wait()
+    index(search, write(tmp_path, ["something else", "entirely"]), 2, edition=2)
     assert steps(search, "needle", edition=2) == [] and steps(search, "entirely", edition=2) == [1]
     old = search.find("fox", 1)
     assert (old["total"], old["indexed_below"]) == (0, 0) and search.indexed_below == 2
 
 
 def test_documents_that_are_not_kept_are_skipped(tmp_path: Path, search: TextSearch) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
-    for step in range(1, 1300, 2):
-        writer.add_rows(rows_of({"step": step, "loss": 1.0, "token_ids": encode(f"number {step}.")}))
-    writer.close()
-    search.follow(tmp_path / "run.db", 1, 1300)
-    search.wait()
+    calls = ({"step": step, "loss": 1.0, "token_ids": encode(f"number {step}.")} for step in range(1, 1300, 2))
+    index(search, write_store(tmp_path, calls, tokenizer=MODELS["ours"]) / "run.db", 1300)
     assert steps(search, "number 1299.") == [1299] and steps(search, "number 700.") == []
     found = search.find("number", 1, 5)
     assert (found["total"], found["searched"], found["indexed_below"]) == (650, 650, 1300)
@@ -168,8 +140,7 @@ def test_documents_that_are_not_kept_are_skipped(tmp_path: Path, search: TextSea
 def test_the_run_and_its_folder_are_untouched(store: Path, search: TextSearch) -> None:
     before = listing(store.parent)
     for edition in (1, 2):
-        search.follow(store, edition, len(TEXTS))
-        search.wait()
+        index(search, store, len(TEXTS), edition)
         assert steps(search, "fox", edition=edition) == [0, 1]
         search.find("a", edition)
     assert listing(store.parent) == before
@@ -179,25 +150,19 @@ def test_closing_deletes_the_index(store: Path, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     search = TextSearch()
-    search.follow(store, 1, len(TEXTS))
-    search.wait()
+    index(search, store, len(TEXTS))
     assert list((tmp_path / "temporary").rglob("*.db"))
     search.close()
     assert list((tmp_path / "temporary").iterdir()) == []
-    search.follow(store, 2, len(TEXTS))  # as by a late request
-    search.wait()
+    index(search, store, len(TEXTS), edition=2)  # as by a late request
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_closing_does_not_wait_for_a_long_run(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
-    ids = encode("some words of a document " * 40)
-    for step in range(6000):
-        writer.add_rows(rows_of({"step": step, "loss": 1.0, "token_ids": ids}))
-    writer.close()
+    store = write(tmp_path, ["some words of a document " * 40] * 6000)
     search = TextSearch()
     began = time.monotonic()
-    search.follow(tmp_path / "run.db", 1, 6000)
+    search.follow(store, 1, 6000)
     assert time.monotonic() - began < 0.2  # indexing runs in a thread
     search.find("words", 1)  # during indexing
     search.close()
@@ -205,12 +170,7 @@ def test_closing_does_not_wait_for_a_long_run(tmp_path: Path) -> None:
 
 
 def test_results_during_indexing_are_correct(tmp_path: Path, search: TextSearch) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
-    ids = encode("a number of them")
-    for step in range(3000):
-        writer.add_rows(rows_of({"step": step, "loss": 1.0, "token_ids": ids}))
-    writer.close()
-    search.follow(tmp_path / "run.db", 1, 3000)
+    search.follow(write(tmp_path, ["a number of them"] * 3000), 1, 3000)
     totals = [0]
     while search.indexed_below < 3000:
         totals.append(search.find("of them", 1, 1)["total"])
@@ -221,11 +181,7 @@ def test_results_during_indexing_are_correct(tmp_path: Path, search: TextSearch)
 
 
 def test_a_record_without_a_tokenizer_says_why_nothing_is_found(tmp_path: Path, search: TextSearch) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {})
-    add(writer, TEXTS)
-    writer.close()
-    search.follow(tmp_path / "run.db", 1, len(TEXTS))
-    search.wait()
+    index(search, write_store(tmp_path, [{"step": 0, "loss": 1.0, "token_ids": encode("fox")}]) / "run.db", 1)
     found = search.find("fox", 1)
     assert found["hits"] == [] and "no tokenizer" in found["problem"]
 
@@ -234,9 +190,7 @@ def test_a_record_without_a_tokenizer_says_why_nothing_is_found(tmp_path: Path, 
 def test_a_store_that_is_missing_at_first_is_read_later(
     tmp_path: Path, store: Path, search: TextSearch, edition: int
 ) -> None:
-    search.follow(tmp_path / "nowhere" / "run.db", 1, 5)
-    search.wait()
+    index(search, tmp_path / "nowhere" / "run.db", 5)
     assert "nowhere" in search.find("fox", 1)["problem"]
-    search.follow(store, edition, len(TEXTS))
-    search.wait()
+    index(search, store, len(TEXTS), edition)
     assert steps(search, "fox", edition=edition) == [0, 1]

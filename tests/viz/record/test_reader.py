@@ -1,9 +1,9 @@
 import json
-import sqlite3
 from pathlib import Path
 
 import pytest
 
+from tests.viz.conftest import execute
 from viz.record.reader import StoreReader
 from viz.record.schema import TABLES, rows_of
 from viz.record.writer import StoreWriter
@@ -28,17 +28,13 @@ def test_files_that_are_not_stores_are_refused_with_one_line(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="can't be read as a run store"):
         StoreReader(path)
     path.unlink()
-    with sqlite3.connect(path) as db:
-        db.execute("CREATE TABLE t (x)")
-    db.close()
+    execute(path, "CREATE TABLE t (x)")
     with pytest.raises(ValueError, match="not a run store"):
         StoreReader(path)
 
 
 def test_a_store_of_a_newer_version_is_refused_by_reader_and_writer(filled: Path) -> None:
-    with sqlite3.connect(filled / "run.db") as db:
-        db.execute("PRAGMA user_version = 99")
-    db.close()
+    execute(filled / "run.db", "PRAGMA user_version = 99")
     for open_it in (lambda: StoreReader(filled / "run.db"), lambda: StoreWriter(filled / "run.db", {}, resume=True)):
         with pytest.raises(ValueError, match="store version 99, newer than the supported 5: update"):
             open_it()
@@ -46,18 +42,17 @@ def test_a_store_of_a_newer_version_is_refused_by_reader_and_writer(filled: Path
 
 def test_a_store_of_version_1_can_be_read_but_not_resumed(filled: Path) -> None:
     path = filled / "run.db"
-    with sqlite3.connect(path) as db:
-        db.execute("DROP TABLE evaluations")
-        db.execute(
-            "CREATE TABLE evaluations (step INTEGER, split TEXT, loss REAL, accuracy REAL, tokens INTEGER, bytes "
-            "INTEGER, seconds REAL, PRIMARY KEY (step, split)) WITHOUT ROWID"
-        )
-        rows = [(9, "validation", 3.5, 0.25, 1000, 4000, 0.5), (19, "validation", None, 0.5, 1000, 0, 0.25)]
-        db.executemany("INSERT INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-        db.execute("DROP TABLE probes")
-        db.execute("ALTER TABLE run DROP COLUMN recipe")
-        db.execute("PRAGMA user_version = 1")
-    db.close()
+    execute(
+        path,
+        "DROP TABLE evaluations",
+        "CREATE TABLE evaluations (step INTEGER, split TEXT, loss REAL, accuracy REAL, tokens INTEGER, bytes INTEGER, "
+        "seconds REAL, PRIMARY KEY (step, split)) WITHOUT ROWID",
+        "INSERT INTO evaluations VALUES (9, 'validation', 3.5, 0.25, 1000, 4000, 0.5)",
+        "INSERT INTO evaluations VALUES (19, 'validation', NULL, 0.5, 1000, 0, 0.25)",
+        "DROP TABLE probes",
+        "ALTER TABLE run DROP COLUMN recipe",
+        "PRAGMA user_version = 1",
+    )
     before = path.read_bytes()
     with StoreReader(path) as store:
         assert [(row["step"], row["loss"]) for row in store.evaluations(20)] == [(9, 3.5), (19, None)]
@@ -99,8 +94,7 @@ def test_the_sample_of_a_chart_is_the_newest_with_a_reference(tmp_path: Path) ->
 
 
 def test_users_can_read_the_tables_with_plain_sqlite(filled: Path) -> None:
-    db = sqlite3.connect(filled / "run.db")
-    assert {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} == set(TABLES)
-    assert db.execute("SELECT count(*), min(step), max(step) FROM steps").fetchone() == (20, 0, 19)
-    assert json.loads(db.execute("SELECT config FROM run").fetchone()[0] or "{}") == {}
-    db.close()
+    path = filled / "run.db"
+    assert {name for (name,) in execute(path, "SELECT name FROM sqlite_master WHERE type = 'table'")} == set(TABLES)
+    assert execute(path, "SELECT count(*), min(step), max(step) FROM steps") == [(20, 0, 19)]
+    assert json.loads(execute(path, "SELECT config FROM run")[0][0] or "{}") == {}

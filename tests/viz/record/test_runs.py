@@ -2,7 +2,6 @@ import fcntl
 import json
 import shlex
 import shutil
-import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.viz.conftest import Metrics
+from tests.viz.conftest import Metrics, execute
 from viz.record.runs import FoundRun, confirm_text, delete_run, describe_runs, find_runs
 from viz.record.schema import rows_of
 from viz.record.writer import StoreWriter
@@ -185,34 +184,22 @@ def _overwrite_middle(path: Path) -> None:
         file.write(b"\xff" * (path.stat().st_size - 8192))
 
 
-def _execute(sql: str, *, new: bool = False) -> Callable[[Path], None]:
-    def change(path: Path) -> None:
-        if new:
-            path.unlink()
-        database = sqlite3.connect(path)
-        database.execute(sql)
-        database.commit()
-        database.close()
-
-    return change
+def _replace(path: Path) -> None:
+    path.unlink()
+    execute(path, "CREATE TABLE run (id)")
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        _overwrite,
-        _overwrite_middle,
-        _execute("CREATE TABLE run (id)", new=True),
-        _execute("DELETE FROM run"),
-        _execute("DROP TABLE steps"),
-        _execute("UPDATE run SET config = '[]'"),
-        _execute("UPDATE run SET started = 'yesterday'"),
-        _execute("PRAGMA user_version = 99"),
+        _overwrite, _overwrite_middle, _replace, "DELETE FROM run", "DROP TABLE steps", "PRAGMA user_version = 99",
+        "UPDATE run SET config = '[]'", "UPDATE run SET started = 'yesterday'",
     ],
-)
-def test_a_run_that_can_not_be_read_is_listed_with_the_reason(make: Make, damage: Callable[[Path], None]) -> None:
-    viz = make("", "a")
-    damage(viz / "run.db")
+)  # fmt: skip
+def test_a_run_that_can_not_be_read_is_listed_with_the_reason(make: Make, damage: Any) -> None:
+    """After damage to its record: a function or an SQL statement."""
+    path = make("", "a") / "run.db"
+    execute(path, damage) if isinstance(damage, str) else damage(path)
     run = find_one()
     assert (run.run_id, run.newest_checkpoint) == ("a", 3)
     assert str(VIZ / "run.db") in run.problem and "\n" not in run.problem
@@ -224,7 +211,7 @@ def test_a_run_that_can_not_be_read_is_listed_with_the_reason(make: Make, damage
 
 def test_a_record_of_an_earlier_version_can_not_be_resumed_but_a_missing_one_can(make: Make) -> None:
     viz = make("", "a")
-    _execute("PRAGMA user_version = 3")(viz / "run.db")
+    execute(viz / "run.db", "PRAGMA user_version = 3")
     run = find_one()
     assert run.documents == 3 and not run.problem and "earlier version" in run.why_not
     (viz / "run.db").unlink()

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -9,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.viz.conftest import Metrics
+from tests.viz.conftest import Metrics, start_python, write_store
 from viz.record.reader import COLUMNS, StoreReader
 from viz.record.schema import rows_of
 from viz.record.writer import StoreWriter
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_a_row_is_read_as_it_was_written(tmp_path: Path, metrics: Metrics) -> None:
@@ -40,10 +36,7 @@ def test_a_row_is_read_as_it_was_written(tmp_path: Path, metrics: Metrics) -> No
 
 
 def test_a_thousand_steps_take_less_than_two_megabytes_in_one_file(tmp_path: Path, metrics: Metrics) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {})
-    for step in range(1000):
-        writer.add_rows(rows_of(metrics(step)))
-    writer.close()
+    write_store(tmp_path, map(metrics, range(1000)))
     assert [path.name for path in tmp_path.iterdir()] == ["run.db"]
     assert (tmp_path / "run.db").stat().st_size < 2_000_000
 
@@ -72,9 +65,8 @@ def test_a_reader_sees_the_run_grow(tmp_path: Path) -> None:
         "print(len(set(seen)))"
     )
     writer = StoreWriter(tmp_path / "run.db", {})
-    command = [sys.executable, "-c", count, str(tmp_path / "run.db")]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as reader:
-        assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
+    with start_python("-c", count, tmp_path / "run.db") as reader:
+        assert reader.stdout.readline() == "ready\n"
         for step in range(300):
             writer.add_rows(rows_of({"step": step, "loss": 1.0}))
             time.sleep(0.003)
@@ -110,7 +102,7 @@ def test_resuming_keeps_the_identity_of_the_run_and_clears_its_end(filled: Path)
     with StoreReader(filled / "run.db") as store:
         before = store.run()
     assert before["outcome"] == "interrupted"
-    StoreWriter(filled / "run.db", {"run_id": "other", "started": 1.0, "device": "cuda:0"}, resume=True).close()
+    write_store(filled, resume=True, run_id="other", started=1.0, device="cuda:0")
     with StoreReader(filled / "run.db") as store:
         assert store.run() == before | {"device": "cuda:0", "ended": None, "outcome": None}
 
@@ -140,15 +132,6 @@ def test_the_write_ahead_log_exists_only_during_the_run(tmp_path: Path) -> None:
     (tmp_path / "run.db").chmod(0o444)
     with StoreReader(tmp_path / "run.db") as store:
         assert store.run()["note"] == ""
-
-
-def test_a_close_during_a_read_loses_nothing(filled: Path) -> None:
-    writer = StoreWriter(filled / "run.db", {}, resume=True)
-    with StoreReader(filled / "run.db") as store:
-        store.columns()
-        writer.add_rows(rows_of({"step": 20, "loss": 1.0}))
-        writer.close()
-        assert len(store.columns()["steps"]) == 21
 
 
 def test_upkeep_repeats_until_nothing_is_left_and_rows_are_committed_in_between(tmp_path: Path) -> None:

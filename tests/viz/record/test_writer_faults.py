@@ -1,8 +1,6 @@
 """The store while another process locks it, and when its disk fails: no row is lost, none is written twice."""
 
-import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.viz.conftest import Metrics
+from tests.viz.conftest import Metrics, add_calls, execute, run_python
 from tests.viz.holding import hold
 from viz.record.reader import StoreReader
 from viz.record.schema import rows_of
 from viz.record.writer import StoreWriter, WriterLimits
 
-ROOT = Path(__file__).parents[3]
 BLOCKING = [(True, "reader"), (True, "writer"), (False, "writer")]  # with a write-ahead log, readers block nobody
 JOURNALS = pytest.mark.parametrize("on_network", [False, True], ids=["log", "rollback"])
 
@@ -36,9 +33,7 @@ def test_recording_never_waits_for_a_lock(
     said: list[str] = []
     path, longest, step = tmp_path / "run.db", 0.0, 9
     writer = StoreWriter(path, {}, say=said.append, network_file_system=on_network)
-    for first in range(10):
-        writer.add_rows(rows_of(metrics(first)))
-    writer.flush()
+    add_calls(writer, map(metrics, range(10)))
     with hold(path, kind) as holder:
         seen, began = holder.begins()
         while time.monotonic() < began + seconds:
@@ -102,9 +97,7 @@ def test_opening_waits_for_the_lock(filled: Path) -> None:
 def test_a_rewind_during_a_lock_returns_at_once_and_precedes_later_rows(tmp_path: Path, metrics: Metrics) -> None:
     path = tmp_path / "run.db"
     writer = StoreWriter(path, {}, network_file_system=True)
-    for step in range(20):
-        writer.add_rows(rows_of(metrics(step)))
-    writer.flush()
+    add_calls(writer, map(metrics, range(20)))
     with hold(path, "reader") as holder:
         holder.begins()
         for step in range(20, 25):
@@ -202,8 +195,7 @@ print(step, *noted)
 
 @JOURNALS
 def test_a_disk_that_fails_at_any_point_loses_nothing_and_repeats_nothing(tmp_path: Path, on_network: bool) -> None:
-    command = [sys.executable, "-c", FAIL_AGAIN_AND_AGAIN, str(tmp_path / "run.db"), str(on_network)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    done = run_python("-c", FAIL_AGAIN_AND_AGAIN, tmp_path / "run.db", on_network, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     step, *noted = map(int, done.stdout.split())
     assert [path.name for path in tmp_path.iterdir()] == ["run.db"]
@@ -212,9 +204,7 @@ def test_a_disk_that_fails_at_any_point_loses_nothing_and_repeats_nothing(tmp_pa
         assert [int(event["detail"].split()[0]) for event in store.events()] == noted
         assert all(len(store.documents(k)[0]["token_ids"]) == (k + 1) % 500 for k in range(step))
     assert len(noted) > 30
-    database = sqlite3.connect(tmp_path / "run.db")
-    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    database.close()
+    assert execute(tmp_path / "run.db", "PRAGMA integrity_check") == [("ok",)]
 
 
 @pytest.fixture
@@ -285,8 +275,7 @@ def test_a_store_that_could_not_be_created_can_be_created_later(tmp_path: Path) 
         "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
         "StoreWriter(path, {}).close()\n"
     )
-    command = [sys.executable, "-c", make, str(tmp_path / "run.db")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python("-c", make, tmp_path / "run.db", check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("True [Errno 5] the store can't be written") == 3
     assert steps_in(tmp_path / "run.db") == []
@@ -318,8 +307,7 @@ def test_the_store_of_a_killed_trainer_opens_with_every_flushed_row(
     tmp_path: Path, on_network: bool, opener: str
 ) -> None:
     path = tmp_path / "run.db"
-    command = [sys.executable, "-c", KILLED_IN_A_COMMIT, str(path), str(on_network)]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+    assert run_python("-c", KILLED_IN_A_COMMIT, path, on_network, check=False).returncode == -9
     assert sum(found.stat().st_size for found in tmp_path.glob("run.db*")) > 1_000_000  # killed in the middle
     if opener == "writer":
         writer = StoreWriter(path, {}, resume=True, network_file_system=on_network)

@@ -1,8 +1,6 @@
 """Which documents keep their tokens: the stated rule, also after a resume, a rewind and a full disk."""
 
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.viz.conftest import execute, run_python
 from viz.record.reader import StoreReader
 from viz.record.schema import Statement
 from viz.stats.averages import WINDOW
@@ -19,12 +18,10 @@ from viz.views.document import describe_document
 from viz.views.run_view import Viewer
 from viz.visualizer import TrainingVisualizer
 
-ROOT = Path(__file__).parents[3]
 KEEP, STEPS = 1500, 5600
 SPIKED = {777: "spike", 2001: "skipped update", 2002: "spike", 5500: "spike"}
 PROBED = (1234, 3333)
 EMPTIED = "SELECT step FROM documents WHERE token_ids IS NULL ORDER BY step"
-ROWS = "SELECT * FROM documents ORDER BY step"
 
 
 def metrics_of(step: int, tokens: int = 4) -> dict[str, Any]:
@@ -62,15 +59,12 @@ def record_run(folder: Path, begin: int = 0, end: int = STEPS, **options: Any) -
     finish(viz)
 
 
-def query(folder: Path, sql: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(folder / "run.db") as database:
-        rows = database.execute(sql).fetchall()
-    database.close()
-    return rows
-
-
 def emptied_in(folder: Path) -> set[int]:
-    return {step for (step,) in query(folder, EMPTIED)}
+    return {step for (step,) in execute(folder / "run.db", EMPTIED)}
+
+
+def rows_in(folder: Path) -> list[tuple[Any, ...]]:
+    return execute(folder / "run.db", "SELECT * FROM documents ORDER BY step")
 
 
 def expected(steps: int, keep: int) -> set[int]:
@@ -137,7 +131,7 @@ def test_a_resume_and_a_rewind_keep_the_same_documents(uninterrupted: Path, tmp_
         folder = tmp_path / retention.__name__
         record_run(folder, end=2600, keep_documents=KEEP)
         record_with_rewind(folder, retention)
-        assert (query(folder, ROWS) == query(uninterrupted, ROWS)) is (retention is Retention)
+        assert (rows_in(folder) == rows_in(uninterrupted)) is (retention is Retention)
 
 
 def test_a_resumed_run_may_keep_fewer_documents_and_then_more(tmp_path: Path) -> None:
@@ -220,10 +214,9 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(uninterrupted: Path, tmp_pa
         "viz.recover()\n"
         "record(viz, KEEP + 1000, STEPS); finish(viz)\n"
     )
-    command = [sys.executable, "-c", fill, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    done = run_python("-c", fill, tmp_path, timeout=120)
     assert done.stdout.count("the store can't be written") == 1, done
-    assert query(tmp_path, ROWS) == query(uninterrupted, ROWS)
+    assert rows_in(tmp_path) == rows_in(uninterrupted)
 
 
 def test_views_of_an_emptied_record(uninterrupted: Path) -> None:

@@ -2,29 +2,24 @@ import math
 from pathlib import Path
 
 import pytest
-import sentencepiece
 
 from common.terminal_text import harmless, one_line
-from tests.viz.conftest import Metrics
+from tests.viz.conftest import Metrics, write_store
 from tests.viz.runs_to_draw import HOSTILE
-from tests.viz.small_tokenizers import MODELS
+from tests.viz.small_tokenizers import MODELS, encode
 from viz.record.reader import StoreReader
-from viz.record.schema import rows_of
-from viz.record.writer import StoreWriter
 from viz.views.document import describe_document
 
 
 @pytest.fixture
 def store(tmp_path: Path, metrics: Metrics) -> Path:
     """Thirty documents with the same text; in step 25, the last token has a high loss."""
-    ids = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"]).EncodeAsIds("one two\n three four")
-    writer = StoreWriter(tmp_path / "run.db", {"tokenizer": MODELS["ours"]})
+    ids, calls = encode("one two\n three four"), []
     for step in range(30):
         losses = [2.0] * (len(ids) - 2) + [17.5 if step == 25 else 2.0]
         about = {"loss": sum(losses) / len(losses), "token_ids": ids, "token_losses": losses, "source": "numbers"}
-        writer.add_rows(rows_of(metrics(step, **about)))
-    writer.close()
-    return tmp_path / "run.db"
+        calls.append(metrics(step, **about))
+    return write_store(tmp_path, calls, tokenizer=MODELS["ours"]) / "run.db"
 
 
 def test_the_description_contains_text_numbers_and_surprises(store: Path) -> None:
@@ -41,12 +36,9 @@ def test_the_description_contains_text_numbers_and_surprises(store: Path) -> Non
 def test_missing_parts_are_reported(store: Path, tmp_path: Path, metrics: Metrics) -> None:
     with StoreReader(store) as reader, pytest.raises(ValueError, match=r"no step 30.*0 to 29"):
         describe_document(reader, 30)
-    writer = StoreWriter(tmp_path / "other.db", {})
-    writer.add_rows(rows_of(metrics(0, token_ids=None)))
-    writer.add_rows(rows_of(metrics(1, token_losses=None)))
-    writer.add_rows(rows_of(metrics(2, source=HOSTILE, shard="\x1b[2J\x1b]0;title\x07")))
-    writer.close()
-    with StoreReader(tmp_path / "other.db") as reader:
+    hostile_names = {"source": HOSTILE, "shard": "\x1b[2J\x1b]0;title\x07"}
+    calls = [metrics(0, token_ids=None), metrics(1, token_losses=None), metrics(2, **hostile_names)]
+    with StoreReader(write_store(tmp_path / "other", calls) / "run.db") as reader:
         with pytest.raises(ValueError, match="step 0 is not kept"):
             describe_document(reader, 0)
         assert "no tokenizer" in describe_document(reader, 1)

@@ -3,11 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 
-from tests.viz.conftest import Metrics
+from tests.viz.conftest import Metrics, write_store
 from tests.viz.runs_to_draw import columns_of, view_of
-from tests.viz.small_tokenizers import MODELS
+from tests.viz.small_tokenizers import MODELS, encode
 from viz.charts.figure import Chart
 from viz.record.reader import StoreReader
 from viz.record.schema import rows_of
@@ -84,14 +83,9 @@ def test_a_view_is_as_of_its_step(store: Path) -> None:
 
 
 def test_words_are_decoded_with_the_tokenizer_in_the_store(tmp_path: Path, metrics: Metrics) -> None:
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=MODELS["ours"])
-    ids = tokenizer.EncodeAsIds("nine ten one two  three four five six")
-    writer = StoreWriter(tmp_path / "run.db", {"config": {"warmup_steps": 0}, "tokenizer": MODELS["ours"]})
-    for step in range(40):
-        loss = 9.0 if step == 33 else 3.0
-        about = {"loss": loss, "source": "a", "token_ids": ids, "token_losses": [loss] * (len(ids) - 1)}
-        writer.add_rows(rows_of(metrics(step, **about)))
-    writer.close()
+    about = {"source": "a", "token_ids": encode("nine ten one two  three four five six"), "token_losses": None}
+    calls = [metrics(step, loss=9.0 if step == 33 else 3.0, **about) for step in range(40)]
+    write_store(tmp_path, calls, config={"warmup_steps": 0}, tokenizer=MODELS["ours"])
     with StoreReader(tmp_path / "run.db") as reader:
         found = Viewer(reader).look().stand_outs[0]
     assert (found.step, found.words) == (33, "nine ten one two three four")
@@ -110,11 +104,9 @@ def test_the_prompt_of_the_user_is_shown(tmp_path: Path, metrics: Metrics) -> No
 
 
 def test_newest_documents_without_a_finite_loss_have_no_positions(tmp_path: Path, metrics: Metrics) -> None:
-    writer = StoreWriter(tmp_path / "run.db", {})
-    for step in range(30):
-        losses = np.full(255, math.nan if step >= 12 else 3.0)
-        writer.add_rows(rows_of(metrics(step, loss=float(losses[0]), token_losses=losses)))
-    writer.close()
+    losses = [math.nan if step >= 12 else 3.0 for step in range(30)]
+    calls = [metrics(step, loss=loss, token_losses=np.full(255, loss)) for step, loss in enumerate(losses)]
+    write_store(tmp_path, calls)
     with StoreReader(tmp_path / "run.db") as reader:
         view = Viewer(reader).look()
     assert [one.documents for one in view.positions] == [15] and len(view.positions[0].places)
@@ -149,7 +141,6 @@ def test_the_remaining_time_follows_the_speed_of_the_last_documents() -> None:
 
 
 def test_an_empty_store_has_an_empty_view(tmp_path: Path) -> None:
-    StoreWriter(tmp_path / "run.db", {}).close()
-    with StoreReader(tmp_path / "run.db") as reader:
+    with StoreReader(write_store(tmp_path) / "run.db") as reader:
         view = Viewer(reader).look()
     assert (view.step, view.count, view.stand_outs, view.positions, view.moments) == (0, 0, [], [], [])

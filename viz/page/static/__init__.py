@@ -5,7 +5,7 @@ from importlib import metadata, resources
 
 PAGE = "index.html"
 PLOTLY = f"plotly-{metadata.version('plotly')}.min.js"
-"""The version in the name lets browsers cache it for good."""
+"""The version in the name lets browsers cache it permanently."""
 MODULES = (
     "elements.js", "format.js", "api.js", "plots.js", "chart.js", "tokens.js", "reader.js", "lists.js", "sources.js",
     "samples.js", "probes.js", "compare.js", "settings.js", "state.js", "main.js",

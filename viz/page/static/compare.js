@@ -2,10 +2,9 @@
 
 import { ask, Refusal } from "./api.js";
 import { button, el, empty, plainText, table, textNodes } from "./elements.js";
-import { count, documents, fixed, signed } from "./format.js";
+import { capital, count, documents, fixed, signed } from "./format.js";
 import { axis, colour, config, layout, onAxis, stepAxis, transparent, withBand } from "./plots.js";
 
-const capital = (words) => words.slice(0, 1).toUpperCase() + words.slice(1);
 const chosen = { run: null, answer: null };
 
 export const compare = {

@@ -33,3 +33,5 @@ export function duration(seconds) {
 export const moment = (seconds) => (seconds ? new Date(seconds * 1000).toLocaleString() : missing);
 
 export const documents = (number) => `${count(number)} document${number === 1 ? "" : "s"}`;
+
+export const capital = (words) => words.slice(0, 1).toUpperCase() + words.slice(1);

@@ -2,7 +2,7 @@
 
 import { Away, Refusal } from "./api.js";
 import { byId, el, plainText, textNodes } from "./elements.js";
-import { count, documents, duration, fixed, percent, significant } from "./format.js";
+import { capital, count, documents, duration, fixed, percent, significant } from "./format.js";
 
 const GONE = {
   waiting: "This page shows a run as soon as one starts there: python train_slimpajama.py (--out or --viz-dir sets the folder).",
@@ -10,9 +10,8 @@ const GONE = {
   unreadable: "The record can't be read.",
 };
 const STOPPED = "This run stopped without finishing: it was killed, or this is a copy of a run that continued elsewhere.";
-const AWAY = "The server does not respond: it was stopped, or the tunnel is closed. This page shows what it had loaded and reconnects by itself.";
+const AWAY = "The server does not respond: it was stopped, or the tunnel is closed. This page shows what it had loaded and reconnects automatically.";
 
-const capital = (words) => words.slice(0, 1).toUpperCase() + words.slice(1);
 
 const put = (id, words) => { if (byId(id).textContent !== words) byId(id).textContent = words; };
 
