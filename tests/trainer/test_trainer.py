@@ -29,17 +29,24 @@ from trainer.trainer import Trainer
 class Notebook:
     """A visualizer that lists its calls."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        full_after: float = math.inf,
+        can_recover: bool = False,
+        on_step: Callable[[int], object] = lambda step: None,
+        on_flush: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`full_after`: the step whose row fills the disk. `on_step` and `on_flush` run inside these calls."""
         self.calls: list[tuple[Any, ...]] = []
-        self.full_after = math.inf
-        self.before_full: Callable[[], object] = lambda: None
-        self.is_full = self.can_recover = False
+        self.full_after, self.can_recover, self.is_full = full_after, can_recover, False
+        self.on_step, self.on_flush = on_step, on_flush
 
     def update(self, metrics: Mapping[str, Any], input_text: str = "", output_text: str = "") -> None:
         self.calls.append(("update", dict(metrics), input_text, output_text))
-        if "loss" in metrics and metrics["step"] == self.full_after:
-            self.before_full()
-            self.is_full = True
+        if "loss" in metrics:
+            self.on_step(metrics["step"])
+            self.is_full |= metrics["step"] == self.full_after
         self.refuse()
 
     def record_event(self, step: int, kind: str, detail: str) -> None:
@@ -64,6 +71,7 @@ class Notebook:
             raise OSError(28, "No space left on device")
 
     def flush(self) -> None:
+        self.on_flush()
         self.refuse()
         self.calls.append(("flush",))
 
@@ -90,7 +98,12 @@ def documents(count: int, error: Exception | None = None) -> Iterator[Document]:
 
 
 def make_trainer(
-    tokenizer: Tokenizer, folder: Path, source: Iterator[Document], make_probes: Any = Probes, **settings: Any
+    tokenizer: Tokenizer,
+    folder: Path,
+    source: Iterator[Document],
+    make_probes: Any = Probes,
+    viz: Notebook | None = None,
+    **settings: Any,
 ) -> Trainer:
     config = TrainingConfig(**{"model_size": "tiny", "max_seq_length": 32, "warmup_steps": 5, **settings})
     model = LanguageModel(config.shape, tokenizer.vocab_size)
@@ -100,7 +113,7 @@ def make_trainer(
         tokenizer=tokenizer,
         samples=SampleStream(source, tokenizer, 32, hold_out=False, should_stop=lambda: False),
         step=TrainingStep(model, dtype=torch.float32, max_seq_length=32),
-        viz=Notebook(),
+        viz=viz or Notebook(),
         checkpoints=CheckpointManager(folder),
         progress=Progress(config.num_steps),
         make_probes=make_probes,
@@ -213,9 +226,8 @@ def test_a_failed_generation_records_its_error_and_no_text(tokenizer: Tokenizer,
 
 
 def test_a_final_attempt_saves_everything_trained_so_far(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    shown = {"display_samples": 1, "prompt": ("One", "Two")}
+    shown = {"display_samples": 1, "prompt": ("One", "Two"), "viz": Notebook(full_after=5, can_recover=True)}
     trainer = make_trainer(tokenizer, tmp_path, documents(9), num_steps=9, checkpoint_interval=2, **shown)
-    notebook(trainer).full_after, notebook(trainer).can_recover = 5, True
     with pytest.raises(MachineError, match="No space left"):
         trainer.train()
     state = read_state(tmp_path / "checkpoint_step_6.bin")
@@ -233,28 +245,26 @@ def test_a_save_that_failed_during_a_wait_for_the_source_is_repeated(tokenizer: 
         assert failed.wait(60)
         yield from source
 
-    trainer = make_trainer(tokenizer, tmp_path, slow(), num_steps=20, checkpoint_interval=5)
-    flush = trainer.viz.flush
-
     def fail_once() -> None:
         if not failed.is_set():
             failed.set()
             raise OSError(28, "No space left on device")
-        flush()
 
-    trainer.viz.flush = fail_once  # type: ignore[method-assign]
+    viz = Notebook(on_flush=fail_once)
+    trainer = make_trainer(tokenizer, tmp_path, slow(), viz=viz, num_steps=20, checkpoint_interval=5)
     with pytest.raises(SourceUnreachable, match="gone"):
         trainer.train()
     assert [step for step, _ in trainer.checkpoints.all()] == [5]
 
 
 def test_a_save_in_progress_is_finished_whatever_happens(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    trainer = make_trainer(tokenizer, tmp_path, documents(9, MemoryError()), num_steps=20, checkpoint_interval=9)
-    trainer.viz.flush = lambda: time.sleep(1.0)  # type: ignore[method-assign]
+    viz = Notebook(on_flush=lambda: time.sleep(1.0))
+    source = documents(9, MemoryError())
+    trainer = make_trainer(tokenizer, tmp_path, source, viz=viz, num_steps=20, checkpoint_interval=9)
     with pytest.raises(MemoryError):
         trainer.train()
     assert [step for step, _ in trainer.checkpoints.all()] == [9]
-    assert notebook(trainer).calls[-1] == ("close", "out of memory")
+    assert viz.calls[-1] == ("close", "out of memory")
 
 
 def test_a_save_that_fails_ends_the_run_at_the_next_step(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -266,11 +276,9 @@ def test_a_save_that_fails_ends_the_run_at_the_next_step(tokenizer: Tokenizer, t
 
 def test_training_continues_while_a_save_waits_for_its_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Another process holds the store: the checkpoint at 10 waits, and the one at 20 follows when the store is free."""
-    trainer = make_trainer(tokenizer, tmp_path, documents(60), num_steps=60, checkpoint_interval=10)
-    held = threading.Event()
-    trainer.viz.flush = lambda: (held.wait(60), None)[1]  # type: ignore[method-assign]
-    viz, update = notebook(trainer), trainer.viz.update
-    trainer.viz.update = lambda *row: (update(*row), held.set() if row[0]["step"] == 40 else None)[0]  # type: ignore[method-assign, func-returns-value]
+    free = threading.Event()
+    viz = Notebook(on_step=lambda step: step == 40 and free.set(), on_flush=lambda: free.wait(60))
+    trainer = make_trainer(tokenizer, tmp_path, documents(60), viz=viz, num_steps=60, checkpoint_interval=10)
     assert trainer.train() == "done"
     events = [(step, kind) for step, kind, _ in viz.of("event") if kind.startswith("checkpoint")]
     assert events[0] == (20, "checkpoint postponed") and events[1] == (10, "checkpoint")

@@ -45,18 +45,14 @@ def _repeat(left: Tensor, right: Tensor, count: int) -> float:
     return (time.perf_counter() - since) / count
 
 
-def seconds_per_product(left: Tensor, right: Tensor, repeat: Callable[[Tensor, Tensor, int], float] = _repeat) -> float:
-    """Seconds of one product: the best of three measurements, or the second run of a slow product.
-
-    Args:
-        repeat: computes a product a number of times and returns the seconds of one.
-    """
-    first = repeat(left, right, 1)  # includes one-time setup
-    once = repeat(left, right, 1)
+def seconds_per_product(left: Tensor, right: Tensor) -> float:
+    """Return the seconds of one product: the best of three measurements, or the second run of a slow product."""
+    first = _repeat(left, right, 1)  # includes one-time setup
+    once = _repeat(left, right, 1)
     if first > SLOW:
         return once
     count = max(1, round(SECONDS / max(once, 1e-7)))
-    return min(repeat(left, right, count) for _ in range(3))
+    return min(_repeat(left, right, count) for _ in range(3))
 
 
 def peak_flops(

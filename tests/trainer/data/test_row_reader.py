@@ -243,9 +243,10 @@ def test_a_row_that_is_too_long_costs_only_itself(tmp_path: Path, suffix: str) -
     longest = 1 << 20
     fault = too_long(longest)
     path = tmp_path / f"a.jsonl{suffix}"
-    for length, expected in ((longest - len(lines([""])) + 1, None), (longest + 1, fault), (3 * longest, fault)):
+    for length, expected in ((longest - len(lines([""])) + 1, None), (longest + 1, fault), (10 * longest, fault)):
         path.write_bytes(COMPRESS[suffix](lines(["a", "b" * length, "c"])))
         assert [text for _, text in read(path, longest_row=longest)] == ["a", expected or "b" * length, "c"]
+    assert [len(str(text)) for _, text in read(path)] == [1, 10 * longest, 1], "the default limit is higher"
     path, many_lines = tmp_path / f"a.txt{suffix}", "\n".join(["some words"] * 200_000)
     path.write_bytes(COMPRESS[suffix](f"a\n\n{many_lines}\n\nb\n\n{many_lines}".encode()))
     assert read(path, longest_row=longest) == [(0, "a"), (1, fault), (2, "b"), (3, fault)]

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import MODEL_SIZES
-from trainer.learning.flops import flops_per_token, peak_flops, seconds_per_product
+from trainer.learning.flops import flops_per_token, peak_flops
 from trainer.model.language_model import LanguageModel
 
 TINY, CPU = MODEL_SIZES["tiny"], torch.device("cpu")
@@ -36,15 +36,3 @@ def test_the_peak_weights_every_product_by_its_share_of_the_step() -> None:
     products = 3 * (7 * TINY.layers + 1)
     found = peak_flops(TINY, 300, 64, dtype=torch.bfloat16, device=CPU, timer=lambda left, right: 1.0)
     assert found * products == 64 * (per_token - 6 * norms)
-
-
-def test_a_slow_product_is_timed_only_twice() -> None:
-    counts: list[int] = []
-
-    def repeat(left: Tensor, right: Tensor, count: int) -> float:
-        counts.append(count)
-        return 2.0
-
-    ones = torch.ones(64, 64)
-    assert 0 < seconds_per_product(ones, ones) < 0.1
-    assert seconds_per_product(ones, ones, repeat) == 2.0 and counts == [1, 1]

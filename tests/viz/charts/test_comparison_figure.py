@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -134,14 +133,6 @@ def test_equal_runs_and_other_units_are_drawn() -> None:
     figure = figure_of(replace(comparison, unit="bits per byte", **shown))
     assert find_overlaps(figure) == [] and "bits per byte" in figure.axes[2].get_ylabel()
     assert "same loss on each" in figure.texts[0].get_text()
-
-
-def test_the_users_matplotlib_settings_are_neither_used_nor_changed() -> None:
-    comparison = simulated(100)
-    plain = draw_comparison(comparison)
-    with matplotlib.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "black"}):
-        assert draw_comparison(comparison) == plain
-        assert matplotlib.rcParams["font.size"] == 30
 
 
 def test_the_sentence_and_the_notes_are_shown_and_the_sides_are_named() -> None:

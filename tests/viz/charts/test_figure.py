@@ -135,10 +135,11 @@ def test_reference_losses_are_the_uniform_guess_and_token_frequencies(chart: Cha
 def test_the_band_is_two_standard_errors(chart: Chart) -> None:
     view = view_of(columns_of(700))
     chart.draw(view)
-    band = chart.loss.collections[0].get_paths()[0].get_extents()
-    average, error = view.series.averages.loss.values(), view.series.averages.loss_error.values()
-    assert band.ymax == pytest.approx(np.nanmax(average + 2 * error))
-    assert band.ymin == pytest.approx(np.nanmin(average - 2 * error))
+    for axes, name in ((chart.loss, "loss"), (chart.accuracy, "accuracy")):
+        band = axes.collections[0].get_paths()[0].get_extents()
+        average, error = (getattr(view.series.averages, each).values() for each in (name, f"{name}_error"))
+        assert band.ymax == pytest.approx(np.nanmax(average + 2 * error))
+        assert band.ymin == pytest.approx(np.nanmin(average - 2 * error))
 
 
 def test_the_average_covers_all_documents_not_the_downsampled_ones(chart: Chart) -> None:
@@ -319,6 +320,10 @@ def test_events_and_spikes_are_marked_at_their_steps(chart: Chart) -> None:
 
 
 def test_short_source_names_stay_distinct() -> None:
+    assert shorten_names(["a-very-long-name-of-one-source"]) == ["a-very-long-n…"]
+    assert shorten_names(["x", "y"]) == ["x", "y"]
+    beside = ["abcdefghijklmnop1", "abcdefghijklmnop2", "other", "b"]
+    assert shorten_names(beside) == ["…efghijklmnop1", "…efghijklmnop2", "other", "b"]
     assert shorten_names(["RedPajamaCommonCrawl", "RedPajamaC4", "RedPajamaArXiv"]) == ["CommonCrawl", "C4", "ArXiv"]
     for names in (
         [f"one-long-name-that-differs-{number}" for number in (1, 2)],
@@ -341,6 +346,8 @@ def test_a_spike_of_the_gradient_norm_survives_downsampling(chart: Chart) -> Non
     latest = {axes: float(written_in(axes).replace(",", "").split()[-2]) for axes in (chart.accuracy, chart.waiting)}
     assert latest[chart.accuracy] == pytest.approx(100 * view.series.averages.accuracy.values()[-1], abs=0.06)
     assert latest[chart.waiting] == pytest.approx(4.1, abs=0.06)
+    assert written_in(chart.rate) == "1.00e-03" and written_in(chart.speed).startswith("average 5,2")
+    assert chart.rate.lines[0].get_xdata()[-1] == 199_999 and chart.norm.get_yscale() == "log"
     assert chart.speed.get_xlim() == chart.loss.get_xlim() == chart.waiting.get_xlim()
 
 

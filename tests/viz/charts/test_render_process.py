@@ -186,6 +186,19 @@ def test_a_full_disk_affects_only_the_charts(tmp_path: Path, metrics: Metrics) -
     assert pictures_in(tmp_path)[-1] == 30 and len(history_of(tmp_path)["steps"]) == 30
 
 
+def test_chart_names_that_are_taken_by_folders_affect_only_these_charts(tmp_path: Path, metrics: Metrics) -> None:
+    messages: list[str] = []
+    for step in (10, 20):
+        (tmp_path / f"training_step_{step:06d}.png").mkdir()
+    viz = TrainingVisualizer(tmp_path, say=messages.append)
+    train(viz, metrics, range(30), every=10)
+    viz.close()
+    assert len(messages) == 1 and "training_step_000010.png failed" in messages[0] and "\n" not in messages[0]
+    latest = (tmp_path / "training_latest.png").read_bytes()
+    assert latest == (tmp_path / "training_step_000030.png").read_bytes()
+    assert not [name for name in names_in(tmp_path) if name.endswith(".tmp")]
+
+
 def test_temporary_files_of_a_killed_process_are_removed_at_the_next_start(tmp_path: Path, metrics: Metrics) -> None:
     viz = TrainingVisualizer(tmp_path)
     viz.update(metrics(0))
@@ -230,7 +243,7 @@ def test_a_rewind_while_charts_are_being_drawn(tmp_path: Path, metrics: Metrics)
     began = time.monotonic()
     viz.rewind(32)
     assert time.monotonic() - began < 2  # although the process is stopped
-    viz.record_event(32, "rollback", "to step 32")
+    viz.record_event(32, "roll-back", "to step 32")
     train(viz, metrics, range(32, 45), every=10, loss=77.0)
     viz.save_metrics_json()
     viz.flush()
@@ -246,7 +259,7 @@ def test_a_rewind_while_charts_are_being_drawn(tmp_path: Path, metrics: Metrics)
     assert history["steps"] == list(range(45))
     assert [loss == 77 for loss in history["loss"]] == [False] * 32 + [True] * 13
     assert json.loads((tmp_path / "run.json").read_bytes())["json_through_step"] == 44
-    assert messages == [] and [kind for kind in events_of(tmp_path) if kind != "chart_dropped"] == ["rollback"]
+    assert messages == [] and [kind for kind in events_of(tmp_path) if kind != "chart_dropped"] == ["roll-back"]
     assert execute(tmp_path / "run.db", "SELECT step FROM evaluations") == [(31,)]
 
 

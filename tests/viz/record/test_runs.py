@@ -248,10 +248,11 @@ def test_deleting_removes_the_files_of_the_run_and_nothing_else(make: Make, root
     viz, checkpoints = make("earlier/a", "a"), root / "checkpoints" / "earlier" / "a"
     for path in (viz / "training_latest.png", checkpoints / ".checkpoint_step_9.bin.4711.tmp"):
         path.touch()
+    (viz / ".training_latest.png.4711.tmp").touch()
     run = next(run for run in find_runs(VIZ) if run.run_id == "a")
     first, *folders, _ = confirm_text(run).splitlines()
     assert "run a (3 documents, " in first
-    assert folders[0].startswith("  training_viz/earlier/a: run.db, 2 charts (")
+    assert folders[0].startswith("  training_viz/earlier/a: .training_latest.png.4711.tmp, run.db, 2 charts (")
     names = [f"checkpoint_step_{number}.bin{ending}" for number in (2, 3) for ending in ("", ".sha256")]
     assert folders[1] == f"  checkpoints/earlier/a: .checkpoint_step_9.bin.4711.tmp, {', '.join(names)} (2.0 kB)"
     delete_run(run)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viz.stats.averages import AverageWithError, debiased_average, extremes, squared_weights
+from viz.stats.averages import AverageWithError, extremes
 
 ANY_FLOAT = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf]))
 
@@ -32,13 +32,6 @@ def test_an_average_with_error_in_parts_equals_one_at_once() -> None:
     found = [np.concatenate(arrays) for arrays in zip(*map(parts.extend, np.split(values, 25)), strict=True)]
     for a, b in zip(found, whole.extend(values), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-
-
-def test_squared_weights_are_those_of_the_average() -> None:
-    for count in (1, 2, 10, 700):
-        effects = [debiased_average(np.eye(count)[number], 50)[-1] for number in range(count)]
-        assert squared_weights(count, 50) == pytest.approx(np.square(effects).sum())
-    assert squared_weights(10**6, 200) == pytest.approx(1 / 200)
 
 
 @given(st.lists(ANY_FLOAT, min_size=1, max_size=400), st.integers(1, 20))

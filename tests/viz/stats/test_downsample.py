@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from viz.stats.averages import extremes
-from viz.stats.downsample import BLOCK, Curve, number, numbers, outline
+from viz.stats.downsample import BLOCK, Curve, numbers, outline
 
 LONG = 1_000_000
 NON_FINITE = [math.nan, math.inf, -math.inf]
@@ -172,10 +172,3 @@ def test_numbers_are_json_with_six_digits(values: list[float]) -> None:
         else:
             assert shown == pytest.approx(value, rel=5.001e-6) and math.copysign(1, shown) == math.copysign(1, value)
             assert not 1e-12 < value < 1e5 or shown == float(f"{value:.6g}")
-
-
-def test_number_equals_numbers() -> None:
-    assert number(None) is None and number(math.nan) is None and number(math.inf) is None
-    assert number(2 / 3) == 0.666667 and numbers([]) == []
-    assert numbers(np.array([1, 2, 3_000_000_000])) == [1.0, 2.0, 3e9]
-    assert numbers(np.array([65504, np.inf], dtype=np.float16)) == [65504.0, None]

@@ -1,6 +1,7 @@
 """Comparisons of real stores."""
 
 import math
+import operator
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -116,14 +117,20 @@ def test_repeated_documents_in_another_order(write: Write) -> None:
 
 
 def test_runs_with_different_tokenizers_are_compared_in_bits_per_byte(write: Write) -> None:
-    documents = documents_of(100)
-    # Half as many tokens, each worth twice as much, in 20 % more bytes.
-    other = [each | {"loss": 2.4 * each["loss"], "tokens": 50, "bytes": 480} for each in documents]
+    random = np.random.default_rng(3)
+
+    def one_nat_per_byte(tokens: int) -> Documents:
+        sizes = random.integers(100, 1000, 100).tolist()
+        changed = ({"loss": size / tokens, "tokens": tokens, "bytes": size} for size in sizes)
+        return [*map(operator.or_, documents_of(100), changed)]
+
+    documents, other = one_nat_per_byte(100), one_nat_per_byte(50)
     other[3]["bytes"], other[5]["bytes"] = 0, None
     for run in ({"tokenizer_hash": "u"}, {"tokenizer_hash": None}):
         found = compare(write(documents), write(other, **run))
         assert found.unit == "bits per byte" and found.overall.value == pytest.approx(0, abs=1e-9)
-        assert found.curves[0].average[0] == pytest.approx(documents[0]["loss"] * 100 / math.log(2) / 400)
+        assert found.overall.half_width == pytest.approx(0, abs=1e-9)
+        assert found.curves[0].average[0] == pytest.approx(1 / math.log(2))
         assert found.left_out == (("their number of bytes is unknown or 0", 2),)
         assert "bits per byte" in " | ".join(found.notes())
 
@@ -210,4 +217,5 @@ def test_a_store_of_an_older_version(write: Write, tmp_path: Path) -> None:
 def test_numbers_have_two_digits_of_the_half_width(write: Write, value: float, half: float, shown: str) -> None:
     found = compare(write(documents_of(30)), write(documents_of(30, seed=1)))
     sentence = replace(found, overall=replace(found.overall, value=value, half_width=half)).sentence()
+    assert sentence.startswith("No difference found: ") is (abs(value) < half)
     assert shown in sentence and ("; a difference of up to 0.00" in sentence) is (abs(value) < half)
