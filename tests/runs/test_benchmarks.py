@@ -74,7 +74,7 @@ def test_a_run_with_another_recipe_counts_as_missing(results: Results) -> None:
 def test_the_cost_of_a_page(capsys: Capture) -> None:
     page.main([60])
     (row,) = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert row[0].strip() == "60" and all(float(cell) > 0 for cell in row[2:4])
+    assert row[0].strip() == "60" and all(float(cell.replace(",", "")) > 0 for cell in row[2:4])
 
 
 def test_the_cost_of_a_chart(capsys: Capture) -> None:

@@ -275,10 +275,10 @@ sys.exit(main())
 
 @pytest.mark.full
 def test_a_closed_standard_output_does_not_end_the_run(tmp_path: Path, corpus: Path) -> None:
-    process = start([*SMALL, "--steps", 200, "--dataset", corpus], tmp_path)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.wait(300) == 0
+    with start([*SMALL, "--steps", 200, "--dataset", corpus], tmp_path) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(300) == 0
     assert table(tmp_path / "training_viz", "SELECT count(*) FROM steps") == [(200,)]
 
 

@@ -263,7 +263,7 @@ def test_a_rollback_across_the_end_of_an_epoch(poisoned: Any, tmp_path: Path) ->
     assert poisoned("--steps", 36, "--repeat", "--checkpoint-interval", 15, rows=[3], spared=1) == 0
     told = [detail for kind, detail in kinds(tmp_path / "training_viz") if kind in ("epoch", "roll-back")]
     assert [line.split()[0] for line in told] == ["All", "Rolled", "All"]
-    assert ["epoch 2 begins" in line for line in told] == [True, False, True]
+    assert ["epoch 2 starts" in line for line in told] == [True, False, True]
 
 
 KILLED = """
