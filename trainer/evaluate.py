@@ -73,8 +73,8 @@ def _samples(text: str | None, config: TrainingConfig, trained: TrainedModel) ->
     if text == "-":
         return "windows", f"of {length} tokens of standard input", windows(_read(text), text, tokenizer, length)
     if path.is_dir() or not os.access(path, os.R_OK):
-        why = "a folder: pass one file" if text.is_dir() else "no such file, or the file can't be read"
-        raise UserError(f"--text {text}: {why}")
+        why = " is a folder: pass one file" if path.is_dir() else ": no such file, or the file can't be read"
+        raise UserError(f"--text {text}{why}")
     kind = kind_of(path.name) if path.is_file() else None  # a pipe has no meaningful name
     if kind is None or kind == "paragraphs":
         return "windows", f"of {length} tokens of {text}", windows(_read(text), text, tokenizer, length)

@@ -133,7 +133,7 @@ def test_a_source_name_cannot_send_control_characters_to_the_terminal(capsys: Ca
     ("arguments", "says"),
     [
         (["--text", "nowhere.txt"], "--text nowhere.txt: no such file"),
-        (["--text", "training_viz"], "--text training_viz: a folder: pass one file"),
+        (["--text", "training_viz"], "--text training_viz is a folder: pass one file"),
         (["--text", "empty.txt"], "--text empty.txt: nothing to predict"),
         (["--text", "empty.jsonl"], "--text empty.jsonl: nothing to predict"),
         (["--text", "latin.txt"], "latin.txt is not UTF-8 text (byte 3)"),
