@@ -77,6 +77,7 @@ def test_the_cost_of_a_page(capsys: Capture) -> None:
     assert row[0].strip() == "60" and all(float(cell.replace(",", "")) > 0 for cell in row[2:4])
 
 
+@pytest.mark.full
 def test_the_cost_of_a_chart(capsys: Capture) -> None:
     chart.main([5, 60])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]

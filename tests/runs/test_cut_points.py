@@ -103,7 +103,8 @@ def test_the_run_crosses_shards_and_epochs(runs: Runs) -> None:
     assert table(viz, "SELECT step FROM events WHERE kind = 'epoch'") == [(19,)]
 
 
-@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.full)])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.full
 def test_a_fork_computes_the_same_as_a_new_process(runs: Runs, dtype: str) -> None:
     """So what holds for forks of the warm process holds for a user's: equal to the last bit, with two threads."""
     folder = runs.folder()

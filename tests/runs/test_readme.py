@@ -53,6 +53,7 @@ def test_every_command_works(train: Train, tmp_path: Path, capsys: Capture) -> N
     assert {"train_slimpajama.py", "viz", "trainer.generate", "trainer.evaluate", "trainer.export"} <= {*ran}
 
 
+@pytest.mark.full
 def test_the_lesson_can_be_taught(train: Train, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "notes.txt").write_text("\n\n".join(make_texts(60)))
     ran = [follow(command, train, capsys) for command in commands_of(LESSON)]

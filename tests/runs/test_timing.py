@@ -35,6 +35,7 @@ def test_contenders_take_turns_and_are_compared_within_a_round() -> None:
     assert timing.in_words([0.12345], "s") == "0.1235 s"
 
 
+@pytest.mark.full
 def test_step(capsys: Capture) -> None:
     step.main("tiny", 1, steps=2, compile_step=False)
     rows = rows_of(capsys)

@@ -2,7 +2,7 @@ import multiprocessing
 import os
 from pathlib import Path
 
-from trainer.base.atomic_files import FileLock, remove_unfinished, sha256_of_file
+from trainer.base.atomic_files import FileLock, remove_unfinished
 
 
 def _try_lock(path: Path) -> None:
@@ -24,11 +24,6 @@ def test_a_lock_keeps_other_processes_out_until_it_is_released(tmp_path: Path) -
         codes.append(process.exitcode)
         lock.release()
     assert codes == [7, 0]
-
-
-def test_digest(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"abc")
-    assert sha256_of_file(tmp_path / "f").startswith("ba7816bf8f01cfea")
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:

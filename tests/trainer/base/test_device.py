@@ -82,6 +82,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.full
 def test_freed_memory_is_reused_for_the_next_tensors() -> None:
     """Measured in page faults: memory returned to the system has to be requested again."""
     faults = [

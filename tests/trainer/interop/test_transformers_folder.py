@@ -178,7 +178,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "another name": (weights({"norm": torch.zeros(48)}, without="model.norm.weight"), "do not fit"),
     "no tokenizer": (files({"tokenizer.json": None}), "no usable tokenizer"),
     "no bytes": (edited("tokenizer.json", lambda data: data.replace(b"ByteLevel", b"Strip")), "no usable tokenizer"),
-    "another model's": (files({"tokenizer.json": None, "tokenizer.model": OTHER_TOKENIZER}), "but its model 640"),
+    "another model's": (files({"tokenizer.json": None, "tokenizer.model": OTHER_TOKENIZER}), "its model 640"),
     "text": (files({"tokenizer.json": None, "tokenizer.model": b"text"}), "not a SentencePiece model"),
 }
 
