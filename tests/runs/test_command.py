@@ -113,7 +113,7 @@ def test_the_printed_lines(smoke: tuple[Path, str]) -> None:
     assert [line.split(":")[0].split()[0] for line in lines[:4]] == ["Data", "Model", "Plan", "Chart"]
     assert "python-library" in lines[0] and "13.8 M" in lines[1] and "MB on disk" in lines[2]
     done, loss, speed, read, files, resume, generate = lines[-7:]
-    assert re.match(r"Done: trained on 100 documents \([\d,]+ tokens\)", done)
+    assert re.match(r"Done: 100 documents trained \([\d,]+ tokens\)", done)
     assert "bits per byte" in loss and "zstd -19" in loss and "first and the last 50" in loss
     assert "tokens/s" in speed and "waiting" in speed
     assert read.endswith("python -m viz serve training_viz")

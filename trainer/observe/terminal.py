@@ -168,7 +168,7 @@ def closing_lines(
         "try a lower --learning-rate or a longer --warmup-steps"
     )
     return [
-        f"{ending}: trained on {tally.documents:,} document{plural} ({tally.tokens:,} tokens), "
+        f"{ending}: {tally.documents:,} document{plural} trained ({tally.tokens:,} tokens), "
         f"held out {counts['held_out']:,}, skipped {skipped:,}" + (f" ({reasons})" if reasons else ""),
         f"Loss {first:.4f} → {last:.4f} nats per token (means of the first and the last {window} documents); "
         f"last {number} documents: {bits:.3f} bits per byte (zstd -19: {zstd_bits_per_byte(texts):.3f})",
