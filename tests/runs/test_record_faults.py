@@ -1,7 +1,4 @@
-"""Whole runs while another process locks the store, and while the drawing process dies or hangs.
-
-Steps and documents must equal those of an undisturbed run, and no step may wait.
-"""
+"""Whole runs while the store is locked or the drawing process fails: the rows are equal, and no step waits."""
 
 import functools
 import os

@@ -27,6 +27,8 @@ SELECT step, 0, CASE step WHEN :spike THEN 15.5 ELSE 3 + (step * 7919 % 2001) / 
 FROM numbers
 """
 
+pytestmark = pytest.mark.full  # the quick suite tests the same in stats/test_downsample.py and page/test_answers.py
+
 
 def fill(database: sqlite3.Connection, first: int, below: int, spike: int = -1) -> None:
     database.execute("BEGIN")
@@ -38,10 +40,9 @@ def open_store(folder: Path) -> sqlite3.Connection:
     return sqlite3.connect(folder / "run.db", isolation_level=None)
 
 
-@pytest.fixture(scope="module", params=[200_000, pytest.param(1_000_000, marks=pytest.mark.full)])
-def steps(request: pytest.FixtureRequest) -> int:
-    found: int = request.param
-    return found
+@pytest.fixture(scope="module")
+def steps() -> int:
+    return 1_000_000
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,8 @@ def test_both_themes_on_both_screens(visit: Visit, address: str) -> None:
     until(page, "(paper) => document.querySelector('#panel .figure')._fullLayout.paper_bgcolor === paper", DARK.paper)
 
 
-@pytest.mark.parametrize("widths", [(320,), pytest.param((601, 1001), marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("widths", [(320,), (601, 1001)])
 def test_no_tab_makes_the_page_wider_than_the_window(visit: Visit, address: str, widths: tuple[int, ...]) -> None:
     """Not even with a word of 1,000 letters."""
     page = drawn(visit(f"{address}#step=41", viewport={"width": widths[0], "height": 900}))
