@@ -93,6 +93,7 @@ def points(quick: set[int]) -> list[Any]:
     return [pytest.param(cut, marks=[] if cut in quick else pytest.mark.full) for cut in ALL]
 
 
+@pytest.mark.full
 def test_the_run_crosses_shards_and_epochs(runs: Runs) -> None:
     """Otherwise the tests below would prove little."""
     viz = runs.whole("fp32") / "training_viz"

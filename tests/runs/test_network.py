@@ -1,7 +1,4 @@
-"""The whole command against a Hub that fails in every way: every document arrives once, in order, with equal weights.
-
-Pauses are short, and a silent response is given up after one second instead of thirty. Nothing else is different.
-"""
+"""The whole command against a Hub that fails in every way: every document arrives once, in order, with equal weights."""
 
 import os
 import random

@@ -140,6 +140,7 @@ def test_a_server_that_is_stopped_and_started_again(visit: Visit, tmp_path: Path
         expect(page.locator("#reader")).to_contain_text("Other 12", timeout=10_000)
 
 
+@pytest.mark.full
 def test_a_training_run_is_watched_from_start_to_end(visit: Visit, tmp_path: Path, corpus: Path) -> None:
     port = free_port()
     train = [PROJECT / "train_slimpajama.py", *SMALL, "--steps", 100_000, "--repeat", "--no-checkpoint"]
