@@ -1,4 +1,4 @@
-"""The whole command against a Hub that fails in every way: every document arrives once, in order, with equal weights."""
+"""The whole command against a failing Hub: every document arrives once, in order, with the same weights."""
 
 import os
 import random
