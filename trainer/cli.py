@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.run_marker import INSTALLED_PROGRAM, PROGRAM, read_marker
 from trainer.arguments import Arguments, check_combinations, parse_arguments, refuse_ranks
 from trainer.base.signals import NOTHING_TRAINED, StopSignals
 from trainer.config import FIELDS, TrainingConfig
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from trainer.trainer import Trainer
 
 
-PROGRAM = "train_slimpajama.py"
-INSTALLED_PROGRAM = "train-slimpajama"
-"""The command that `pip install .` adds."""
 TYPED = tuple(setting.metadata["flag"] for setting in FIELDS.values() if setting.metadata.get("typed"))
 """Flags of the settings that a resumed run changes only by the flag itself."""
 
@@ -64,7 +62,7 @@ def main(argv: Sequence[str] | None = None, builders: "Builders | None" = None) 
 
 
 def _fail(line: str, exit_code: int) -> int:
-    print(f"train_slimpajama.py: {line}", file=sys.stderr)
+    print(f"{PROGRAM}: {line}", file=sys.stderr)
     return exit_code
 
 
@@ -85,7 +83,7 @@ def resume(arguments: Arguments, stop: StopSignals, builders: "Builders | None")
     """Resume an earlier run from its newest valid checkpoint, or from the one that `--resume` names."""
     from trainer.base.checkpoint_file import digest_path
     from trainer.run.checkpoints import misfit
-    from trainer.run.folders import locate_run, mark_of, resume_run
+    from trainer.run.folders import locate_run, resume_run
 
     folders, chosen = locate_run(folders_of(arguments), arguments.resume or "", test=arguments.test)
     events: list[tuple[str, str]] = []
@@ -109,7 +107,7 @@ def resume(arguments: Arguments, stop: StopSignals, builders: "Builders | None")
         run.run_id = state["run_id"]
         if chosen is not None and "viz_dir" in arguments.typed and run.viz != folders_of(arguments).viz:
             raise UserError(f"{path} belongs to the run in {run.viz}; omit --out and --viz-dir")
-        if chosen is not None and mark_of(run.checkpoints).get("run_id") != state["run_id"]:
+        if chosen is not None and read_marker(run.checkpoints).get("run_id") != state["run_id"]:
             raise UserError(
                 f"{path} was moved or copied out of run {state['run_id']}, whose record may have changed since. "
                 f"To start a new run from its weights: --pretrained-checkpoint {path}"
@@ -138,11 +136,10 @@ def resume(arguments: Arguments, stop: StopSignals, builders: "Builders | None")
 
 def _is_of_earlier_version(run: "RunFolder") -> bool:
     from viz.record.reader import StoreReader
-    from viz.record.schema import VERSION
 
     try:
         with StoreReader(run.viz / "run.db") as record:
-            return record.version < VERSION
+            return not record.is_current
     except (OSError, ValueError):
         return False
 
@@ -160,14 +157,13 @@ def _check_record(run: "RunFolder", path: Path, state: Mapping[str, Any]) -> boo
     Returns whether this version can resume the record.
     """
     from viz.record.reader import StoreReader
-    from viz.record.schema import VERSION
 
     store = run.viz / "run.db"
     if not store.exists():
         return True
     try:
         with StoreReader(store) as record:
-            is_current = record.version >= VERSION
+            is_current = record.is_current
             run_id, steps = record.run()["run_id"], record.columns(max(state["step"] - 1, 0))["steps"]
     except ValueError as error:
         raise UserError(f"{error}. Move the file away to resume with a new record") from error
@@ -212,7 +208,7 @@ def _train(
     from trainer.assemble import Builders, assemble_trainer, find_starting_weights, make_parts
     from trainer.observe.terminal import say
     from trainer.run.checkpoints import CheckpointManager
-    from trainer.run.folders import check_disk
+    from trainer.run.folders import bytes_needed, check_disk
 
     def note(kind: str, detail: str) -> None:
         say(detail)
@@ -223,7 +219,7 @@ def _train(
     first = state["step"] if state is not None else 0
     weights = find_starting_weights(config, state, say)
     shape, vocab_size = (weights.shape, weights.vocab_size) if weights else (config.shape, config.vocab_size)
-    needed = _bytes_needed(config, shape.parameters(vocab_size), run, first)
+    needed = bytes_needed(config, shape.parameters(vocab_size), run, first)
     check_disk(needed)
     parts = make_parts(config, state, weights, say, note, builders, compiling=stop.at_once)
     del weights  # they are in the model now
@@ -258,22 +254,6 @@ def _page(arguments: Arguments, run: "RunFolder", say: Callable[[str], None]) ->
     except OSError as error:
         raise UserError(f"--serve: {error.strerror}") from error
     return page_beside(run.viz, listening, say)
-
-
-def _bytes_needed(config: TrainingConfig, parameters: int, run: "RunFolder", first: int) -> dict[Path, int]:
-    """Return folder → the most bytes that the run writes there."""
-    from trainer.run.folders import checkpoint_bytes, record_bytes
-
-    steps = max(config.num_steps - first, 0)
-    charts = min(steps // config.viz_interval, config.keep_charts) + 1
-    record = record_bytes(steps, config.max_seq_length, charts, config.keep_documents)
-    written = steps // config.checkpoint_interval + 1 if config.checkpoint else 0
-    kept_for_good = steps // config.keep_every if config.keep_every else 0
-    count = min(written, config.keep_checkpoints + 1 + kept_for_good)  # the oldest is deleted after the newest is saved
-    checkpoints = checkpoint_bytes(parameters, count)
-    if run.viz == run.checkpoints:
-        return {run.viz: record + checkpoints}
-    return {run.viz: record, run.checkpoints: checkpoints}
 
 
 def _visualizer_class(builders: "Builders | None") -> Callable[..., "Visualizer"]:

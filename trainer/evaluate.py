@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from common.terminal_text import one_line
 from trainer.arguments import CommandParser, exit_code_of
 from trainer.assemble import held_out_of_run
 from trainer.base.device import choose_device, choose_dtype
@@ -43,7 +44,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     after = f" (after {step:,} documents)" if isinstance(step, int) else ""
     print(f"{trained.path}{after}, evaluated on {found[0].documents:,} {unit} {text}")
     if isinstance(samples, SampleStream) and (skipped := samples.state_dict()["skipped"]):
-        print("Skipped: " + ", ".join(f"{count:,} {_shown(reason, 120)}" for reason, count in sorted(skipped.items())))
+        print(
+            "Skipped: " + ", ".join(f"{count:,} {one_line(reason[:120])}" for reason, count in sorted(skipped.items()))
+        )
     print("\n".join(_table(found, unit)))
 
 
@@ -68,7 +71,7 @@ def _samples(text: str | None, config: TrainingConfig, trained: TrainedModel) ->
     """Return the unit of a sample, a description of the text, and the samples: of `--text`, or held out without it."""
     if text is None:
         held_out = _held_out(config, trained)
-        return "held-out documents", f"of {_shown(trained.state['source']['name'])}", held_out
+        return "held-out documents", f"of {one_line(trained.state['source']['name'][:40])}", held_out
     path, length, tokenizer = Path(text), config.max_seq_length, trained.tokenizer
     if text == "-":
         return "windows", f"of {length} tokens of standard input", windows(_read(text), text, tokenizer, length)
@@ -122,7 +125,7 @@ def _table(found: Sequence[Evaluation], unit: str) -> list[str]:
     """Format one line for the whole text and, if there are several sources, one line per source."""
     whole, *sources = found
     sources.sort(key=lambda part: -part.tokens)
-    shown = [(_shown(part.source), part) for part in sources[:MOST_SOURCES]] if len(sources) > 1 else []
+    shown = [(one_line(part.source[:40]), part) for part in sources[:MOST_SOURCES]] if len(sources) > 1 else []
     rows = [
         ("", unit, "predictions", "nats/token", "perplexity", "bits/byte", "accuracy"),
         *(
@@ -146,13 +149,6 @@ def _table(found: Sequence[Evaluation], unit: str) -> list[str]:
     if len(sources) > MOST_SOURCES:
         lines.append(f"({len(sources) - MOST_SOURCES:,} more sources are included only in `all`)")
     return lines
-
-
-def _shown(name: str, longest: int = 40) -> str:
-    """Replace control characters: names come from files, and a terminal would execute some of them."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name[:longest]
-    )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

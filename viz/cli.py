@@ -23,9 +23,10 @@ from viz.page.process import PORT, listen, opening_lines, serve
 from viz.page.report import make_report
 from viz.record.exports import Exporter
 from viz.record.reader import StoreReader
-from viz.record.runs import confirm_text, delete_run, describe_runs, find_runs, record_of
+from viz.record.runs import delete_run, find_runs, record_of
 from viz.views.comparison import compare
 from viz.views.document import describe_document
+from viz.views.run_list import confirm_text, describe_runs
 from viz.views.run_view import Viewer
 
 CommandFunction = Callable[[argparse.Namespace], int]

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from common.run_marker import read_marker
 from tests.conftest import PROJECT
 from tests.runs.conftest import QUICK, SMALL, Capture, Train, table
 from trainer.cli import main
-from trainer.run.folders import Folders, RunFolder, mark_of
-from viz.record.runs import delete_run, describe_runs, find_runs
+from trainer.run.folders import Folders, RunFolder
+from viz.record.runs import delete_run, find_runs
+from viz.views.run_list import describe_runs
 
 VIZ = Path("training_viz")
 
@@ -119,7 +121,7 @@ def test_a_running_run_is_not_deleted(train: Train) -> None:
     assert train("--steps", 4) == 0
     (found,) = find_runs(VIZ)
     folders = Folders(VIZ, Path("checkpoints"))
-    living = RunFolder(folders, str(mark_of(VIZ)["run_id"]), test=False)
+    living = RunFolder(folders, str(read_marker(VIZ)["run_id"]), test=False)
     before = contents(Path())
     with pytest.raises(ValueError, match="is in use by a run"):
         delete_run(found)

@@ -4,7 +4,6 @@ import math
 import os
 import shlex
 import sys
-import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import zstandard
 from tqdm import tqdm
 
 from common.formatting import format_bytes, format_time
+from common.run_marker import PROJECT, is_installed
 from trainer.base.device import describe_device
 from trainer.config import ModelShape, TrainingConfig
 from trainer.data.sources import DataSource
@@ -183,9 +183,7 @@ def closing_lines(
 
 def _module(*words: str) -> str:
     """Return the command that runs a module of this project from the current folder."""
-    project = Path(__file__).resolve().parents[2]
-    is_found = project in (Path.cwd(), Path(sysconfig.get_path("purelib")))  # here, or installed by pip
-    path = "" if is_found else f"PYTHONPATH={shlex.quote(str(project))} "
+    path = "" if is_installed() or Path.cwd() == PROJECT else f"PYTHONPATH={shlex.quote(str(PROJECT))} "
     return f"{path}python -m {shlex.join(words)}"
 
 

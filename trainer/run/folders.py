@@ -12,26 +12,17 @@ from typing import Any
 
 from common.file_replacement import replace_file
 from common.formatting import format_bytes
+from common.run_marker import LOCK, MARKER, read_marker
 from trainer.base.atomic_files import FileLock, remove_unfinished
 from trainer.base.checkpoint_file import read_state
+from trainer.config import TrainingConfig
 from trainer.errors import MachineError, UserError
 from trainer.run.checkpoints import CheckpointManager
 
 # The files that a run writes and that move with it. Other files in its folders are left alone.
 _RECORD_FILES = ("run.db", "run.db-*", "run.json", "metrics_history.json", "text_samples.json", "training_*.png")
 _CHECKPOINT_FILES = ("checkpoint_step_*.bin", "checkpoint_step_*.bin.sha256")
-_MARK = ".run"
-"""The file in each folder that names its run. The lock is next to it."""
 _MACHINE_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-
-
-def mark_of(folder: Path) -> dict[str, object]:
-    """Return what a folder records about its run: `run_id`, `test`, and its two folders (`viz`, `checkpoints`)."""
-    try:
-        content = json.loads((folder / _MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and "run_id" in content else {}
 
 
 @dataclass(frozen=True)
@@ -46,21 +37,21 @@ class Folders:
 
     def is_test(self) -> bool:
         """Whether both folders belong to a test run, and neither to a real one."""
-        marks = [mark for folder in (self.viz, self.checkpoints) if (mark := mark_of(folder))]
-        return bool(marks) and all(mark.get("test") is True for mark in marks)
+        markers = [marker for folder in (self.viz, self.checkpoints) if (marker := read_marker(folder))]
+        return bool(markers) and all(marker.get("test") is True for marker in markers)
 
     def has_files(self) -> bool:
         return bool(_files(self.viz, _RECORD_FILES) or _files(self.checkpoints, _CHECKPOINT_FILES))
 
     def paired(self) -> "Folders":
         """Return these checkpoints with the record of the same run, which may be elsewhere."""
-        mark = mark_of(self.checkpoints)
-        if mark and mark_of(self.viz).get("run_id") != mark["run_id"]:
-            elsewhere = Path(str(mark.get("viz")))
-            theirs = mark_of(elsewhere)
+        marker = read_marker(self.checkpoints)
+        if marker and read_marker(self.viz).get("run_id") != marker["run_id"]:
+            elsewhere = Path(str(marker.get("viz")))
+            theirs = read_marker(elsewhere)
             # If these checkpoints are a copy, that record belongs to the originals.
             is_theirs = str(theirs.get("checkpoints")) == str(self.checkpoints.resolve())
-            if theirs.get("run_id") == mark["run_id"] and is_theirs:
+            if theirs.get("run_id") == marker["run_id"] and is_theirs:
                 return Folders(elsewhere, self.checkpoints)
         return self
 
@@ -83,7 +74,7 @@ class RunFolder:
             _make(folder)
         self._locks = _lock(folders)
         for folder in (folders.viz, folders.checkpoints):
-            remove_unfinished(folder, (*_CHECKPOINT_FILES, _MARK))
+            remove_unfinished(folder, (*_CHECKPOINT_FILES, MARKER))
 
     def begin(self, command: str, say: Callable[[str], None]) -> None:
         """Move an earlier run to `earlier/<run id>/`, print how to resume it with `say`, and mark the folders.
@@ -91,8 +82,8 @@ class RunFolder:
         Call it when the run is ready to start, so that a run that fails to start moves nothing.
         """
         _archive(self._folders, command, say)
-        _write_mark(self.viz, self.run_id, self._test, self._folders)
-        _write_mark(self.checkpoints, self.run_id, self._test, self._folders)
+        _write_marker(self.viz, self.run_id, self._test, self._folders)
+        _write_marker(self.checkpoints, self.run_id, self._test, self._folders)
 
     def release(self) -> None:
         for lock in self._locks:
@@ -118,19 +109,19 @@ def _archive(root: Folders, command: str, say: Callable[[str], None]) -> None:
     for name, (folder, patterns) in halves.items():
         if _files(folder, patterns):
             unnamed = f"unnamed-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-            moving.setdefault(str(mark_of(folder).get("run_id", unnamed)), []).append(name)
+            moving.setdefault(str(read_marker(folder).get("run_id", unnamed)), []).append(name)
     for run_id, names in moving.items():
-        mark = mark_of(halves[names[0]][0])
-        place = {name: Path(str(mark.get(name, folder))) for name, (folder, _) in halves.items()}
+        marker = read_marker(halves[names[0]][0])
+        place = {name: Path(str(marker.get(name, folder))) for name, (folder, _) in halves.items()}
         place |= {name: halves[name][0] / "earlier" / run_id for name in names}
         earlier = Folders(place["viz"], place["checkpoints"])
         for name in names:
             _make(place[name])
-        # Write the marks first: after a kill, the moved files can be identified, and the next run moves the rest.
+        # Write the markers first: after a kill, the moved files can be identified, and the next run moves the rest.
         # A folder that stays in place records where the other one is now.
         for folder in place.values():
-            if folder.name == run_id or mark_of(folder).get("run_id") == run_id:
-                _write_mark(folder, run_id, mark.get("test") is True, earlier)
+            if folder.name == run_id or read_marker(folder).get("run_id") == run_id:
+                _write_marker(folder, run_id, marker.get("test") is True, earlier)
         for name in names:
             for path in _files(*halves[name]):
                 shutil.move(path, place[name] / path.name)
@@ -158,16 +149,16 @@ def locate_run(root: Folders, wanted: str, *, test: bool) -> tuple[Folders, Path
     if not wanted:
         return root.paired(), None
     for place in (root, root.below("earlier", wanted), root.below("test"), root.below("test", "earlier", wanted)):
-        if mark_of(place.checkpoints).get("run_id") == wanted:
+        if read_marker(place.checkpoints).get("run_id") == wanted:
             return place.paired(), None
-        mark = mark_of(place.viz)
-        if mark.get("run_id") == wanted:
-            return Folders(place.viz, Path(str(mark.get("checkpoints", place.checkpoints)))), None
+        marker = read_marker(place.viz)
+        if marker.get("run_id") == wanted:
+            return Folders(place.viz, Path(str(marker.get("checkpoints", place.checkpoints)))), None
     path = Path(wanted)
     if path.is_file():
         return Folders(root.viz, path.parent).paired(), path
     places = (root.checkpoints, *sorted((root.checkpoints / "earlier").glob("*/")), root.below("test").checkpoints)
-    known = [str(mark["run_id"]) for place in places if (mark := mark_of(place))]
+    known = [str(marker["run_id"]) for place in places if (marker := read_marker(place))]
     here = f"runs here: {', '.join(known)}" if known else f"no runs in {root.checkpoints}"
     raise UserError(f"--resume {wanted}: no run with this id and no checkpoint file at this path ({here})")
 
@@ -188,8 +179,8 @@ def resume_run(
     nothing = f"nothing to resume: no checkpoint in {folders.checkpoints}"
     if not folders.checkpoints.is_dir():
         raise UserError(f"{nothing}. Omit --resume to start a new run")
-    mark = mark_of(folders.checkpoints)
-    run = RunFolder(folders, str(mark.get("run_id", "unnamed")), test=mark.get("test") is True)
+    marker = read_marker(folders.checkpoints)
+    run = RunFolder(folders, str(marker.get("run_id", "unnamed")), test=marker.get("test") is True)
     try:
         found = (chosen, read_state(chosen)) if chosen else manager.load_newest(refused)
         if found is None:
@@ -198,6 +189,20 @@ def resume_run(
         run.release()
         raise
     return run, *found
+
+
+def bytes_needed(config: TrainingConfig, parameters: int, run: RunFolder, first: int) -> dict[Path, int]:
+    """Return folder → the most bytes that the run writes there from step `first` on."""
+    steps = max(config.num_steps - first, 0)
+    charts = min(steps // config.viz_interval, config.keep_charts) + 1
+    record = record_bytes(steps, config.max_seq_length, charts, config.keep_documents)
+    written = steps // config.checkpoint_interval + 1 if config.checkpoint else 0
+    kept_for_good = steps // config.keep_every if config.keep_every else 0
+    count = min(written, config.keep_checkpoints + 1 + kept_for_good)  # the oldest is deleted after the newest is saved
+    checkpoints = checkpoint_bytes(parameters, count)
+    if run.viz == run.checkpoints:
+        return {run.viz: record + checkpoints}
+    return {run.viz: record, run.checkpoints: checkpoints}
 
 
 def checkpoint_bytes(parameters: int, count: int) -> int:
@@ -240,7 +245,7 @@ def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{_MARK}.{secrets.token_hex(4)}.tmp"
+        probe = folder / f".{MARKER}.{secrets.token_hex(4)}.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -252,13 +257,13 @@ def _lock(folders: Folders) -> list[FileLock]:
     locks: list[FileLock] = []
     for folder in dict.fromkeys((folders.viz.resolve(), folders.checkpoints.resolve())):
         try:
-            locks.append(FileLock(folder / f"{_MARK}.lock"))
+            locks.append(FileLock(folder / LOCK))
         except BlockingIOError as error:
             for lock in locks:
                 lock.release()
-            run_id = mark_of(folder).get("run_id")
+            run_id = read_marker(folder).get("run_id")
             holder = f"run {run_id}" if run_id else "a run that is starting"
-            number = FileLock.holder(folder / f"{_MARK}.lock")
+            number = FileLock.holder(folder / LOCK)
             raise UserError(
                 f"{folder} is in use by {holder} (process {number or 'unknown'}): wait for it, stop it, or choose "
                 "another --out"
@@ -266,7 +271,7 @@ def _lock(folders: Folders) -> list[FileLock]:
     return locks
 
 
-def _write_mark(folder: Path, run_id: str, test: bool, folders: Folders) -> None:
+def _write_marker(folder: Path, run_id: str, test: bool, folders: Folders) -> None:
     where = {"viz": str(folders.viz.resolve()), "checkpoints": str(folders.checkpoints.resolve())}
     content = json.dumps({"run_id": run_id, "test": test, **where}).encode()
-    replace_file(folder / _MARK, lambda file: file.write(content), durable=True)
+    replace_file(folder / MARKER, lambda file: file.write(content), durable=True)

@@ -49,6 +49,8 @@ class StoreReader:
         ours = self._value("PRAGMA application_id") == schema.APPLICATION_ID
         self.version: int = self._value("PRAGMA user_version")
         """Schema version of the store: `schema.VERSION` or older."""
+        self.is_current: bool = self.version == schema.VERSION
+        """Whether a run can be resumed with it."""
         if not ours or self.version > schema.VERSION:
             self._db.close()
             newer = f"has store version {self.version}, newer than the supported {schema.VERSION}: update this program"

@@ -2,13 +2,10 @@
 
 import fcntl
 import glob
-import json
 import os
 import re
 import shlex
 import sqlite3
-import sysconfig
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,34 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from common.formatting import format_bytes
-from common.terminal_text import one_line
-from viz.record import schema
+from common.run_marker import INSTALLED_PROGRAM, LOCK, MARKER, PROGRAM, PROJECT, is_installed, read_marker
 from viz.record.reader import StoreReader
 
-MARK, LOCK = ".run", ".run.lock"
 KEEP_CHARTS = 500
 """Numbered charts that a run keeps by default."""
 RECENT_DOCUMENTS = 200
-PROGRAM = Path(__file__).resolve().parents[2] / "train_slimpajama.py"
-INSTALLED_PROGRAM = "train-slimpajama"
-"""The command that `pip install .` adds."""
-TABLE_COLUMNS = 100
 # `.part` is from versions before 0.6. Full names: `run.db-backup` and `training_notes.png` are files of the user.
 _RECORD = re.compile(
     r"run\.db(-wal|-shm|-journal)?|training_(step_\d{6,}|latest)\.png|(run|metrics_history|text_samples)\.json"
     r"|\.(training_(step_\d{6,}|latest)\.png|(run|metrics_history|text_samples)\.json)\.\d+\.(tmp|part)"
 )
 _CHECKPOINT = re.compile(r"checkpoint_step_\d+\.bin(\.sha256)?|\.checkpoint_step_\d+\.bin(\.sha256)?\.\d+\.tmp")
-
-
-def mark_of(folder: Path) -> dict[str, Any]:
-    """Return the content of `.run`: `run_id`, `test`, the original folders `viz` and `checkpoints`; {} without it."""
-    try:
-        content = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and "run_id" in content else {}
 
 
 def record_of(path: Path) -> Path:
@@ -63,19 +44,20 @@ def record_of(path: Path) -> Path:
 
 
 def checkpoints_of(record: Path, run_id: str) -> Path | None:
-    """Return the folder of a run's checkpoints: the one in its mark or, if both were moved, relative to the record."""
-    mark = mark_of(record)
-    if not mark:
+    """Return the folder of a run's checkpoints: the one in its marker or, if both moved, relative to the record."""
+    marker = read_marker(record)
+    if not marker:
         return None
-    named = Path(str(mark.get("checkpoints")))
-    beside = record.resolve() / os.path.relpath(named, str(mark.get("viz")))
+    named = Path(str(marker.get("checkpoints")))
+    beside = record.resolve() / os.path.relpath(named, str(marker.get("viz")))
     for folder in (named, Path(os.path.normpath(beside))):
-        theirs = mark_of(folder)
+        theirs = read_marker(folder)
         if theirs.get("run_id") != run_id:
             continue
         # If only the record was copied, these are the checkpoints of the original.
         other = Path(str(theirs.get("viz")))
-        is_taken = mark_of(other).get("run_id") == run_id and mark_of(other).get("checkpoints") == str(folder.resolve())
+        claims = read_marker(other)
+        is_taken = claims.get("run_id") == run_id and claims.get("checkpoints") == str(folder.resolve())
         if other == record.resolve() or not is_taken:
             return folder
     return None
@@ -161,20 +143,20 @@ class FoundRun:
     """Why there is no such command."""
 
 
-def find_runs(viz: Path, program: Path = PROGRAM) -> list[FoundRun]:
+def find_runs(viz: Path, program: Path = PROJECT / PROGRAM) -> list[FoundRun]:
     """Return the runs in a folder like `training_viz`, in its `test/`, and in `earlier/` of both; newest first.
 
     `program`: the script in the commands that resume them.
     """
     homes = (viz, viz / "test")
     places = [place for home in homes for place in (home, *sorted((home / "earlier").glob("*/")))]
-    found = [_look_at(viz, place, program) for place in places if (place / "run.db").exists() or mark_of(place)]
+    found = [_look_at(viz, place, program) for place in places if (place / "run.db").exists() or read_marker(place)]
     return sorted(found, key=lambda run: run.started or 0, reverse=True)
 
 
 def _look_at(viz: Path, record: Path, program: Path) -> FoundRun:
-    mark, known = mark_of(record), _read_record(record / "run.db")
-    run_id = known.pop("run_id", "") or str(mark.get("run_id", ""))
+    marker, known = read_marker(record), _read_record(record / "run.db")
+    run_id = known.pop("run_id", "") or str(marker.get("run_id", ""))
     checkpoints = checkpoints_of(record, run_id)
     saved = checkpoint_files(checkpoints, run_id)
     numbers = [
@@ -202,9 +184,9 @@ def _look_at(viz: Path, record: Path, program: Path) -> FoundRun:
         run_id,
         record,
         checkpoints,
-        is_test=mark.get("test") is True if mark else "test" in record.relative_to(viz).parts,
+        is_test=marker.get("test") is True if marker else "test" in record.relative_to(viz).parts,
         is_running=is_running,
-        bytes_on_disk=_bytes_of([*record_files(record), *saved]),
+        bytes_on_disk=size_of([*record_files(record), *saved]),
         newest_checkpoint=newest,
         resume_command=command,
         why_not=why_not,
@@ -218,7 +200,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         with StoreReader(path) as store:
             about, documents = store.run(), store.documents_trained()
             losses = store.columns(documents - RECENT_DOCUMENTS)["loss"]
-            is_current = store.version >= schema.VERSION
+            is_current = store.is_current
         steps, losses = about["config"].get("num_steps"), losses[np.isfinite(losses)]
         return {
             **{name: str(about[name] or "") for name in ("run_id", "source", "model", "outcome")},
@@ -235,7 +217,8 @@ def _read_record(path: Path) -> dict[str, Any]:
         return {"problem": text if str(path) in text else f"{path} can't be read as a run store: {text}"}
 
 
-def _bytes_of(paths: list[Path]) -> int:
+def size_of(paths: list[Path]) -> int:
+    """Return the bytes of the files that still exist."""
     total = 0
     for path in paths:
         with suppress(FileNotFoundError):  # a running run replaces and deletes them
@@ -251,16 +234,16 @@ def _resume_command(program: Path, viz: Path, record: Path, checkpoints: Path, r
         homes = [viz.resolve(), checkpoints.parents[len(place) - 1]]
     out = homes[0].parent
     if homes == [out / "training_viz", out / "checkpoints"]:
-        flags = "" if out == Path.cwd() else f" --out {_shown(out)}"
+        flags = "" if out == Path.cwd() else f" --out {shown_path(out)}"
     else:
         named = zip(("--viz-dir", "--checkpoint-dir"), ("training_viz", "checkpoints"), homes, strict=True)
-        flags = "".join(f" {flag} {_shown(home)}" for flag, usual, home in named if home != Path(usual).resolve())
-    is_installed = program.parent == Path(sysconfig.get_path("purelib"))
-    start = INSTALLED_PROGRAM if is_installed else f"python {_quote(os.path.relpath(program))}"
+        flags = "".join(f" {flag} {shown_path(home)}" for flag, usual, home in named if home != Path(usual).resolve())
+    start = INSTALLED_PROGRAM if is_installed(program.parent) else f"python {_quote(os.path.relpath(program))}"
     return f"{start}{flags} --resume {_quote(run_id)}"
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
+    """Return a path as a word for a shell, relative to the current folder if it is below it."""
     here = Path.cwd()
     return _quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
@@ -272,57 +255,12 @@ def _quote(word: str) -> str:
     return "$'" + "".join(f"\\x{byte:02x}" for byte in os.fsencode(word)) + "'"
 
 
-def describe_runs(runs: list[FoundRun]) -> str:
-    """Return a table for a terminal: below each run its state, its size on disk, and the command that resumes it."""
-    if not runs:
-        return "No runs here. To start one: python train_slimpajama.py --test"
-    rows = [("run", "started", "data", "model", "documents", "loss (last 200)"), *map(_cells, runs)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[2] = max(min(widths[2], 12), widths[2] - max(0, sum(widths) + 2 * 5 - TABLE_COLUMNS))
-    lines = []
-    for row, run in zip(rows, [None, *runs], strict=True):
-        cells = [
-            text if len(text) <= width else f"{text[: width - 1]}…" for text, width in zip(row, widths, strict=True)
-        ]
-        aligned = [f"{text:{'>' if i > 3 else '<'}{widths[i]}}" for i, text in enumerate(cells)]
-        lines.append("  ".join(aligned).rstrip())
-        if run is not None:
-            state = "running" if run.is_running else run.problem or run.outcome or "ended unexpectedly"
-            why_not = "" if run.resume_command or run.is_running else f"; can't be resumed: {run.why_not}"
-            kind = "a test run, " if run.is_test else ""
-            lines.append(f"    {kind}{one_line(state)}; {format_bytes(run.bytes_on_disk)} on disk{why_not}")
-            if run.resume_command is not None:
-                lines.append(f"    resume: {run.resume_command}")
-    return "\n".join(lines)
-
-
-def _cells(run: FoundRun) -> tuple[str, ...]:
-    started = "–" if run.started is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
-    documents = f"{run.documents:,}" + ("" if run.steps_asked is None else f" of {run.steps_asked:,}")
-    loss = "–" if run.loss is None else f"{run.loss:.4f}"
-    return (one_line(run.run_id) or "–", started, one_line(run.source), one_line(run.model), documents, loss)
-
-
-def confirm_text(run: FoundRun) -> str:
-    """Return the question before `delete_run`: the folders, files and sizes that it removes."""
-    lines = [f"Delete run {one_line(run.run_id)} ({run.documents:,} documents, {format_bytes(run.bytes_on_disk)})?"]
-    halves: dict[Path, list[Path]] = {}
-    for path in [*record_files(run.record), *checkpoint_files(run.checkpoints, run.run_id)]:
-        halves.setdefault(path.parent, []).append(path)
-    for folder, files in halves.items():
-        charts = [path for path in files if path.suffix == ".png"]
-        listed = [path.name for path in files if path not in charts] + ([f"{len(charts)} charts"] if charts else [])
-        if listed:
-            lines.append(f"  {_shown(folder.resolve())}: {', '.join(listed)} ({format_bytes(_bytes_of(files))})")
-    return "\n".join([*lines, "Other files in these folders are kept."])
-
-
 def delete_run(run: FoundRun) -> None:
     """Delete the files of a run, and its folders under `earlier/` and `test/` if they are then empty.
 
     Raises:
         ValueError: the run is running or was replaced: nothing is deleted.
-        OSError: a file can't be deleted. The record and its mark are last, so that `find_runs` still lists the run.
+        OSError: a file can't be deleted. The record and its marker are last, so that `find_runs` still lists the run.
     """
     halves = [folder for folder in (run.checkpoints, run.record) if folder is not None]
     aside = [] if run.checkpoints is None else set_aside(run.checkpoints, run.run_id)
@@ -331,7 +269,7 @@ def delete_run(run: FoundRun) -> None:
         for folder in dict.fromkeys(folder.resolve() for folder in halves):
             locks.enter_context(held(folder))
         _refuse_another(run)
-        marks = [folder / name for folder in halves for name in (MARK, LOCK)]
+        marks = [folder / name for folder in halves for name in (MARKER, LOCK)]
         for path in [*checkpoint_files(run.checkpoints, run.run_id), *record_files(run.record), *marks]:
             path.unlink(missing_ok=True)
     for folder in [*aside, *halves]:
@@ -345,7 +283,7 @@ def delete_run(run: FoundRun) -> None:
 
 def _refuse_another(run: FoundRun) -> None:
     """Raise ValueError if the run was moved or replaced since it was found."""
-    now = _read_record(run.record / "run.db").get("run_id") or str(mark_of(run.record).get("run_id", ""))
+    now = _read_record(run.record / "run.db").get("run_id") or str(read_marker(run.record).get("run_id", ""))
     if not run.run_id or now != run.run_id:
         found = f"contains run {now} now, not {run.run_id}" if now else "contains no run with an id: delete it by hand"
         raise ValueError(f"{run.record} {found}")

@@ -175,7 +175,7 @@ class StoreWriter:
         self._batch_bytes = 0
         if resume:
             with StoreReader(path) as old:  # refuses what is missing, foreign or newer
-                if old.version < schema.VERSION:
+                if not old.is_current:
                     raise ValueError(f"{path} is the record of an earlier version: it can be viewed but not resumed")
             kept = {name: value for name, value in run.items() if name not in ("run_id", "started")}
             opening = [schema.update_statement(schema.make_row("run", kept | {"ended": None, "outcome": None}))]

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.viz.conftest import Metrics, execute
-from viz.record.runs import FoundRun, confirm_text, delete_run, describe_runs, find_runs
+from viz.record.runs import FoundRun, delete_run, find_runs
 from viz.record.schema import rows_of
 from viz.record.writer import StoreWriter
+from viz.views.run_list import confirm_text, describe_runs
 
 Make = Callable[..., Path]
 VIZ = Path("training_viz")
