@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tests.conftest import PROJECT, command_environment
-from tests.warm_drawing import Prepared
+from tests.warm_drawing import Prepared, make_sketch
 
 if TYPE_CHECKING:
     from viz.charts.figure import Chart
@@ -216,9 +216,7 @@ def serve() -> None:
     for name in USED_BY_A_RUN:
         importlib.import_module(name)
 
-    from viz.charts.figure import Chart
-
-    chart = Chart()
+    chart = make_sketch()
     torch.ones(1).normal_()  # what torch does at its first use; too small for a parallel region, whose threads a
     # fork would not copy
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)  # a killed trainer's drawing process becomes our child

@@ -7,6 +7,7 @@ starts from any folder is tested in `tests/viz/charts/test_renderer.py` and `tes
 
 import atexit
 import functools
+import io
 import json
 import os
 import select
@@ -23,6 +24,7 @@ from tests.conftest import PROJECT
 
 if TYPE_CHECKING:
     from viz.charts.figure import Chart
+    from viz.views.run_view import View
 
 _MOST = 1 << 16  # bytes of a request
 
@@ -69,10 +71,20 @@ class _Fork:
 
 
 class Forked(_Fork):
-    """A fork of the warm process of this session."""
+    """A fork of the warm process of this session, with the real chart."""
 
     def __init__(self, command: Sequence[str], **options: Any) -> None:
-        self._start(_server(), command, **options)
+        self._start(_server("Chart"), command, **options)
+
+
+class Sketching(_Fork):
+    """A fork that does all that a drawing process does, except that it draws small blank images.
+
+    For runs whose picture no test looks at. A chart takes a quarter of a second, and many of these runs no longer.
+    """
+
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
+        self._start(_server("Sketch"), command, **options)
 
 
 class Prepared(_Fork):
@@ -106,11 +118,11 @@ class Prepared(_Fork):
 
 
 @functools.cache
-def _server() -> socket.socket:
-    """The connection to the warm process of this session, which ends with it."""
+def _server(chart: str) -> socket.socket:
+    """The connection to the warm process of this session with such a chart, which ends with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.warm_drawing", str(theirs.fileno())],
+        [sys.executable, "-m", "tests.warm_drawing", str(theirs.fileno()), chart],
         cwd=PROJECT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         pass_fds=[theirs.fileno()],
@@ -127,11 +139,11 @@ def _server() -> socket.socket:
     return ours
 
 
-def serve(requests: socket.socket) -> None:
+def serve(requests: socket.socket, kind: str) -> None:
     """The warm process: a fork for each request, whose process id is the answer."""
     from viz.charts.figure import Chart
 
-    chart = Chart()
+    chart = Chart() if kind == "Chart" else make_sketch()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # they are not waited for
     while True:
         message, files, *_ = socket.recv_fds(requests, _MOST, 3)
@@ -145,6 +157,25 @@ def serve(requests: socket.socket) -> None:
         for file in files:
             os.close(file)
         requests.send(str(child).encode())
+
+
+def make_sketch() -> "Chart":
+    """Return what draws a small blank image, of another size after each document, instead of a chart."""
+    from PIL import Image
+
+    from viz.charts.figure import Chart
+
+    class Sketch(Chart):
+        def __init__(self) -> None:
+            pass
+
+        def draw(self, view: "View") -> bytes:
+            width, height = divmod(view.step, 1000)
+            file = io.BytesIO()
+            Image.new("L", (1 + width, 1 + height)).save(file, "PNG")
+            return file.getvalue()
+
+    return Sketch()
 
 
 def _draw(
@@ -182,4 +213,4 @@ def _draw(
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

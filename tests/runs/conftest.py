@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import PROJECT, command_environment
-from tests.warm_drawing import Forked
+from tests.warm_drawing import Sketching
 from trainer.assemble import Builders
 from trainer.base.device import multiply_fp32_by_onednn
 from trainer.cli import main
@@ -43,9 +43,9 @@ def _use_tried_precision() -> None:
 
 QUICK = Builders(measure_flops=functools.cache(measure_flops), use_onednn_for_fp32=_use_tried_precision)
 """The usual parts, but what a run measures of the machine is measured once per process, and the drawing process is a
-fork of a warm one."""
+fork of a warm one that draws blank images."""
 if sys.platform == "linux":
-    QUICK = replace(QUICK, visualizer=functools.partial(TrainingVisualizer, drawing=DrawingOptions(start=Forked)))
+    QUICK = replace(QUICK, visualizer=functools.partial(TrainingVisualizer, drawing=DrawingOptions(start=Sketching)))
 
 
 @pytest.fixture

@@ -77,6 +77,7 @@ class Timed(TrainingVisualizer):
         self._waits.append(self._store.times_locked)
 
 
+@pytest.mark.full  # the quick suite: `test_record_faults.py` has readers and writers that hold the store
 def test_fifty_readers_are_answered_and_training_waits_for_none(train: Train, tmp_path: Path) -> None:
     seconds: list[float] = []
     waits: list[int] = []

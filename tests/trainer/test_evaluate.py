@@ -188,10 +188,8 @@ def shell(module: str, end: str = "") -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["evaluate --text few.jsonl", pytest.param("export --checkpoint-dir checkpoints out", marks=pytest.mark.full)],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("module", ["evaluate --text few.jsonl", "export --checkpoint-dir checkpoints out"])
 def test_an_output_that_fails_is_one_line(module: str, folder: Path) -> None:
     write_jsonl(folder / "few.jsonl", make_texts(3))
     assert shell(module, "> /dev/full") == (5, "", "machine failure: [Errno 28] No space left on device\n")

@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.viz.conftest import Metrics, run_python, start_python
+from tests.warm_drawing import Forked
+from viz.charts.render_process import DrawingOptions
 from viz.record.reader import StoreReader
 from viz.visualizer import TrainingVisualizer
+
+WARM = DrawingOptions(start=Forked)
+"""A drawing process that starts in no time; `test_the_example_of_the_founding_documents` uses a real one."""
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:  # the machine may be busy
@@ -68,13 +73,13 @@ def test_the_example_of_the_founding_documents(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_run_without_documents_can_be_closed(tmp_path: Path) -> None:
-    TrainingVisualizer(tmp_path, {"source": "x"}).close("no document")
+    TrainingVisualizer(tmp_path, {"source": "x"}, drawing=WARM).close("no document")
     assert names_in(tmp_path) == FILES - {"training_latest.png"}
     assert json.loads((tmp_path / "run.json").read_bytes())["outcome"] == "no document"
 
 
 def test_training_does_not_wait_for_drawing(tmp_path: Path, metrics: Metrics) -> None:
-    viz = TrainingVisualizer(tmp_path)
+    viz = TrainingVisualizer(tmp_path, drawing=WARM)
     os.kill(worker_of_after_a_chart(viz, metrics), signal.SIGSTOP)  # drawing is stopped
     given = [metrics(step) for step in range(1, 301)]
     costs = []
@@ -100,7 +105,7 @@ def worker_of_after_a_chart(viz: TrainingVisualizer, metrics: Metrics) -> int:
 
 
 def test_each_chart_is_drawn_after_its_rows_are_committed(tmp_path: Path, metrics: Metrics) -> None:
-    viz = TrainingVisualizer(tmp_path)
+    viz = TrainingVisualizer(tmp_path, drawing=WARM)
     for step in range(30):
         viz.update(metrics(step))
         if step + 1 == 10:
@@ -108,7 +113,7 @@ def test_each_chart_is_drawn_after_its_rows_are_committed(tmp_path: Path, metric
     viz.close()
     early = (tmp_path / "training_step_000010.png").read_bytes()
     (tmp_path / "training_step_000010.png").unlink()
-    viz = TrainingVisualizer(tmp_path, resume_from=10)
+    viz = TrainingVisualizer(tmp_path, resume_from=10, drawing=WARM)
     viz.generate_charts(10)
     viz.close()
     assert (tmp_path / "training_step_000010.png").read_bytes() == early
@@ -116,7 +121,7 @@ def test_each_chart_is_drawn_after_its_rows_are_committed(tmp_path: Path, metric
 
 def test_after_two_deaths_only_close_tries_again(tmp_path: Path, metrics: Metrics) -> None:
     messages: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=messages.append)
+    viz = TrainingVisualizer(tmp_path, say=messages.append, drawing=WARM)
     os.kill(worker_of_after_a_chart(viz, metrics), signal.SIGKILL)
     viz.update(metrics(1))
     viz.generate_charts(2)
@@ -155,7 +160,7 @@ def test_a_process_that_cannot_start_affects_only_the_charts(
 
 
 def test_the_oldest_charts_are_dropped_when_drawing_falls_behind(tmp_path: Path, metrics: Metrics) -> None:
-    viz = TrainingVisualizer(tmp_path)
+    viz = TrainingVisualizer(tmp_path, drawing=WARM)
     worker = worker_of_after_a_chart(viz, metrics)
     os.kill(worker, signal.SIGSTOP)
     for step in range(1, 31):
@@ -173,14 +178,14 @@ def test_the_oldest_charts_are_dropped_when_drawing_falls_behind(tmp_path: Path,
 
 
 def test_a_resumed_run_continues_its_store(tmp_path: Path, metrics: Metrics) -> None:
-    viz = TrainingVisualizer(tmp_path, {"run_id": "r1"})
+    viz = TrainingVisualizer(tmp_path, {"run_id": "r1"}, drawing=WARM)
     for step in range(20):
         viz.update(metrics(step))
         if (step + 1) % 5 == 0:
             viz.generate_charts(step + 1)
     viz.record_event(19, "interrupt", "Ctrl-C")
     viz.close("interrupted")
-    viz = TrainingVisualizer(tmp_path, {"device": "cpu"}, resume_from=12)
+    viz = TrainingVisualizer(tmp_path, {"device": "cpu"}, resume_from=12, drawing=WARM)
     viz.update(metrics(12, loss=99.0))
     viz.generate_charts(13)
     viz.close()
@@ -209,7 +214,7 @@ def test_the_drawing_process_ends_with_a_killed_trainer(tmp_path: Path) -> None:
 
 
 def test_the_last_chart_is_redrawn_with_the_final_evaluation(tmp_path: Path, metrics: Metrics) -> None:
-    viz = TrainingVisualizer(tmp_path)
+    viz = TrainingVisualizer(tmp_path, drawing=WARM)
     for step in range(20):
         viz.update(metrics(step))
     viz.generate_charts(20)

@@ -4,6 +4,7 @@ The training process imports this module, so uvicorn and Starlette are imported 
 """
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -130,6 +131,8 @@ def serve(
         application(service, names), log_level="warning", access_log=False, lifespan="off", server_header=False,
         proxy_headers=False, timeout_graceful_shutdown=2, http="h11",
     )  # fmt: skip
+    # Whoever stops the server knows that answers in progress end with it: uvicorn calls that an error.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "timeout graceful shutdown" not in str(record.msg))
     server = uvicorn.Server(config)
 
     async def run() -> None:

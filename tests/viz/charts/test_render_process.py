@@ -13,6 +13,7 @@ import pytest
 from tests.viz.conftest import Metrics, execute, start_python
 from tests.viz.test_visualizer import (
     FILES,
+    WARM,
     events_of,
     names_in,
     start_every_process_with,
@@ -74,7 +75,7 @@ def test_a_process_that_hangs_is_replaced_and_that_is_reported(tmp_path: Path, m
 @pytest.mark.parametrize("when", ["before a chart", "before the end"])
 def test_a_process_that_dies_is_replaced_and_that_is_reported(tmp_path: Path, metrics: Metrics, when: str) -> None:
     messages: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=messages.append)
+    viz = TrainingVisualizer(tmp_path, say=messages.append, drawing=WARM)
     os.kill(worker_of_after_a_chart(viz, metrics), signal.SIGKILL)
     viz.update(metrics(1))
     if when == "before a chart":
@@ -153,7 +154,7 @@ def test_a_trainer_that_was_stopped_accepts_a_late_answer(tmp_path: Path) -> Non
 
 def test_a_corrupt_row_affects_only_its_charts(tmp_path: Path, metrics: Metrics) -> None:
     messages: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=messages.append)
+    viz = TrainingVisualizer(tmp_path, say=messages.append, drawing=WARM)
     worker_of_after_a_chart(viz, metrics)
     viz.update(metrics(1))
     viz.flush()
@@ -171,7 +172,7 @@ def test_a_corrupt_row_affects_only_its_charts(tmp_path: Path, metrics: Metrics)
 
 def test_a_full_disk_affects_only_the_charts(tmp_path: Path, metrics: Metrics) -> None:
     messages: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=messages.append)
+    viz = TrainingVisualizer(tmp_path, say=messages.append, drawing=WARM)
     worker = worker_of_after_a_chart(viz, metrics)
     before = (tmp_path / "training_latest.png").read_bytes()
     resource.prlimit(worker, resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
@@ -190,7 +191,7 @@ def test_chart_names_that_are_taken_by_folders_affect_only_these_charts(tmp_path
     messages: list[str] = []
     for step in (10, 20):
         (tmp_path / f"training_step_{step:06d}.png").mkdir()
-    viz = TrainingVisualizer(tmp_path, say=messages.append)
+    viz = TrainingVisualizer(tmp_path, say=messages.append, drawing=WARM)
     train(viz, metrics, range(30), every=10)
     viz.close()
     assert len(messages) == 1 and "training_step_000010.png failed" in messages[0] and "\n" not in messages[0]
@@ -200,7 +201,7 @@ def test_chart_names_that_are_taken_by_folders_affect_only_these_charts(tmp_path
 
 
 def test_temporary_files_of_a_killed_process_are_removed_at_the_next_start(tmp_path: Path, metrics: Metrics) -> None:
-    viz = TrainingVisualizer(tmp_path)
+    viz = TrainingVisualizer(tmp_path, drawing=WARM)
     viz.update(metrics(0))
     viz.close()
     leave = (
@@ -220,7 +221,7 @@ def test_temporary_files_of_a_killed_process_are_removed_at_the_next_start(tmp_p
     # The process of another run, or `python -m viz chart`, is alive and still writing.
     with start_python("-c", leave, tmp_path / "training_step_000099.png") as alive:
         alive.stdout.readline()
-        TrainingVisualizer(tmp_path, resume_from=1).close()
+        TrainingVisualizer(tmp_path, resume_from=1, drawing=WARM).close()
         left = {name for name in names_in(tmp_path) if ".tmp" in name}
         assert left == others | {f".training_step_000099.png.{alive.pid}.tmp"}
         alive.communicate("\n", timeout=20)
@@ -229,7 +230,7 @@ def test_temporary_files_of_a_killed_process_are_removed_at_the_next_start(tmp_p
 
 def test_a_rewind_while_charts_are_being_drawn(tmp_path: Path, metrics: Metrics) -> None:
     messages: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=messages.append)
+    viz = TrainingVisualizer(tmp_path, say=messages.append, drawing=WARM)
     worker = worker_of_after_a_chart(viz, metrics)
     train(viz, metrics, range(1, 35), every=10)
     viz.flush()
@@ -264,7 +265,7 @@ def test_a_rewind_while_charts_are_being_drawn(tmp_path: Path, metrics: Metrics)
 
 
 def test_an_export_after_a_rewind_has_no_deleted_row(tmp_path: Path, metrics: Metrics) -> None:
-    viz = TrainingVisualizer(tmp_path)
+    viz = TrainingVisualizer(tmp_path, drawing=WARM)
     worker = worker_of_after_a_chart(viz, metrics)
     train(viz, metrics, range(1, 40), every=100)
     viz._drawing.ask({"export": True, "force": True})
@@ -287,7 +288,7 @@ def test_an_export_after_a_rewind_has_no_deleted_row(tmp_path: Path, metrics: Me
 
 def test_a_rewind_reaches_a_process_started_later(tmp_path: Path, metrics: Metrics) -> None:
     messages: list[str] = []
-    viz = TrainingVisualizer(tmp_path, say=messages.append)
+    viz = TrainingVisualizer(tmp_path, say=messages.append, drawing=WARM)
     for first in (0, 20):  # it dies twice, so drawing is given up
         train(viz, metrics, range(first, first + 20), every=20)
         wait_for((tmp_path / f"training_step_{first + 20:06d}.png").exists, 60)
