@@ -215,7 +215,6 @@ def serve() -> None:
 
     for name in USED_BY_A_RUN:
         importlib.import_module(name)
-
     chart = make_sketch()
     torch.ones(1).normal_()  # what torch does at its first use; too small for a parallel region, whose threads a
     # fork would not copy

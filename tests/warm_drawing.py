@@ -1,8 +1,8 @@
 """Drawing processes without their start-up cost: forks of a process that has imported matplotlib and laid out a chart.
 
 `python -m viz.charts.renderer` needs more than a second of a core before its first chart; the rest of a run of twenty
-documents needs half a second. A fork is the same worker on the same pipes, with a process id to kill. That the worker
-starts from any folder is tested in `tests/viz/charts/test_renderer.py` and `tests/viz/charts/test_render_process.py`.
+documents needs half a second. A fork is the same worker on the same pipes, with a process id to kill.
+`tests/viz/charts/test_renderer.py` starts it as a run does.
 """
 
 import atexit
@@ -71,20 +71,18 @@ class _Fork:
 
 
 class Forked(_Fork):
-    """A fork of the warm process of this session, with the real chart."""
+    """A fork of the warm process of this session."""
+
+    chart = "Chart"
 
     def __init__(self, command: Sequence[str], **options: Any) -> None:
-        self._start(_server("Chart"), command, **options)
+        self._start(_server(self.chart), command, **options)
 
 
-class Sketching(_Fork):
-    """A fork that does all that a drawing process does, except that it draws small blank images.
+class Sketching(Forked):
+    """For runs whose charts no test looks at: a chart takes a quarter of a second, and such a run no longer."""
 
-    For runs whose picture no test looks at. A chart takes a quarter of a second, and many of these runs no longer.
-    """
-
-    def __init__(self, command: Sequence[str], **options: Any) -> None:
-        self._start(_server("Sketch"), command, **options)
+    chart = "Sketch"
 
 
 class Prepared(_Fork):

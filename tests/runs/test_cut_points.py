@@ -89,10 +89,6 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(shards, tmp_path_factory.mktemp("cuts"))
 
 
-def points(quick: set[int]) -> list[Any]:
-    return [pytest.param(cut, marks=[] if cut in quick else pytest.mark.full) for cut in ALL]
-
-
 @pytest.mark.full
 def test_the_run_crosses_shards_and_epochs(runs: Runs) -> None:
     """Otherwise the tests below would prove little."""
@@ -113,14 +109,16 @@ def test_a_fork_computes_the_same_as_a_new_process(runs: Runs, dtype: str) -> No
     equal_runs(runs.whole(dtype), folder, STEPS)
 
 
-@pytest.mark.parametrize("cut", points(QUICK))
-def test_stopped_once(runs: Runs, cut: int) -> None:
-    runs.equal_in_parts("fp32", [cut])
-
-
-@pytest.mark.parametrize("cut", points(set()))
-def test_stopped_once_in_bf16(runs: Runs, cut: int) -> None:
-    runs.equal_in_parts("bf16", [cut])
+@pytest.mark.parametrize(
+    ("dtype", "cut"),
+    [
+        pytest.param(dtype, cut, marks=[] if dtype == "fp32" and cut in QUICK else pytest.mark.full)
+        for dtype in ("fp32", "bf16")
+        for cut in ALL
+    ],
+)
+def test_stopped_once(runs: Runs, dtype: str, cut: int) -> None:
+    runs.equal_in_parts(dtype, [cut])
 
 
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.full if seed else []) for seed in range(6)])
@@ -131,16 +129,11 @@ def test_stopped_two_and_three_times(runs: Runs, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cut", "number"),
-    [
-        pytest.param(cut, number, marks=[] if cut == 14 else pytest.mark.full)
-        for cut in (1, 2, 5, 6, 13, 14, 18, 19, 20, 28)
-        for number in [signal.SIGTERM if cut % 2 else signal.SIGINT]
-    ],
+    "cut", [14, *(pytest.param(cut, marks=pytest.mark.full) for cut in (1, 2, 5, 6, 13, 18, 19, 20, 28))]
 )
-def test_stopped_by_a_signal_in_the_middle_of_a_save(runs: Runs, cut: int, number: signal.Signals) -> None:
+def test_stopped_by_a_signal_in_the_middle_of_a_save(runs: Runs, cut: int) -> None:
     """The signal comes when the checkpoint after `cut` documents is created, while the reader is far ahead."""
-    folder = runs.folder()
+    folder, number = runs.folder(), signal.SIGTERM if cut % 2 else signal.SIGINT
     place = f"checkpoints/.checkpoint_step_{cut}.bin.*"
     fault = Fault("create", place, number=number)
     code = runs.run(folder, "--steps", STEPS, "--checkpoint-interval", 1, fault=fault)

@@ -1,11 +1,9 @@
 """The benchmarks of step, growth and generation, on a tiny model and too short for meaningful numbers."""
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import contenders, generate, growth, step, timing
+from benchmarks import generate, growth, step, timing
 from tests.runs.conftest import Capture
 
 OF_THE_UPDATE = ("orthogonalization", "momenta", "AdamW", "weight average")
@@ -60,18 +58,8 @@ def test_an_unknown_benchmark_or_flag_is_refused(capsys: Capture) -> None:
     capsys.readouterr()
 
 
-def test_a_step_of_transformers_is_timed() -> None:
-    assert contenders.time_transformers("tiny", steps=6, first=2, bf16=False, compiled=False) > 0
-
-
 @pytest.mark.full  # the tokenizer of a corpus of that size takes half a minute
 def test_growth(capsys: Capture) -> None:
     growth.main(400, window=10)
     rows = rows_of(capsys)
     assert float(rows["400"][1].split()[0]) > 50 and "ms" in rows["10"][0]
-
-
-def test_the_corpus_consists_of_complete_documents(tmp_path: Path) -> None:
-    contenders.write_corpus(tmp_path / "corpus.jsonl.zst", 3)
-    texts = contenders.zstandard.open(tmp_path / "corpus.jsonl.zst", "rt").read().splitlines()
-    assert len(texts) == 3 and all(len(text.split()) > contenders.LENGTH for text in texts)
