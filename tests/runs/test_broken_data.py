@@ -189,9 +189,10 @@ def long_texts(size: int) -> list[tuple[object, bool]]:
 
 PEAKS = """
 import resource, sys
+from tests.runs.conftest import QUICK
 from trainer.cli import main
 for name in ("plain", "odd"):
-    code = main([*sys.argv[1:], "--dataset", f"{name}.jsonl", "--out", name])
+    code = main([*sys.argv[1:], "--dataset", f"{name}.jsonl", "--out", name], QUICK)
     print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
     assert code == 0
 """

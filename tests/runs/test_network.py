@@ -31,9 +31,9 @@ GIVEN_UP = (
 EVENTS = "SELECT kind, detail FROM events WHERE kind IN ('retry', 'bad row') ORDER BY rowid"
 
 IMPATIENT = """
-import functools, socket, sys
+import dataclasses, functools, socket, sys
 from pathlib import Path
-from trainer.assemble import Builders
+from tests.runs.conftest import QUICK
 from trainer.cli import main
 from trainer.data.document_stream import open_documents
 from trainer.data.hub_file import RetryTiming
@@ -45,7 +45,8 @@ def getaddrinfo(*arguments, **options):
     return resolve(*arguments, **options)
 socket.getaddrinfo = getaddrinfo
 timing = RetryTiming(first_pause=0.05, longest_pause=0.3, stall=1.0)
-sys.exit(main(builders=Builders(open_documents=functools.partial(open_documents, timing=timing))))
+documents = functools.partial(open_documents, timing=timing)
+sys.exit(main(builders=dataclasses.replace(QUICK, open_documents=documents)))
 """
 
 

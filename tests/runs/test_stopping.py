@@ -116,8 +116,8 @@ def test_two_runs_in_one_folder(train: Train, words: list[str], tmp_path: Path, 
 
 
 OUT_OF_MEMORY = """
-import sys, torch
-from trainer.assemble import Builders
+import dataclasses, sys, torch
+from tests.runs.conftest import QUICK
 from trainer.cli import main
 from trainer.learning.step import TrainingStep
 
@@ -129,7 +129,7 @@ class Hungry(TrainingStep):
             {how}
         return super().__call__(ids, learning_rate)
 
-sys.exit(main(builders=Builders(training_step=Hungry)))
+sys.exit(main(builders=dataclasses.replace(QUICK, training_step=Hungry)))
 """
 
 

@@ -104,9 +104,9 @@ def test_a_source_with_too_few_documents_is_hollow_and_has_no_interval() -> None
         assert (bar.lines[0].get_markerfacecolor() == LIGHT.paper) == (found.half_width is None)
 
 
-@pytest.mark.parametrize("name", ["", "_", HOSTILE, "W" * 300])
-def test_hostile_names_are_drawn_as_text(name: str) -> None:
-    comparison = replace(simulated(1000, 12, name=name), names=(name, name), moved=0.5, left_out=((HOSTILE, 3),))
+@pytest.mark.parametrize("names", [("", "W" * 300), ("_", HOSTILE)])
+def test_hostile_names_are_drawn_as_text(names: tuple[str, str]) -> None:
+    comparison = replace(simulated(1000, 12, name=names[1]), names=names, moved=0.5, left_out=((HOSTILE, 3),))
     figure = figure_of(comparison)
     assert find_overlaps(figure) == []
     assert len(figure.axes[0].get_legend().get_texts()) == 2
