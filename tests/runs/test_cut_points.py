@@ -109,19 +109,14 @@ def test_a_fork_computes_the_same_as_a_new_process(runs: Runs, dtype: str) -> No
     equal_runs(runs.whole(dtype), folder, STEPS)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "cut"),
-    [
-        pytest.param(dtype, cut, marks=[] if dtype == "fp32" and cut in QUICK else pytest.mark.full)
-        for dtype in ("fp32", "bf16")
-        for cut in ALL
-    ],
-)
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.full)])
+@pytest.mark.parametrize("cut", [pytest.param(cut, marks=[] if cut in QUICK else pytest.mark.full) for cut in ALL])
 def test_stopped_once(runs: Runs, dtype: str, cut: int) -> None:
     runs.equal_in_parts(dtype, [cut])
 
 
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.full if seed else []) for seed in range(6)])
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(6))
 def test_stopped_two_and_three_times(runs: Runs, seed: int) -> None:
     cuts = sorted(random.Random(seed).sample(ALL, 3 - seed % 2))
     dtype = "bf16" if seed % 3 == 0 else "fp32"

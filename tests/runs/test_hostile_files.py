@@ -78,9 +78,8 @@ CHANGES: list[tuple[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "changes", [CHANGES, pytest.param(WRONG_TYPES, marks=pytest.mark.full)], ids=["values", "types"]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("changes", [CHANGES, WRONG_TYPES], ids=["values", "types"])
 def test_a_checkpoint_that_was_tampered_with(
     state: dict[str, Any], train: Train, tmp_path: Path, capsys: Capture, changes: list[tuple[str, object]]
 ) -> None:

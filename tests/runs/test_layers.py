@@ -21,6 +21,7 @@ def test_the_layers_hold() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("module", "line"),
     [

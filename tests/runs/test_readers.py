@@ -108,7 +108,7 @@ def test_a_call_that_waits_for_the_commit_is_detected(tmp_path: Path, waits: boo
 
     add(0)
     writer.flush()
-    with hold(tmp_path / "run.db", "writer", seconds=2 * LONGEST) as holder:
+    with hold(tmp_path / "run.db", "writer", seconds=4 * LONGEST) as holder:
         holder.begins()
         for step in range(1, 50):
             began = time.monotonic()

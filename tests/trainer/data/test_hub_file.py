@@ -162,7 +162,7 @@ def test_a_network_fault_loses_nothing(hub: LoopbackHub, client: Client, fault: 
         assert hub.bytes_sent("example_train_1") == size, "bytes before the cut are not requested again"
 
 
-@pytest.mark.parametrize("kind", ["jsonl.zst", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl.zst", pytest.param("parquet", marks=pytest.mark.full)])
 def test_a_shard_that_breaks_in_the_middle_continues_after_the_last_document(tmp_path: Path, kind: str) -> None:
     path, generator = tmp_path / f"big/train.{kind}", random.Random(7)
     # Twelve megabytes compressed; requests are four megabytes each.

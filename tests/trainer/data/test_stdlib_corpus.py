@@ -98,7 +98,7 @@ def test_processes_that_start_together_make_one_equal_library(library: EmbeddedL
     assert [shard.read_bytes() for shard in other.shards] == [shard.read_bytes() for shard in library.shards]
 
 
-@pytest.mark.parametrize("damage", ["shard", "manifest"])
+@pytest.mark.parametrize("damage", ["shard", pytest.param("manifest", marks=pytest.mark.full)])
 def test_damage_is_repaired(library: EmbeddedLibrary, cache: Path, damage: str) -> None:
     shard = library.shards[1]
     whole = shard.read_bytes()

@@ -125,6 +125,7 @@ def fills_its_place(page: Page, size: ViewportSize) -> None:
     until(page, within, [chart["width"], chart["height"]])
 
 
+@pytest.mark.full
 def test_both_themes_on_both_screens(visit: Visit, address: str) -> None:
     page = drawn(visit(f"{address}#step=40", viewport=PHONE, color_scheme="dark"))
     expect(page.locator("#reader-title")).to_have_text("Step 40")

@@ -111,6 +111,7 @@ def command(*words: object, cwd: Path, after: str) -> Iterator[tuple[subprocess.
 AWAY = "The server does not respond"
 
 
+@pytest.mark.full
 def test_a_server_that_is_stopped_and_started_again(visit: Visit, tmp_path: Path) -> None:
     """At first with the same run, then with another of as many steps on the same port."""
     run, port = write_run(tmp_path / "run", 40, ended=False), free_port()

@@ -97,7 +97,7 @@ def started(arguments: list[str], temporary: Path) -> tuple["subprocess.Popen[st
     return process, lines
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_it_prints_its_address_and_leaves_nothing_behind(record: Path, temporary: Path, number: signal.Signals) -> None:
     with listen(0) as free:
         port = free.getsockname()[1]

@@ -26,12 +26,17 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_connection_is_left_open() -> Iterator[None]:
+    yield
+    gc.collect()  # warns about those that are
+
+
 @pytest.fixture
 def search() -> Iterator[TextSearch]:
     made = TextSearch()
     yield made
     made.close()
-    gc.collect()  # reports a connection that was left open
 
 
 def write(folder: Path, texts: Sequence[str], first: int = 0, resume: bool = False) -> Path:

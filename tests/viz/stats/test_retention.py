@@ -153,6 +153,7 @@ class InPlace(Retention):
         return tuple((sql, values[:2]) for _, values in super()._change_of_next(fetch))
 
 
+@pytest.mark.full
 def test_the_file_grows_by_a_fraction(tmp_path: Path) -> None:
     """The control, which updates rows in place, frees no page: the file grows as if all tokens were kept."""
 
