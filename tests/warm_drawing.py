@@ -168,9 +168,8 @@ def make_sketch() -> "Chart":
             pass
 
         def draw(self, view: "View") -> bytes:
-            width, height = divmod(view.step, 1000)
             file = io.BytesIO()
-            Image.new("L", (1 + width, 1 + height)).save(file, "PNG")
+            Image.new("L", (1 + view.step // 1000, 1 + view.step % 1000)).save(file, "PNG")
             return file.getvalue()
 
     return Sketch()
