@@ -1,8 +1,7 @@
 """Drawing processes without their start-up cost: forks of a process that has imported matplotlib and laid out a chart.
 
-`python -m viz.charts.renderer` needs more than a second of a core before its first chart; the rest of a run of twenty
-documents needs half a second. A fork is the same worker on the same pipes, with a process id to kill.
-`tests/viz/charts/test_renderer.py` starts it as a run does.
+`python -m viz.charts.renderer` needs more than a second before its first chart, the rest of a short run half a second.
+A fork is the same worker on the same pipes. `tests/viz/charts/test_renderer.py` starts one as a run does.
 """
 
 import atexit
@@ -126,6 +125,7 @@ def _server(chart: str) -> socket.socket:
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is not for it
     )
     theirs.close()
 
