@@ -7,6 +7,7 @@ from typing import Any
 
 MARKER, LOCK = ".run", ".run.lock"
 PROJECT = Path(__file__).resolve().parent.parent
+"""The folder of our packages."""
 PROGRAM = "train_slimpajama.py"
 INSTALLED_PROGRAM = "train-slimpajama"
 """The command that `pip install .` adds."""
@@ -26,6 +27,6 @@ def is_installed(project: Path = PROJECT) -> bool:
     return project == Path(sysconfig.get_path("purelib"))
 
 
-def start_command() -> str:
+def training_command() -> str:
     """Return the command that starts a run, as the README has it."""
     return INSTALLED_PROGRAM if is_installed() else f"python {PROGRAM}"

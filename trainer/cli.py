@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.run_marker import INSTALLED_PROGRAM, PROGRAM, read_marker
+from common.run_marker import INSTALLED_PROGRAM, PROGRAM, PROJECT, read_marker
 from trainer.arguments import Arguments, check_combinations, parse_arguments, refuse_ranks
 from trainer.base.signals import NOTHING_TRAINED, StopSignals
 from trainer.config import FIELDS, TrainingConfig
@@ -287,7 +287,7 @@ def _visualizer(
         source=parts.documents.source,
         tokenizer=parts.tokenizer,
         device=parts.step.device,
-        program=Path(__file__).resolve().parents[1],
+        program=PROJECT,
     )
     try:
         return make_visualizer(

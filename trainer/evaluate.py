@@ -44,9 +44,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     after = f" (after {step:,} documents)" if isinstance(step, int) else ""
     print(f"{trained.path}{after}, evaluated on {found[0].documents:,} {unit} {text}")
     if isinstance(samples, SampleStream) and (skipped := samples.state_dict()["skipped"]):
-        print(
-            "Skipped: " + ", ".join(f"{count:,} {one_line(reason[:120])}" for reason, count in sorted(skipped.items()))
-        )
+        reasons = (f"{count:,} {one_line(reason[:120])}" for reason, count in sorted(skipped.items()))
+        print("Skipped: " + ", ".join(reasons))
     print("\n".join(_table(found, unit)))
 
 

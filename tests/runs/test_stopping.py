@@ -42,7 +42,7 @@ def test_two_signals_during_a_save(train: Train, words: list[str], tmp_path: Pat
     (folder / "slow").touch()
     wait_until(lambda: unfinished(folder), process)
     os.kill(process.pid, signal.SIGINT)
-    time.sleep(0.3)
+    assert process.stderr is not None and any("Stopping after this step" in line for line in process.stderr)
     since = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
     process.communicate(timeout=300)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.run_marker import start_command
+from common.run_marker import training_command
 from trainer.base.checkpoint_file import load_newest, read_state
 from trainer.data.pretrained_tokenizer import tokenizer_of
 from trainer.data.tokenizer import Tokenizer
@@ -58,5 +58,5 @@ def stored_tokenizer(state: Mapping[str, Any], name: str) -> Tokenizer:
 def _newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     newest = load_newest(folder, lambda reason: print(f"Skipped checkpoint: {reason}", file=sys.stderr))
     if newest is None:
-        raise UserError(f"no checkpoint in {folder}: train one first ({start_command()}), or name a file")
+        raise UserError(f"no checkpoint in {folder}: train one first ({training_command()}), or name a file")
     return newest

@@ -127,13 +127,8 @@ class Recorder:
         self._noted[kind] += 1
         count = self._noted[kind]
         if count <= 3 or str(count).strip("0") == "1":
-            self.progress.say(
-                detail
-                if count == 1
-                else f"{detail} ({count:,} so far; later ones are printed only at 10, 100 …)"
-                if count == 3
-                else f"{detail}, {count:,} so far"
-            )
+            so_far = {1: "", 3: " (3 so far; later ones are printed only at 10, 100 …)"}
+            self.progress.say(detail + so_far.get(count, f", {count:,} so far"))
         self.viz.record_event(step, kind, detail)
 
     def _write(self, rows: list[tuple[dict[str, Any], str, str]]) -> OSError | None:

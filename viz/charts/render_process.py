@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.child_process import ROOT, environment
+from common.child_process import FOLDER, environment
 from common.file_replacement import temporary_name
 from viz.record.runs import KEEP_CHARTS
 
@@ -245,7 +245,7 @@ class DrawingProcess:
                     stdout=subprocess.PIPE,
                     stderr=self._errors,
                     bufsize=0,  # poll() does not see what a buffer holds
-                    cwd=ROOT,
+                    cwd=FOLDER,
                     env=environment(),
                     start_new_session=True,  # Ctrl-C reaches the terminal's whole group; this one finishes its chart
                 )

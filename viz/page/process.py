@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from common.child_process import ROOT, environment
+from common.child_process import FOLDER, environment
 
 PORT = 8000
 TRIES = 50
@@ -85,7 +85,7 @@ class PageProcess:
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             pass_fds=[listening.fileno()],
-            cwd=ROOT,
+            cwd=FOLDER,
             env=environment(),
             start_new_session=True,  # Ctrl-C signals the whole group; the trainer stops this process
         )

@@ -269,8 +269,8 @@ def delete_run(run: FoundRun) -> None:
         for folder in dict.fromkeys(folder.resolve() for folder in halves):
             locks.enter_context(held(folder))
         _refuse_another(run)
-        marks = [folder / name for folder in halves for name in (MARKER, LOCK)]
-        for path in [*checkpoint_files(run.checkpoints, run.run_id), *record_files(run.record), *marks]:
+        markers = [folder / name for folder in halves for name in (MARKER, LOCK)]
+        for path in [*checkpoint_files(run.checkpoints, run.run_id), *record_files(run.record), *markers]:
             path.unlink(missing_ok=True)
     for folder in [*aside, *halves]:
         while folder.parent.name == "earlier" or folder.name in ("earlier", "test"):

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from common.formatting import format_bytes
-from common.run_marker import start_command
+from common.run_marker import training_command
 from common.terminal_text import one_line
 from viz.record.runs import FoundRun, checkpoint_files, record_files, shown_path, size_of
 
@@ -14,7 +14,7 @@ TABLE_COLUMNS = 100
 def describe_runs(runs: list[FoundRun]) -> str:
     """Return a table for a terminal: below each run its state, its size on disk, and the command that resumes it."""
     if not runs:
-        return "No runs here. To start one: " + start_command() + " --test"
+        return f"No runs here. To start one: {training_command()} --test"
     rows = [("run", "started", "data", "model", "documents", "loss (last 200)"), *map(_cells, runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[2] = max(min(widths[2], 12), widths[2] - max(0, sum(widths) + 2 * 5 - TABLE_COLUMNS))

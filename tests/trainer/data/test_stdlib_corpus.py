@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import zstandard
 
+from tests.conftest import PROJECT
 from trainer.data.stdlib_corpus import EmbeddedLibrary, prepare
 from trainer.errors import MachineError
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +87,9 @@ def test_the_second_use_writes_nothing(library: EmbeddedLibrary, cache: Path) ->
 def test_processes_that_start_together_make_one_equal_library(library: EmbeddedLibrary, tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from trainer.data.stdlib_corpus import prepare; "
     command = [sys.executable, "-c", code + "print(prepare(Path(sys.argv[1])).revision)", tmp_path]
-    options: Any = {"cwd": ROOT, "env": {**os.environ, "PYTHONHASHSEED": "7", "LC_ALL": "C"}, "stdout": subprocess.PIPE}
-    processes = [subprocess.Popen(command, text=True, **options) for _ in range(2)]
+    environment = os.environ | {"PYTHONHASHSEED": "7", "LC_ALL": "C"}
+    options: Any = {"cwd": PROJECT, "env": environment, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **options) for _ in range(2)]
     assert [process.communicate(timeout=60)[0].strip() for process in processes] == [library.revision] * 2
     (made,) = (tmp_path / "train_slimpajama" / "python-library").iterdir()
     assert made.name.startswith(sys.implementation.name)

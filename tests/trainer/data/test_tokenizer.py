@@ -12,10 +12,10 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.conftest import PROJECT
 from trainer.data.tokenizer import Tokenizer, collect_training_texts
 from trainer.errors import UserError
 
-ROOT = Path(__file__).parents[3]
 SPACE = "\u2581"
 CORPUS = [
     "def encode(self, text):\n    return [self.ids[piece] for piece in text.split()]\n\n",
@@ -123,7 +123,7 @@ from tests.trainer.data.test_tokenizer import CORPUS, Tokenizer
 print(Tokenizer.train(iter(CORPUS), vocab_size=600).sha256)
 """
     for hash_seed in ("1", "2"):
-        command, environment = [sys.executable, "-c", script], {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed}
+        command, environment = [sys.executable, "-c", script], {"PYTHONPATH": str(PROJECT), "PYTHONHASHSEED": hash_seed}
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
         assert (done.stdout.strip(), done.stderr) == (tokenizer.sha256, "")
     assert not list(tmp_path.iterdir()), "nothing is written"
